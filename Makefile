@@ -1,0 +1,43 @@
+# One virtual environment, made on first use; every target works from a clean clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := distill teachers students tools tests
+
+.PHONY: help install format lint test test-slow bench clean
+
+help:
+	@echo "make install    create $(VENV) with the pinned development dependencies"
+	@echo "make format     rewrite the code with ruff"
+	@echo "make lint       check format, lint and types"
+	@echo "make test       run the default tests"
+	@echo "make test-slow  run the long tests (DISTILL_TEST_DATA=FOLDER adds those on photographs)"
+	@echo "make bench      compare the blocked anchor loss with the plain formula"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+format: install
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lint: install
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+bench: install
+	$(BIN)/python tools/bench_anchor_kl.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,40 @@
+"""What the toolkit says to a person who asked for something it cannot do.
+
+Everything below derives from `DistillError`, a `ValueError`: the command line prints its message as
+one sentence and exits with status 2, a program catches it. Anything else that escapes is a defect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillError(ValueError):
+    """A request that cannot be met; the message says what came, what is allowed and the remedy."""
+
+
+class UnknownNameError(DistillError):
+    """A name that no registry or folder knows."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        choices = sorted(known)
+        nearest = nearest_match(name, choices)
+        hint = f"did you mean {nearest!r}? " if nearest else ""
+        message = f"unknown {kind} {name!r}: {hint}known: {', '.join(choices)}"
+        super().__init__(message + (f"; {remedy}" if remedy else ""))
+
+
+class BadImageError(DistillError):
+    """An image file that cannot be decoded."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; training stopped before the step was applied."""
+
+
+def nearest_match(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that looks most like `name`, or None when none comes close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
