@@ -1,0 +1,98 @@
+"""Views of an image: what training and evaluation cut out of it.
+
+A view is a uint8 tensor (3, S, S): networks convert to float and normalize for themselves, since
+each was trained with statistics of its own. The published training view is RandomResizedCrop with
+torchvision's defaults and a horizontal flip, nothing else (CompRess, section 4). Deliberate limits:
+geometry only, on PIL images, whose resampling is always antialiased; no colour augmentation.
+
+Shapes: S side of the view in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from distill.data.sources import ImageData
+from distill.errors import DistillError, UnknownNameError
+
+View = Callable[[Image.Image], Tensor]
+
+AUGMENTATIONS = ("crop-flip", "crop", "none")
+
+_INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+_MILD_SCALE = (0.6, 1.0)
+
+
+def training_view(
+    image_size: int, augmentation: str = "crop-flip", *, crop_fraction: float = 0.875
+) -> View:
+    """Return the view a student learns from.
+
+    Args:
+        image_size: S, side of the view in pixels.
+        augmentation: "crop-flip", the published one: a crop of 8 to 100 % of the image's area,
+            stretched by up to 4:3, mirrored half of the time. "crop": a crop of 60 to 100 % and
+            never mirrored, for digits, letters or signs: mirrored they say something else or
+            nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
+            view.
+        crop_fraction: for "none", see `evaluation_view`.
+
+    Returns:
+        A function from an RGB image to a uint8 tensor (3, S, S); random ones draw from torch's
+        global generator.
+
+    Raises:
+        UnknownNameError: an augmentation that is not in `AUGMENTATIONS`.
+        DistillError: `image_size` or `crop_fraction` out of range.
+    """
+    _require_positive(image_size)
+    if augmentation == "crop-flip":
+        steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
+    elif augmentation == "crop":
+        steps = [v2.RandomResizedCrop(image_size, scale=_MILD_SCALE)]
+    elif augmentation == "none":
+        return evaluation_view(image_size, crop_fraction=crop_fraction)
+    else:
+        raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def evaluation_view(
+    image_size: int, *, crop_fraction: float = 0.875, interpolation: str = "bilinear"
+) -> View:
+    """Return the view that embeddings are evaluated on: resized, then cropped at the centre.
+
+    Args:
+        image_size: S, side of the view in pixels.
+        crop_fraction: S over the length the shorter side is resized to, in (0, 1]; 0.875 is the
+            published 224 of 256, 1 keeps the whole of a square image.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        A function from an RGB image to a uint8 tensor (3, S, S), without randomness.
+
+    Raises:
+        UnknownNameError: another interpolation.
+        DistillError: `image_size` or `crop_fraction` out of range.
+    """
+    _require_positive(image_size)
+    if not 0 < crop_fraction <= 1:
+        raise DistillError(f"the crop fraction is {crop_fraction}; it must be in (0, 1]")
+    if interpolation not in _INTERPOLATIONS:
+        raise UnknownNameError("interpolation", interpolation, _INTERPOLATIONS)
+    resize = v2.Resize(round(image_size / crop_fraction), _INTERPOLATIONS[interpolation])
+    return v2.Compose([resize, v2.CenterCrop(image_size), v2.PILToTensor()])
+
+
+def default_augmentation(data: ImageData) -> str:
+    """Return the augmentation that suits the data: "crop" where a mirrored image means another."""
+    return "crop-flip" if data.horizontal_flip else "crop"
+
+
+def _require_positive(image_size: int) -> None:
+    if image_size < 1:
+        raise DistillError(f"the image size is {image_size} pixels; it must be at least 1")

@@ -1,0 +1,121 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.data.images import ArrayImages
+from distill.data.sources import ImageData
+from distill.data.transforms import (
+    AUGMENTATIONS,
+    default_augmentation,
+    evaluation_view,
+    training_view,
+)
+from distill.errors import DistillError, UnknownNameError
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def ramp(width, height):
+    """Red grows from left to right, green from top to bottom, both from 0 to 255."""
+    red = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+    green = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([red, green, 0 * red], axis=2).astype(np.uint8))
+
+
+def is_mirrored(view):
+    return view[0, :, 0].float().mean() > view[0, :, -1].float().mean()
+
+
+def area_seen(view):
+    """Part of the ramp's area between the view's first and last pixels."""
+    red, green = view[0].float(), view[1].float()
+    width = (red[:, -1] - red[:, 0]).abs().mean() / 255
+    return float(width * (green[-1] - green[0]).mean() / 255)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (7, 5), (1, 1)])
+def test_views_are_uint8_squares(augmentation, size):
+    view = pickle.loads(pickle.dumps(training_view(32, augmentation)))(ramp(*size))
+    assert view.shape == (3, 32, 32)
+    assert view.dtype == torch.uint8
+
+
+def test_published_crop_mirrors_half_and_sees_8_to_100_percent():
+    make = training_view(64, "crop-flip")
+    views = [make(ramp(256, 256)) for _ in range(300)]
+    mirrored = sum(map(is_mirrored, views))
+    areas = np.array([area_seen(view) for view in views])
+    assert 120 < mirrored < 180
+    assert 0.06 < areas.min() < 0.15
+    assert 0.85 < areas.max() <= 1
+    assert 0.45 < areas.mean() < 0.58  # uniform in [0.08, 1], long strips that do not fit redrawn
+
+
+def test_mild_crop_never_mirrors_and_sees_most():
+    make = training_view(64, "crop")
+    views = [make(ramp(256, 256)) for _ in range(300)]
+    areas = np.array([area_seen(view) for view in views])
+    assert not any(map(is_mirrored, views))
+    assert 0.56 < areas.min() < 0.7
+    assert len(set(areas.round(3))) > 100
+
+
+def test_no_augmentation_is_the_evaluation_view():
+    image = ramp(90, 60)
+    assert torch.equal(training_view(32, "none")(image), evaluation_view(32)(image))
+    whole = evaluation_view(32, crop_fraction=1.0)(image)
+    assert torch.equal(training_view(32, "none", crop_fraction=1.0)(image), whole)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300)])
+def test_evaluation_view_resizes_the_shorter_side_then_crops_the_centre(width, height):
+    image = ramp(width, height)
+    shorter = 256
+    size = (shorter * width // min(width, height), shorter * height // min(width, height))
+    resized = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+    expected = np.asarray(resized)[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(evaluation_view(224)(image).permute(1, 2, 0).numpy(), expected)
+
+
+def test_whole_view_of_a_square_at_its_own_size_changes_nothing():
+    image = ramp(8, 8)
+    view = evaluation_view(8, crop_fraction=1.0)(image)
+    np.testing.assert_array_equal(view.permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_bicubic_differs_and_shrinking_is_antialiased():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
+    bilinear = evaluation_view(16)(noise)
+    assert not torch.equal(bilinear, evaluation_view(16, interpolation="bicubic")(noise))
+    assert bilinear.float().std() < 15  # without averaging it would stay near 74 / 1.5
+
+
+def test_default_augmentation_follows_the_data():
+    images = ArrayImages(np.zeros((1, 4, 4), np.uint8), name="set")
+    mirrored = ImageData("set", images, None, native_size=None, horizontal_flip=True)
+    fixed = ImageData("set", images, None, native_size=8, horizontal_flip=False)
+    assert default_augmentation(mirrored) == "crop-flip"
+    assert default_augmentation(fixed) == "crop"
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'crop-flip'"):
+        training_view(32, "cropflip")
+    with pytest.raises(UnknownNameError, match="did you mean 'bicubic'"):
+        evaluation_view(32, interpolation="cubic")
+    for fraction in (0.0, 1.1):
+        with pytest.raises(DistillError, match=r"must be in \(0, 1\]"):
+            evaluation_view(32, crop_fraction=fraction)
+    for make in (training_view, evaluation_view):
+        with pytest.raises(DistillError, match="0 pixels"):
+            make(0)
