@@ -1,0 +1,29 @@
+"""MobileNetV2 in torchvision's layout; the embedding is the pooled 1280-wide last convolution.
+
+Source: Sandler et al., CVPR 2018; CompRess, NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from distill.networks import NetworkSpec
+
+
+def build_mobilenet_v2(image_size: int) -> nn.Module:
+    """Build MobileNetV2 without its dropout and classifier."""
+    from torchvision import models
+
+    network = models.mobilenet_v2(weights=None)
+    network.classifier = nn.Identity()
+    return network
+
+
+SPECS = (
+    NetworkSpec(
+        name="mobilenetv2",
+        build=build_mobilenet_v2,
+        head_keys=("classifier.",),
+        summary="MobileNetV2, embedding of 1280",
+    ),
+)

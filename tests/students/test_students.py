@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill.errors import DistillError, UnknownNameError
+from distill.networks import num_parameters
+from distill.weights import save_network
+from students import STUDENTS, build_student, load_student
+
+
+# Parameters of torchvision's published models less their classifiers (and, for AlexNet, less fc8).
+@pytest.mark.parametrize(
+    ("name", "width", "parameters"),
+    [
+        ("alexnet", 4096, 61_100_840 - 4096 * 1000 - 1000),
+        ("resnet18", 512, 11_689_512 - 512 * 1000 - 1000),
+        ("resnet50", 2048, 25_557_032 - 2048 * 1000 - 1000),
+        ("mobilenetv2", 1280, 3_504_872 - 1280 * 1000 - 1000),
+    ],
+)
+def test_published_students(name: str, width: int, parameters: int):
+    student = build_student(name, image_size=64)
+    assert student.embedding_dim == width
+    assert num_parameters(student) == parameters
+    assert student.training
+    assert student(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, width)
+
+
+def test_every_student_has_a_summary():
+    assert all(spec.summary for _, spec in STUDENTS.items())
+
+
+def test_alexnet_has_neither_dropout_nor_batch_norm_and_ends_in_a_relu():
+    student = build_student("alexnet", image_size=64)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
+    assert all(m.p == 0 for m in student.modules() if isinstance(m, nn.Dropout))
+    assert student(torch.rand(2, 3, 64, 64)).min() >= 0
+
+
+def test_small_images_get_the_small_stem_and_a_map_that_is_not_one_pixel():
+    small, large = (build_student("resnet18", image_size=size).backbone for size in (32, 64))
+    assert small.conv1.stride == (1, 1)
+    assert isinstance(small.maxpool, nn.Identity)
+    assert large.conv1.stride == (2, 2)
+    maps = []
+    small.layer4.register_forward_hook(lambda module, args, output: maps.append(output.shape))
+    small(torch.zeros(1, 3, 32, 32))
+    assert maps[0][-1] == 4
+
+
+def test_alexnet_refuses_images_that_its_pools_would_swallow():
+    with pytest.raises(DistillError, match="alexnet needs images of at least 64 px, 32 px"):
+        build_student("alexnet", image_size=32)
+
+
+def test_unknown_students_get_the_nearest_match():
+    with pytest.raises(UnknownNameError, match="did you mean 'mobilenetv2'"):
+        build_student("mobilenet_v2")
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
+        build_student("torchvision:resnet19")
+
+
+def test_library_models_lose_their_classifier():
+    tiny = build_student("timm:test_resnet", image_size=32)
+    assert tiny.embedding_dim == 96 == tiny(torch.zeros(2, 3, 32, 32)).shape[1]
+    assert build_student("torchvision:shufflenet_v2_x0_5").embedding_dim == 1024
+
+
+def test_a_model_without_a_linear_classifier_is_refused():
+    with pytest.raises(DistillError, match="no linear classifier"):
+        build_student("torchvision:squeezenet1_0")
+
+
+def test_a_trained_student_is_rebuilt_from_its_file_alone(tmp_path: Path):
+    student = build_student("resnet18", image_size=32, crop_fraction=1.0)
+    save_network(student, tmp_path / "student.safetensors")
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for path in (tmp_path, tmp_path / "student.safetensors"):
+        loaded = load_student(path)
+        assert not loaded.training
+        assert loaded.input == student.input
+        torch.testing.assert_close(loaded(images), student.eval()(images))
+
+
+def test_loading_what_is_not_a_student(tmp_path: Path):
+    with pytest.raises(DistillError, match="no run directory or weights file"):
+        load_student(tmp_path / "absent")
+    with pytest.raises(DistillError, match=r"holds no student\.safetensors"):
+        load_student(tmp_path)
+    torch.save(
+        build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "a.pth"
+    )
+    with pytest.raises(DistillError, match="name the architecture with --student"):
+        load_student(tmp_path / "a.pth")
+
+
+def test_weights_to_start_from(tmp_path: Path):
+    source = build_student("timm:test_resnet", image_size=32)
+    torch.save(source.backbone.state_dict(), tmp_path / "a.pth")
+    student = build_student("timm:test_resnet", image_size=32, weights=tmp_path / "a.pth")
+    for mine, theirs in zip(student.parameters(), source.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
