@@ -1,0 +1,146 @@
+"""The configuration of a training run, as frozen dataclasses.
+
+Every option has one name, the same as a flag (`--image-size`), a YAML key (`image_size`), a keyword
+of `distill.train` and a line of `config.yaml`; the groups below only order the help. An option that
+is None follows the data: `distill.engine.resolve` fills it in. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+Variant = Literal["two-queue-momentum", "two-queue", "one-queue"]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network teaches which."""
+
+    teacher: str | None = None
+    """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME or a run directory."""
+    teacher_weights: Path | None = None
+    """Weights of the teacher: a .safetensors file or a PyTorch checkpoint."""
+    teacher_view: Literal["centre", "student"] = "centre"
+    """What the teacher sees: one centre crop per image, embedded once; or the student's own crop,
+    embedded at every step."""
+    teacher_image_size: int | None = None
+    """Side of the teacher's view in pixels; None: the side it was trained with."""
+    teacher_batch_size: int | None = None
+    """Images per forward pass of the teacher; None: by image size and device."""
+    student: str | None = None
+    """Registry name (`distill list students`), timm:NAME or torchvision:NAME."""
+    student_weights: Path | None = None
+    """Weights to start the student from; None: random."""
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which images, and how the student sees them."""
+
+    data: str | None = None
+    """`digits`, a torchvision dataset (CIFAR10, CIFAR100, STL10), a folder with train/ and val/
+    class folders, or any folder of images; None: $DISTILL_DATA, else digits."""
+    image_size: int | None = None
+    """Side of the student's view in pixels; None: 224 for folders, less for small sets."""
+    augmentation: Literal["crop-flip", "crop", "none"] | None = None
+    """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
+    crop; None: by data."""
+    holdout: float = 0.05
+    """Share of the training images that is not trained on and serves the check between epochs."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do about a file that cannot be decoded."""
+    num_workers: int | None = None
+    """Processes that load images; None: by cores and data."""
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """CompRess: anchors, temperatures, momentum copy."""
+
+    variant: Variant = "one-queue"
+    """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
+    queue_size: int | None = None
+    """Number of anchors; None: nine tenths of the training images, at most 128,000."""
+    queue_init: Literal["empty", "random", "prefill"] = "empty"
+    """empty: only real anchors count; random: as published; prefill: one pass before training."""
+    queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Storage of the anchors."""
+    temperature: float = 0.04
+    """Temperature of the teacher's softmax, and of the student's unless given."""
+    student_temperature: float | None = None
+    """Temperature of the student's softmax; None: the same as the teacher's."""
+    momentum: float | None = None
+    """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
+    mask_self: bool = True
+    """Leave an image's own old embedding out of its anchors."""
+    projection_dim: int | None = None
+    """Width of a linear layer after the student, dropped after training; None: the teacher's width
+    for one queue, else no layer; 0: no layer."""
+    loss_implementation: Literal["auto", "blocked", "reference"] = "auto"
+    """How the loss is computed."""
+
+
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """Optimizer, schedule, length."""
+
+    epochs: int | None = None
+    """Passes over the training images; None: 100, and 20 below 5,000 images."""
+    batch_size: int | None = None
+    """Images per step; None: a power of two from 32 to 256, by the number of images."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Update rule."""
+    learning_rate: float | None = None
+    """Peak learning rate; None: by optimizer and batch size."""
+    weight_decay: float = 1e-4
+    """L2 (sgd) or decoupled (adamw) weight decay."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """How the learning rate falls."""
+    milestones: tuple[int, ...] = (90, 120)
+    """Epochs after which the step schedule multiplies the learning rate by decay_factor."""
+    decay_factor: float = 0.2
+    """Factor of the step schedule."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up, fractions allowed; None: a twentieth of the epochs."""
+    clip_grad_norm: float | None = None
+    """Largest gradient norm; None: no clipping."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run is kept and how it is executed."""
+
+    output: Path | None = None
+    """Run directory; None: runs/TEACHER-STUDENT-DATA."""
+    resume: bool = False
+    """Continue the run in the output directory from its last checkpoint."""
+    recipe: str = "default"
+    """Defaults by name (default, published) or from a YAML file; flags override them."""
+    seed: int = 0
+    """Seed of weights, order and views."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """Forward and backward passes of the networks; auto: bf16 where the device computes in it."""
+    nn_every: int | None = None
+    """Epochs between nearest-neighbour checks on held-out images; None: five per run; 0: off."""
+    log_every: int = 10
+    """Steps between lines of log.jsonl."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    networks: NetworkOptions = field(default_factory=NetworkOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    run: RunOptions = field(default_factory=RunOptions)

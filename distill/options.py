@@ -1,0 +1,137 @@
+"""Options by name: the flat face of the configuration that flags, YAML and keywords share.
+
+Unknown names and values of the wrong type are refused, with the nearest name or what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from distill.config import TrainConfig
+from distill.errors import DistillError, nearest_match
+
+
+def option_names() -> list[str]:
+    """Return the name of every option, in the order of the help."""
+    return [name for group in fields(TrainConfig) for name in _group_hints(group.name)]
+
+
+def updated(config: TrainConfig, options: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """Return `config` with `options` (flat: name -> value) replaced.
+
+    Args:
+        config: The configuration to start from.
+        options: Values by option name; hyphens and underscores are the same. Lists become tuples
+            and strings become paths where the option is one.
+        source: Where the options come from, for the error message.
+
+    Raises:
+        DistillError: For an unknown name (with the nearest) or a value of the wrong type.
+    """
+    values = {name.replace("-", "_"): value for name, value in options.items()}
+    unknown = [name for name in values if name not in option_names()]
+    if unknown:
+        nearest = nearest_match(unknown[0], option_names())
+        hint = f"; did you mean {nearest!r}?" if nearest else "; `distill train --help` lists them"
+        raise DistillError(f"{source} has an unknown option {unknown[0]!r}{hint}")
+    groups = {}
+    for group in fields(TrainConfig):
+        hints = _group_hints(group.name)
+        mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
+        groups[group.name] = dataclasses.replace(getattr(config, group.name), **mine)
+    return TrainConfig(**groups)
+
+
+def flattened(config: TrainConfig) -> dict[str, Any]:
+    """Return every option by name as plain YAML values (paths as strings, tuples as lists)."""
+    flat: dict[str, Any] = {}
+    for group in fields(TrainConfig):
+        for name, value in vars(getattr(config, group.name)).items():
+            plain = str(value) if isinstance(value, Path) else value
+            flat[name] = list(plain) if isinstance(plain, tuple) else plain
+    return flat
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """Return the configuration as flat YAML, in the order of the help."""
+    return yaml.safe_dump(flattened(config), sort_keys=False)
+
+
+def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        DistillError: When the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(f"{kind} {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise DistillError(f"{kind} {path} is not valid YAML: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DistillError(f"{kind} {path} must be a mapping of option names to values")
+    return content
+
+
+def _group_hints(group: str) -> dict[str, Any]:
+    return get_type_hints(get_type_hints(TrainConfig)[group])
+
+
+def _coerced(name: str, value: Any, hint: Any, source: str) -> Any:
+    """Convert a YAML or keyword value to the option's type, refusing what does not fit."""
+    alternatives = get_args(hint) if _is_union(hint) else (hint,)
+    for alternative in alternatives:
+        converted = _as_type(value, alternative)
+        if converted is not _NO_FIT:
+            return converted
+    allowed = ", ".join(described for a in alternatives for described in _described(a))
+    raise DistillError(f"{source} gives {name} the value {value!r}; allowed: {allowed}")
+
+
+_NO_FIT = object()
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) is not None and get_origin(hint) not in (Literal, tuple)
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return value if value in get_args(hint) else _NO_FIT
+    if get_origin(hint) is tuple:
+        fits = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
+        return tuple(value) if fits else _NO_FIT
+    if hint is Path:
+        return Path(value).expanduser() if isinstance(value, (str, Path)) else _NO_FIT
+    if hint is float:
+        return _as_float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    return value if type(value) is hint else _NO_FIT
+
+
+def _as_float(value: Any) -> Any:
+    """Accept numbers and, since YAML 1.1 reads 1e-3 as text, text that is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return _NO_FIT
+    try:
+        return float(value)
+    except ValueError:
+        return _NO_FIT
+
+
+def _described(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) is tuple:
+        return ["a list of whole numbers"]
+    names = {Path: "a path", type(None): "null", int: "a whole number", float: "a number"}
+    return [names.get(hint, hint.__name__)]

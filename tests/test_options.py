@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.checks import check
+from distill.config import TrainConfig
+from distill.errors import DistillError
+from distill.options import flattened, option_names, read_yaml, to_yaml, updated
+from distill.recipes import load_recipe, recipe_names
+
+
+def with_options(**options) -> TrainConfig:
+    return updated(TrainConfig(), {"teacher": "t", "student": "s", **options}, source="test")
+
+
+def test_a_configuration_survives_yaml():
+    config = with_options(output="runs/a", milestones=[1, 2], learning_rate=0.5, mask_self=False)
+    again = updated(TrainConfig(), yaml.safe_load(to_yaml(config)), source="test")
+    assert again == config
+    assert config.run.output == Path("runs/a")
+    assert config.optimization.milestones == (1, 2)
+
+
+def test_names_are_unique_across_groups():
+    assert len(option_names()) == len(set(option_names())) == len(flattened(TrainConfig()))
+
+
+def test_hyphens_and_underscores_are_the_same():
+    assert with_options(**{"image-size": 64}) == with_options(image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"imagesize": 64}, "unknown option 'imagesize'; did you mean 'image_size'"),
+        ({"image_size": "big"}, "image_size the value 'big'; allowed: a whole number, null"),
+        ({"image_size": 64.0}, "allowed: a whole number"),
+        ({"image_size": True}, "allowed: a whole number"),
+        ({"variant": "3q"}, "allowed: two-queue-momentum, two-queue, one-queue"),
+        ({"augmentation": "flip"}, "allowed: crop-flip, crop, none, null"),
+        ({"milestones": [1, "x"]}, "allowed: a list of whole numbers"),
+        ({"learning_rate": "fast"}, "allowed: a number, null"),
+        ({"mask_self": "yes"}, "allowed: bool"),
+    ],
+)
+def test_wrong_names_and_values_are_refused(options, message):
+    with pytest.raises(DistillError, match=message):
+        with_options(**options)
+
+
+def test_yaml_exponents_are_numbers(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("learning_rate: 1e-3\nweight_decay: 0\n")
+    config = load_recipe(str(tmp_path / "r.yaml"))
+    assert config.optimization.learning_rate == 1e-3
+    assert isinstance(config.optimization.weight_decay, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "must be a mapping")],
+)
+def test_unreadable_yaml_is_one_sentence(tmp_path: Path, text: str, message: str):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(DistillError, match=message):
+        read_yaml(tmp_path / "r.yaml", kind="recipe")
+    with pytest.raises(DistillError, match="cannot be read"):
+        read_yaml(tmp_path / "absent.yaml", kind="recipe")
+
+
+def test_yaml_runs_no_code(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("data: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(DistillError, match="not valid YAML"):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_the_published_recipe_is_the_papers():
+    config = load_recipe("published")
+    assert config.method.variant == "two-queue-momentum"
+    assert (config.method.queue_size, config.method.queue_init) == (128_000, "random")
+    assert (config.method.temperature, config.method.momentum) == (0.04, 0.999)
+    optimization = config.optimization
+    assert (optimization.optimizer, optimization.learning_rate) == ("sgd", 0.01)
+    assert (optimization.sgd_momentum, optimization.weight_decay) == (0.9, 1e-4)
+    assert (optimization.batch_size, optimization.epochs) == (256, 130)
+    assert (optimization.milestones, optimization.decay_factor) == ((90, 120), 0.2)
+    assert (config.images.image_size, config.images.augmentation) == (224, "crop-flip")
+
+
+def test_recipes_by_name():
+    assert recipe_names() == ["default", "published"]
+    assert load_recipe("default").run.recipe == "default"
+    with pytest.raises(DistillError, match=r"unknown recipe 'publishd': did you mean 'published'"):
+        load_recipe("publishd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": float("nan")}, "--learning-rate is nan, it must be positive and finite"),
+        ({"learning_rate": float("inf")}, "--learning-rate is inf"),
+        ({"temperature": 0.0}, "--temperature is 0.0"),
+        ({"epochs": 0}, "--epochs is 0, it must be at least 1"),
+        ({"batch_size": 1}, "--batch-size is 1, it must be at least 2"),
+        ({"holdout": 0.9}, "--holdout is 0.9, it must be between 0 and 0.5"),
+        ({"queue_size": 0}, "--queue-size is 0"),
+        (
+            {"momentum": 0.9, "variant": "two-queue"},
+            "--momentum 0.9 goes with --variant two-queue-mo",
+        ),
+        ({"teacher_view": "student", "teacher_image_size": 64}, "--teacher-image-size goes with"),
+        ({"resume": True}, "--resume needs --output"),
+        (
+            {"epochs": 2, "warmup_epochs": 3},
+            "--warmup-epochs is 3.0, it must be less than --epochs 2",
+        ),
+        ({"teacher": None}, "--teacher is missing"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(options, message):
+    with pytest.raises(DistillError, match=message):
+        check(with_options(**options))
+
+
+def test_all_problems_are_said_at_once():
+    with pytest.raises(DistillError, match=r"--epochs is 0.*; .*--seed is -1") as caught:
+        check(with_options(epochs=0, seed=-1))
+    assert "\n" not in str(caught.value)
+    check(with_options())
