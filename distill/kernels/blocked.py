@@ -1,0 +1,237 @@
+"""Anchor KL and its gradient, blocked over the anchors with plain matrix products: any device.
+
+Source: the CompRess loss (Abbasi Koohpayegani et al., NeurIPS 2020), evaluated without copying a
+bank and without autograd. Shapes: B batch, K anchors, D width (Dt teacher, Ds student), n anchors
+in one block. Where an axis has length 2, entry 0 is the teacher's and entry 1 the student's.
+Anchors come first in a block (n x 2 x B): with the bank on its left a product runs faster.
+
+Pass 1 subtracts each block's largest logits (peaks) from its logits and keeps three numbers per row
+and block: both sums of exponentials, and the sum of the teacher's times the logit gap. Merged over
+the blocks they give both log-sum-exps (lse) and
+
+    KL(p || q) = E_p[teacher logit - student logit] - lse_t + lse_s
+
+A block's exponentials times exp(peak - lse) are its piece of p or q; pass 2 scales the recorded
+exponentials so and multiplies q - p with the student's anchors. With a peak per block, large logits
+(temperature 1e-3, rows that are not unit) lose nothing. Accumulating the gradient in pass 1 would
+save the record and cost a second product over the bank.
+
+Limits: the record takes 2 x B x K floats while the gradient is computed. bfloat16 banks are
+multiplied in bfloat16: embeddings and q - p are rounded to it, and torch rounds the similarities
+(8 significant bits) and each block's share of the gradient; statistics and sums are float32.
+float16 banks are widened block by block to float32, because CPU float16 products are slow.
+float32 operands are never rounded here; torch's global precision switches still apply to them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+# Stands for minus infinity in an excluded anchor's logit: far below any real one, yet a block of
+# nothing else keeps a finite softmax, to which the merge gives weight zero.
+_EXCLUDED = -1e30
+# Logits (n x 2 x B) worked on together: a CPU keeps 4 MiB of float32 in its last-level cache, a
+# GPU wants few launches.
+_LOGITS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}
+_kept = threading.local()
+
+
+def loss_and_gradient(
+    teacher: Tensor,
+    student: Tensor,
+    teacher_anchors: Tensor,
+    student_anchors: Tensor,
+    *,
+    temperatures: tuple[float, float],
+    self_mask: tuple[Tensor, Tensor] | None = None,
+    with_gradient: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Evaluate the batch mean of KL(p || q) and its gradient with respect to `student`.
+
+    Args:
+        teacher: Embeddings, B x Dt, any float dtype.
+        student: Embeddings, B x Ds, any float dtype.
+        teacher_anchors: Bank, K x Dt, float32, float64, bfloat16 or float16.
+        student_anchors: Bank, K x Ds, same dtype; the same object when both sides read one bank.
+        temperatures: The teacher's and the student's, > 0.
+        self_mask: Image indices of the rows (B) and of the anchors (K), int64; see `anchor_kl`.
+        with_gradient: False skips the record and pass 2.
+
+    Returns:
+        The loss, 0-d float32, and the gradient, B x Ds in float32 (float64 for float64 banks), or
+        None without `with_gradient`.
+    """
+    B, K = len(student), len(student_anchors)
+    banks = (teacher_anchors, student_anchors)
+    logit_blocks = _LogitBlocks((teacher, student), banks, temperatures, self_mask)
+    blocks, dtype, device = logit_blocks.bounds, logit_blocks.dtype, student.device
+    num_logits = 2 * B * logit_blocks.num_per_block
+    workspace = torch.empty(num_logits, dtype=dtype, device=device)
+    record = _record(2 * B * K if with_gradient else num_logits, dtype, device)
+    exponentials = []
+    peak = torch.empty(len(blocks), 2, B, dtype=dtype, device=device)
+    mass = torch.empty_like(peak)
+    gap = torch.empty_like(peak[:, 0])
+    for index, (start, stop) in enumerate(blocks):
+        logits = _leading(workspace, (stop - start, 2, B))
+        block = _leading(record[2 * B * start :] if with_gradient else record, logits.shape)
+        logit_blocks.write(index, logits)
+        torch.amax(logits, 0, out=peak[index])
+        torch.sub(logits, peak[index], out=block).exp_()
+        torch.sum(block, 0, out=mass[index])
+        torch.sum(logits[:, 0].sub_(logits[:, 1]).mul_(block[:, 0]), 0, out=gap[index])
+        exponentials.append(block)
+    loss, scales = _merge(peak.double(), mass.double(), gap.double())
+    if not with_gradient:
+        return loss, None
+    gradient = torch.zeros(B, student_anchors.shape[1], dtype=dtype, device=device)
+    for (start, stop), block, scale in zip(blocks, exponentials, scales.to(dtype), strict=True):
+        difference = block[:, 1].mul_(scale[1]).addcmul_(block[:, 0], scale[0], value=-1)
+        _accumulate(gradient, difference, logit_blocks.student_bank.block(start, stop))
+    return loss, gradient.mul_(1 / (B * temperatures[1]))
+
+
+def _merge(peak: Tensor, mass: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Combine the statistics of all blocks.
+
+    Args:
+        peak: Largest logit per block, side and row, num_blocks x 2 x B, float64.
+        mass: Sum of exp(logit - peak), likewise.
+        gap: Sum of the teacher's exponentials times the logit gap, num_blocks x B, float64.
+
+    Returns:
+        The loss, 0-d float32, and exp(peak - lse), num_blocks x 2 x B: what makes p and q of a
+        block's exponentials; zero for rows whose anchors are all excluded.
+    """
+    lse = torch.logsumexp(peak + mass.log(), 0)
+    bare = lse[0] < _EXCLUDED / 2
+    scale = (peak - lse).exp_().masked_fill_(bare, 0)
+    divergence = (scale[:, 0] * gap).sum(0) - lse[0] + lse[1]
+    return divergence.masked_fill_(bare, 0).mean().float(), scale
+
+
+def _accumulate(gradient: Tensor, difference: Tensor, anchors: Tensor) -> None:
+    """Add `difference` (n x B), transposed, times `anchors` (n x Ds) to `gradient` (B x Ds)."""
+    if anchors.dtype == gradient.dtype:
+        gradient.addmm_(difference.T, anchors)
+    else:
+        gradient += difference.to(anchors.dtype).T @ anchors
+
+
+class _LogitBlocks:
+    """Writes the logits of both sides, one block of anchors at a time.
+
+    Attributes:
+        dtype: Of logits, statistics and gradient.
+        bounds: (start, stop) of every block.
+        num_per_block: Anchors in the largest block.
+        student_bank: Reads the student's anchors.
+    """
+
+    def __init__(
+        self,
+        embeddings: tuple[Tensor, Tensor],
+        banks: tuple[Tensor, Tensor],
+        temperatures: tuple[float, float],
+        self_mask: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        B, K, device = len(embeddings[0]), len(banks[0]), banks[0].device
+        self.dtype = torch.promote_types(torch.float32, banks[0].dtype)
+        num_logits = _LOGITS_PER_BLOCK.get(device.type, _LOGITS_PER_BLOCK["cuda"])
+        self.num_per_block = n = min(K, max(512, num_logits // (2 * B)))
+        self.bounds = [(start, min(start + n, K)) for start in range(0, K, n)]
+        self.student_bank = _Bank(banks[1], n)
+        if banks[0] is banks[1]:  # one read of the bank serves both sides
+            self._banks, rows = [self.student_bank], [torch.cat(embeddings)]
+        else:
+            self._banks, rows = [_Bank(banks[0], n), self.student_bank], list(embeddings)
+        product_dtype = self.student_bank.product_dtype
+        self._rows = [row.to(product_dtype) for row in rows]
+        self._products = torch.empty(0, dtype=product_dtype, device=device)
+        if product_dtype != self.dtype:
+            self._products = self._products.new_empty(2 * B * n)
+        inverse = [[1 / temperature] for temperature in temperatures]
+        self._inverse_temperature = torch.tensor(inverse, dtype=self.dtype, device=device)
+        self._exclusion = _Exclusion(*self_mask, self.bounds) if self_mask else None
+
+    def write(self, index: int, logits: Tensor) -> None:
+        """Fill `logits` (n x 2 x B) with the similarities to block `index`, over temperature."""
+        start, stop = self.bounds[index]
+        rounded = len(self._products) > 0
+        similarities = _leading(self._products, logits.shape) if rounded else logits
+        outputs = similarities.view(stop - start, len(self._banks), -1).unbind(1)
+        for bank, rows, output in zip(self._banks, self._rows, outputs, strict=True):
+            torch.mm(bank.block(start, stop), rows.T, out=output)
+        torch.mul(similarities, self._inverse_temperature, out=logits)
+        if self._exclusion is not None:
+            self._exclusion.apply(index, logits)
+
+
+class _Bank:
+    """Reads a bank (K x D) block by block as an operand for matrix products."""
+
+    def __init__(self, anchors: Tensor, num_per_block: int) -> None:
+        self._anchors = anchors
+        self._wide: Tensor | None = None
+        self.product_dtype = anchors.dtype
+        if anchors.dtype == torch.float16:
+            self.product_dtype = torch.float32
+            self._wide = anchors.new_empty(num_per_block, anchors.shape[1], dtype=torch.float32)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Return anchors `start` to `stop`: a view of the bank or of a widened block."""
+        anchors = self._anchors[start:stop]
+        return anchors if self._wide is None else self._wide[: stop - start].copy_(anchors)
+
+
+class _Exclusion:
+    """Excludes anchors that belong to a row's own image: few columns of few blocks, if any."""
+
+    def __init__(
+        self, image_index: Tensor, anchor_index: Tensor, bounds: list[tuple[int, int]]
+    ) -> None:
+        images = image_index.sort().values
+        place = torch.searchsorted(images, anchor_index).clamp_(max=len(images) - 1)
+        found = (images[place] == anchor_index) & (anchor_index >= 0)
+        # The only wait for the device: which anchors are some row's own.
+        columns = found.nonzero().flatten()
+        edges = torch.tensor([*(start for start, _ in bounds), len(anchor_index)])
+        cuts = torch.searchsorted(columns.cpu(), edges).tolist()
+        self._image_index = image_index
+        self._anchor_index = anchor_index
+        self._columns = [columns[a:b] for a, b in itertools.pairwise(cuts)]
+        self._starts = [start for start, _ in bounds]
+
+    def apply(self, index: int, logits: Tensor) -> None:
+        """Overwrite the excluded entries of block `index` in `logits` (n x 2 x B)."""
+        columns = self._columns[index]
+        if len(columns) == 0:
+            return
+        excluded = self._anchor_index[columns][:, None, None] == self._image_index
+        columns = columns - self._starts[index]
+        logits[columns] = logits[columns].masked_fill_(excluded, _EXCLUDED)
+
+
+def _leading(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """View the first entries of a flat buffer as a contiguous tensor of `shape`."""
+    return buffer[: math.prod(shape)].view(shape)
+
+
+def _record(num_entries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a flat buffer whose former contents are of no interest.
+
+    A CPU thread keeps its largest one for the next step: the page faults of fresh memory cost more
+    than all the arithmetic on it. A GPU's allocator keeps memory by itself.
+    """
+    if device.type != "cpu":
+        return torch.empty(num_entries, dtype=dtype, device=device)
+    num_bytes = num_entries * dtype.itemsize
+    if len(getattr(_kept, "record", ())) < num_bytes:
+        _kept.record = None  # before the larger one is allocated
+        _kept.record = torch.empty(num_bytes, dtype=torch.uint8)
+    return _kept.record[:num_bytes].view(dtype)

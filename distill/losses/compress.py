@@ -1,0 +1,115 @@
+"""CompRess: the student keeps the teacher's neighbours among a queue of anchors.
+
+Source: Abbasi Koohpayegani, Tejankar, Pirsiavash, CompRess: Self-Supervised Learning by Compressing
+Representations, NeurIPS 2020. Teacher and student embeddings of a batch are compared with the
+anchors of recent images; the loss is the batch mean of KL(teacher || student) between the two
+softmaxes of similarities (`distill.kernels.anchor_kl`). Shapes: B batch, Dt and Ds widths.
+
+Departures from the published code, both optional: an image's own old embedding is left out of its
+softmaxes (`mask_self`), and the queue may start empty instead of random.
+Limits: the caller evaluates the loss before it enqueues the batch, and saves the queue.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.anchors import AnchorQueue
+from distill.kernels.anchor_kl import anchor_kl, check_temperature, find_implementation
+
+
+class CompRess(nn.Module):
+    """Loss and queue of CompRess, for all three variants.
+
+    The variants differ in the student's bank and in what `enqueue` gets as `key`:
+    two-queue-momentum (the paper's main variant, "2q") has a bank of embeddings by a momentum copy;
+    two-queue has a bank of the student's own; one-queue ("1q") reads the teacher's, so the student
+    must be as wide as the teacher (through a linear layer), and has no key.
+
+    Args:
+        queue: Banks of the widths that teacher and student have. It is no part of the module's
+            state: save its own `state_dict`.
+        teacher_temperature: > 0.
+        student_temperature: > 0.
+        mask_self: Leave anchors of a row's own image out of its softmaxes.
+        implementation: Of `anchor_kl`.
+
+    Raises:
+        DistillError: A temperature is not positive and finite, or the implementation is unknown.
+    """
+
+    def __init__(
+        self,
+        queue: AnchorQueue,
+        *,
+        teacher_temperature: float = 0.04,
+        student_temperature: float = 0.04,
+        mask_self: bool = True,
+        implementation: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_temperature("teacher_temperature", teacher_temperature)
+        check_temperature("student_temperature", student_temperature)
+        find_implementation(implementation)
+        self.queue = queue
+        self.teacher_temperature = teacher_temperature
+        self.student_temperature = student_temperature
+        self.mask_self = mask_self
+        self.implementation = implementation
+
+    def forward(self, teacher: Tensor, student: Tensor, image_index: Tensor) -> Tensor | None:
+        """Return the loss of a batch against the anchors enqueued so far.
+
+        Args:
+            teacher: Teacher embeddings, B x Dt, any float dtype; need not be unit.
+            student: What the student says, B x Ds, any float dtype; need not be unit.
+            image_index: B, int64, >= 0; unused without `mask_self`.
+
+        Returns:
+            The loss, 0-d float32, or None while the queue holds no anchor.
+
+        Raises:
+            DistillError: Shapes, dtypes or devices do not fit each other or the queue.
+        """
+        anchors = self.queue.anchors()
+        if len(anchors) == 0:
+            return None
+        return anchor_kl(
+            _unit(teacher.detach()),
+            _unit(student),
+            anchors.teacher,
+            anchors.student,
+            teacher_temperature=self.teacher_temperature,
+            student_temperature=self.student_temperature,
+            self_mask=(image_index, anchors.image_index) if self.mask_self else None,
+            implementation=self.implementation,
+        )
+
+    def enqueue(self, teacher: Tensor, key: Tensor | None, image_index: Tensor) -> None:
+        """Replace the queue's oldest anchors with a batch; call it after the batch's `forward`.
+
+        Args:
+            teacher: B x Dt; need not be unit.
+            key: The student's side, B x Ds: the momentum copy's embedding or the student's own.
+                Ignored with one queue.
+            image_index: B, int64, >= 0.
+
+        Raises:
+            DistillError: A shape does not fit the queue.
+        """
+        self.queue.enqueue(teacher, key, image_index)
+
+    def extra_repr(self) -> str:
+        """Describe the settings and the queue."""
+        return (
+            f"{self.queue!r}, teacher_temperature={self.teacher_temperature}, "
+            f"student_temperature={self.student_temperature}, mask_self={self.mask_self}, "
+            f"implementation={self.implementation!r}"
+        )
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """L2-normalize the rows, in float32 or wider."""
+    return F.normalize(embeddings.to(torch.promote_types(torch.float32, embeddings.dtype)))
