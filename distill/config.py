@@ -91,8 +91,8 @@ class OptimizationOptions:
     """Passes over the training images; None: 100, and 20 below 5,000 images."""
     batch_size: int | None = None
     """Images per step; None: a power of two from 32 to 256, by the number of images."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Update rule."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Update rule; sgd as published. AlexNet, which has no BatchNorm, needs adamw."""
     learning_rate: float | None = None
     """Peak learning rate; None: by optimizer and batch size."""
     weight_decay: float = 1e-4

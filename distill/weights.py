@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,15 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise DistillError(
-            f"{path} cannot be read without running code from it, which is refused; save its "
-            f"state dict alone, best as safetensors ({_reason(error)})"
+            f"{path} cannot be read without running code from it"
+            + (f" (it asks for {wanted[1]})" if wanted else "")
+            + ", which is refused; save its state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise DistillError(
-            f"{path} is not a whole PyTorch checkpoint ({_reason(error)})"
+            f"{path} is not a whole PyTorch checkpoint; give a .pth or .safetensors file that is"
         ) from error
     while isinstance(content, Mapping):
         inner = next((name for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None)
@@ -146,11 +149,6 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         content = content[inner]
     return {}
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _starts_with_any(key: str, prefixes: tuple[str, ...]) -> bool:

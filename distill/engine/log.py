@@ -1,0 +1,75 @@
+"""Where a run reports: log.jsonl and TensorBoard for programs, a progress bar for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes the same numbers to log.jsonl and to TensorBoard.
+
+    Args:
+        run: The run directory.
+        step: Optimizer steps already taken; later lines of an earlier sitting are removed, so that
+            the log has neither gaps nor doubles after `--resume`.
+    """
+
+    def __init__(self, run: Path, *, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "log.jsonl"
+        _keep_until(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write one line; numbers go to TensorBoard too."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both to the disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._tensorboard.close()
+
+
+def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = "img") -> Any:
+    """Return a bar on standard error, shown only on a terminal."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=None,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+
+
+def say(message: str) -> None:
+    """Print a line for people on standard output without breaking a progress bar."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # the last line of a run that was killed
+            break
+    path.write_text("".join(kept), encoding="utf-8")

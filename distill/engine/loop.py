@@ -1,0 +1,210 @@
+"""The training loop: owns the order of events, knows nothing of the method.
+
+For every batch: loss; when there is one, check it, backward, clip, optimizer, schedule; then what
+follows the step. After every epoch: the nearest-neighbour check and a checkpoint, as asked. A stop
+request is honoured after the step in progress, with a checkpoint. Limit: one process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.data.views import Batch
+from distill.engine.checkpoint import Progress
+from distill.engine.interrupts import StopRequest
+from distill.engine.log import RunLog, progress_bar, say
+from distill.engine.objective import Objective
+from distill.errors import NonFiniteLossError
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Length and rhythm of a run, in images, batches and epochs."""
+
+    num_epochs: int
+    num_images: int
+    batches_per_epoch: int
+    log_every: int
+    clip_grad_norm: float | None = None
+
+
+@dataclass
+class Learner:
+    """What the loop advances together: the objective, its optimizer and its schedule."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a checkpoint must restore, torch's random state included."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+
+
+class Meter:
+    """Loss, speed and share of time spent waiting for data since it was last read."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.loss_sum, self.num_losses, self.num_images = 0.0, 0, 0
+        self.waited, self.started = 0.0, time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Return the averages and start anew."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        values = {
+            "images_per_second": round(self.num_images / seconds, 1),
+            "data_wait": round(self.waited / seconds, 4),
+        }
+        if self.num_losses:
+            values["loss"] = self.loss_sum / self.num_losses
+        self._reset()
+        return values
+
+
+def fit(
+    learner: Learner,
+    batches: Iterable[Batch],
+    settings: LoopSettings,
+    progress: Progress,
+    *,
+    log: RunLog,
+    on_bad_images: Callable[[Sequence[str]], None],
+    on_epoch_end: Callable[[int], dict[str, float]],
+    save: Callable[[], None],
+) -> str | None:
+    """Train until the last epoch is done or a stop is asked for.
+
+    Args:
+        learner: What is trained; changed in place.
+        batches: From where `progress` stands to the end of the last epoch.
+        settings: Length and rhythm.
+        progress: Where the run stands; advanced in place.
+        log: Receives a line every `log_every` steps.
+        on_bad_images: Told of images that could not be read; raises to end the run.
+        on_epoch_end: Called with the number of finished epochs; returns numbers for the log.
+        save: Writes a checkpoint; called where a run may have to go on from.
+
+    Returns:
+        None when the run is complete, else the name of the signal that stopped it.
+
+    Raises:
+        NonFiniteLossError: Naming the step; nothing was updated by it.
+    """
+    learner.objective.train_mode()
+    epoch_meter, meter = Meter(), Meter()
+    done = progress.epoch * settings.num_images
+    bar = progress_bar(settings.num_epochs * settings.num_images, initial=done, description="train")
+    with StopRequest() as stop, bar:
+        clock = time.perf_counter()
+        for batch in batches:
+            waited = time.perf_counter() - clock
+            on_bad_images(batch.bad)
+            loss = _advance(learner, batch, settings, progress)
+            for one in (meter, epoch_meter):
+                one.waited += waited
+                one.num_images += len(batch.index)
+                one.loss_sum += loss or 0.0
+                one.num_losses += loss is not None
+            progress.batch += 1
+            progress.seconds += time.perf_counter() - clock
+            bar.update(len(batch.index))
+            _log_step(learner, meter, settings, progress, log=log, bar=bar, loss=loss)
+            if progress.batch == settings.batches_per_epoch:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                values = {**epoch_meter.read(), **on_epoch_end(progress.epoch)}
+                log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
+                say(_epoch_line(progress.epoch, settings.num_epochs, values))
+                learner.objective.train_mode()
+                epoch_meter.read(), meter.read()
+            if stop.received is not None:
+                save()
+                return stop.received
+            clock = time.perf_counter()
+    return None
+
+
+def _advance(
+    learner: Learner, batch: Batch, settings: LoopSettings, progress: Progress
+) -> float | None:
+    """Learn from one batch; return its loss, or None when it gave none."""
+    objective = learner.objective
+    if len(batch.index) < 2:  # the others could not be read; BatchNorm needs two
+        return None
+    loss = objective.loss(batch)
+    if loss is None:
+        objective.after_step(stepped=False)
+        return None
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"the loss is {value} at step {progress.step + 1} (epoch {progress.epoch + 1}); "
+            "nothing was updated by it. Lower --learning-rate, set --clip-grad-norm or use "
+            "--precision fp32"
+        )
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if settings.clip_grad_norm is not None:
+        nn.utils.clip_grad_norm_(list(objective.parameters()), settings.clip_grad_norm)
+    learner.optimizer.step()
+    learner.schedule.step()
+    progress.step += 1
+    objective.after_step(stepped=True)
+    return value
+
+
+def _log_step(
+    learner: Learner,
+    meter: Meter,
+    settings: LoopSettings,
+    progress: Progress,
+    *,
+    log: RunLog,
+    bar: Any,
+    loss: float | None,
+) -> None:
+    if loss is None:
+        values = {"event": "filling", **learner.objective.metrics()}
+        log.write(progress.step, {"epoch": progress.epoch, **values})
+        bar.set_postfix_str("filling the queue")
+    elif progress.step % settings.log_every == 0 or progress.step == 1:
+        values = {**meter.read(), "learning_rate": learner.schedule.get_last_lr()[0]}
+        values |= learner.objective.metrics()
+        log.write(progress.step, {"epoch": progress.epoch, **values})
+        bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, waiting for data {values['data_wait']:.0%}"
+        )
+
+
+def _epoch_line(epoch: int, num_epochs: int, values: dict[str, float]) -> str:
+    loss = f"loss {values['loss']:.4f}" if "loss" in values else "filling the queue"
+    parts = [
+        f"epoch {epoch}/{num_epochs}",
+        loss,
+        f"{values['images_per_second']:.0f} img/s",
+        f"{values['data_wait']:.0%} waiting for data",
+    ]
+    if "holdout_nn_accuracy" in values:
+        parts.append(f"nearest neighbour {values['holdout_nn_accuracy']:.3f} (held out)")
+    return "  ".join(parts)

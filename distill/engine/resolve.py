@@ -1,0 +1,132 @@
+"""Fills in the options that follow the data.
+
+The published settings are made for 1.28 million images and 650,000 steps. On another set the same
+numbers mean something else: a momentum of 0.999 over 360 steps leaves 70 % of the initial weights
+in the momentum copy, and a queue larger than the training set holds an image's own old embeddings.
+What an option means (a share of the run, a share of the images) is kept here, not its number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from distill.config import MethodOptions, OptimizationOptions, TrainConfig
+
+PUBLISHED_BATCH_SIZE = 256
+PUBLISHED_QUEUE_SIZE = 128_000
+PUBLISHED_MOMENTUM = 0.999
+NN_CHECKS_PER_RUN = 5
+# Peak learning rates at the published batch size; they follow the batch linearly for SGD and by its
+# square root for AdamW, whose steps are normalized.
+PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 5e-4}
+SCALING_POWER = {"sgd": 1.0, "adamw": 0.5}
+
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the options follow: training images, native side in pixels, augmentation, floor."""
+
+    num_images: int
+    native_size: int | None
+    augmentation: str
+    min_image_size: int
+    default_num_workers: int
+
+
+def resolve(
+    config: TrainConfig,
+    facts: DataFacts,
+    *,
+    teacher_dim: int,
+    published_projection_dim: int | None = None,
+) -> TrainConfig:
+    """Return `config` with every option that follows the data filled in.
+
+    Args:
+        config: The configuration; options that are given stay as they are.
+        facts: About the images that are trained on.
+        teacher_dim: Width of the teacher's embedding.
+        published_projection_dim: Width of the layer that the published recipe trains the student
+            through, if any.
+    """
+    optimization = _resolve_optimization(config.optimization, facts.num_images)
+    epochs = given(optimization.epochs)
+    num_steps = epochs * math.ceil(facts.num_images / given(optimization.batch_size))
+    published = published_projection_dim if config.run.recipe == "published" else None
+    images, run = config.images, config.run
+    return TrainConfig(
+        networks=config.networks,
+        images=replace(
+            images,
+            image_size=_or(images.image_size, _default_image_size(facts)),
+            augmentation=_or(images.augmentation, facts.augmentation),
+            num_workers=_or(images.num_workers, facts.default_num_workers),
+        ),
+        method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
+        optimization=optimization,
+        run=replace(
+            run,
+            nn_every=_or(run.nn_every, max(1, round(epochs / NN_CHECKS_PER_RUN))),
+        ),
+    )
+
+
+def _resolve_optimization(options: OptimizationOptions, num_images: int) -> OptimizationOptions:
+    epochs = _or(options.epochs, 100 if num_images >= 5_000 else 20)
+    # About 64 steps an epoch at least: fewer leave a small set without enough updates.
+    power = math.floor(math.log2(max(num_images / 64, 1)))
+    batch_size = _or(options.batch_size, min(PUBLISHED_BATCH_SIZE, max(32, 2**power)))
+    scale = (batch_size / PUBLISHED_BATCH_SIZE) ** SCALING_POWER[options.optimizer]
+    peak = PEAK_LEARNING_RATE[options.optimizer] * scale
+    return replace(
+        options,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=_or(options.learning_rate, peak),
+        warmup_epochs=_or(options.warmup_epochs, epochs / 20),
+    )
+
+
+def _resolve_method(
+    options: MethodOptions,
+    num_images: int,
+    num_steps: int,
+    teacher_dim: int,
+    published_projection_dim: int | None,
+) -> MethodOptions:
+    one_queue = options.variant == "one-queue"
+    has_copy = options.variant == "two-queue-momentum"
+    projection_dim = teacher_dim if one_queue else published_projection_dim or 0
+    return replace(
+        options,
+        queue_size=_or(options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10))),
+        student_temperature=_or(options.student_temperature, options.temperature),
+        momentum=_or(options.momentum, _momentum(num_steps)) if has_copy else None,
+        projection_dim=_or(options.projection_dim, projection_dim),
+    )
+
+
+def _momentum(num_steps: int) -> float:
+    """Average over about a tenth of the run, as far as the published momentum reaches."""
+    return round(min(PUBLISHED_MOMENTUM, max(0.5, 1 - 10 / num_steps)), 6)
+
+
+def _default_image_size(facts: DataFacts) -> int:
+    """224 px for folders; small sets at least at 32 px, for ResNets to keep a map of 4 x 4."""
+    side = 224 if facts.native_size is None else max(32, facts.native_size)
+    return max(side, facts.min_image_size)
+
+
+def given(value: Value | None) -> Value:
+    """Return an option that `resolve` has filled in."""
+    assert value is not None, "the configuration is not resolved"
+    return value
+
+
+def _or(value: Any, fallback: Any) -> Any:
+    return fallback if value is None else value

@@ -1,0 +1,162 @@
+"""The run directory: where everything that a run writes lies, and who may write there.
+
+    config.yaml          the resolved configuration, with versions
+    metrics.json         one object: what was measured, fractions of 1
+    log.jsonl            a line per logging step
+    tensorboard/         the same for TensorBoard
+    checkpoints/         the newest states of the run
+    student.safetensors  the trained student, with its description
+
+Files are written beside their place and renamed, so that none is ever half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from distill.config import TrainConfig
+from distill.errors import DistillError
+from distill.options import flattened, read_yaml
+
+_VERSIONS = "versions"
+
+
+class RunDirectory:
+    """An open run directory, locked against other processes until `close` or the process ends.
+
+    Args:
+        path: The directory. It must not exist or be empty, unless `resume`.
+        resume: Continue the run that lies there.
+
+    Raises:
+        DistillError: The directory holds something else, has no run to continue, cannot be made or
+            is in use by another process.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        require_usable(path, resume=resume)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DistillError(
+                f"{path} cannot be made: {error.strerror}; choose another --output"
+            ) from error
+        self._lock = filelock.FileLock(path / ".lock", blocking=False)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise DistillError(
+                f"{path} is in use by another process; wait for its end or choose another --output"
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """File of the trained student."""
+        return self.path / "student.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """File of the log lines."""
+        return self.path / "log.jsonl"
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the resolved configuration with the versions that it ran with."""
+        content = {**flattened(config), _VERSIONS: versions()}
+        write_text(self.path / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add numbers to metrics.json; those of the same name are replaced."""
+        add_metrics(self.path, metrics)
+
+    def close(self) -> None:
+        """Let others in."""
+        self._lock.release()
+
+
+def require_usable(path: Path, *, resume: bool) -> None:
+    """Refuse a path that a run cannot (or must not) be written to; writes nothing.
+
+    Raises:
+        DistillError: See `RunDirectory`.
+    """
+    if path.exists() and not path.is_dir():
+        raise DistillError(f"--output {path} is a file; name a directory")
+    has_run = (path / "config.yaml").exists()
+    if resume and not has_run:
+        raise DistillError(f"{path} holds no run to resume; leave out --resume to start one there")
+    if not resume and has_run:
+        raise DistillError(
+            f"{path} holds a run already; continue it with --resume or choose another --output"
+        )
+    leftovers = {"checkpoints", ".lock"}  # of a run that ended before it wrote its configuration
+    if (
+        not resume
+        and path.is_dir()
+        and any(entry.name not in leftovers for entry in path.iterdir())
+    ):
+        raise DistillError(f"{path} is not empty and holds no run; choose another --output")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the options of a run, without the versions.
+
+    Raises:
+        DistillError: When there is no readable config.yaml.
+    """
+    options = read_yaml(path / "config.yaml", kind="the run's configuration")
+    options.pop(_VERSIONS, None)
+    return options
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read metrics.json of a run directory; empty when there is none yet.
+
+    Raises:
+        DistillError: When the file is damaged.
+    """
+    file = path / "metrics.json"
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DistillError(
+            f"{file} is damaged ({error}); move it away and measure again"
+        ) from error
+
+
+def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Add numbers to metrics.json under `path`; those of the same name are replaced."""
+    merged = {**read_metrics(path), **metrics}
+    write_text(path / "metrics.json", json.dumps(merged, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole: beside its place, to the disk, then renamed."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    packages = {"distill": "distill-vision", "torch": "torch", "torchvision": "torchvision"}
+    found = {name: version(package) for name, package in packages.items()}
+    return {**found, "python": platform.python_version()}

@@ -1,0 +1,78 @@
+"""The teacher as the objective sees it: something that gives an embedding for every image.
+
+Whether that is a network that runs at every step or a table that was filled once, the objective
+does not learn.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill.data.views import Batch
+from distill.engine.device import autocast, images_per_pass
+from distill.networks import EmbeddingNetwork
+
+
+class Teacher(Protocol):
+    """Gives the teacher's embeddings (B, D) of a batch, float32, without gradient."""
+
+    embedding_dim: int
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Embed the images of `batch`."""
+        ...
+
+
+class CachedTeacher:
+    """Looks embeddings up by image index; right when the teacher's view is deterministic.
+
+    Args:
+        embeddings: (N, D) float32 on the CPU, one row per training image.
+        device: Where the rows of a batch are wanted.
+    """
+
+    def __init__(self, embeddings: Tensor, device: torch.device) -> None:
+        self.embeddings = embeddings
+        self.device = device
+        self.embedding_dim = embeddings.shape[1]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the rows of the batch's images."""
+        return self.embeddings[batch.index].to(self.device, non_blocking=True)
+
+
+class OnlineTeacher:
+    """Runs the frozen network on its own view or, without one, on the student's.
+
+    Args:
+        network: Frozen, already on `device`.
+        device: Where it runs.
+        precision: `fp32` or `bf16`.
+        batch_size: Images per forward pass; None: by image size and device.
+    """
+
+    def __init__(
+        self,
+        network: EmbeddingNetwork,
+        device: torch.device,
+        *,
+        precision: str,
+        batch_size: int | None,
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.embedding_dim = network.embedding_dim
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Embed the teacher's view of the batch."""
+        views = batch.student if batch.teacher is None else batch.teacher
+        batch_size = self.batch_size or images_per_pass(views.shape[-1], self.device)
+        with autocast(self.device, self.precision):
+            parts = [self.network(part.to(self.device)) for part in views.split(batch_size)]
+        return torch.cat(parts)

@@ -1,0 +1,1 @@
+"""Measures embeddings: embed once, then pure functions of (embeddings, labels)."""

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distill.anchors.queue import AnchorQueue
+from distill.data.views import Batch
+from distill.engine.distillation import Distillation
+from distill.engine.teacher import CachedTeacher, OnlineTeacher
+from distill.losses.compress import CompRess
+from distill.networks import InputSpec, NetworkSpec, build_network
+from teachers.frozen import freeze
+
+CPU = torch.device("cpu")
+
+
+def tiny_network(seed: int, width: int = 4):
+    torch.manual_seed(seed)
+    spec = NetworkSpec(
+        name="tiny",
+        build=lambda size: nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.BatchNorm1d(width)),
+        input=InputSpec(2),
+    )
+    return build_network(spec)
+
+
+def batch(seed: int, size: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    index = torch.arange(size) + seed * size
+    return Batch(images, None, torch.full((size,), -1), index, 0, ())
+
+
+def build(variant: str, **options) -> Distillation:
+    student_dim = None if variant == "one-queue" else 4
+    queue = AnchorQueue(20, 5, student_dim)
+    teacher = OnlineTeacher(freeze(tiny_network(1, 5)), CPU, precision="fp32", batch_size=4)
+    return Distillation(
+        tiny_network(2),
+        teacher,
+        CompRess(queue, **options),
+        projection=nn.Linear(4, 5) if variant == "one-queue" else None,
+        momentum=0.9 if variant == "two-queue-momentum" else None,
+        device=CPU,
+        precision="fp32",
+    )
+
+
+VARIANTS = ["two-queue-momentum", "two-queue", "one-queue"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_queue_only_fills(variant):
+    objective = build(variant)
+    assert objective.loss(batch(0)) is None
+    objective.after_step(stepped=False)
+    assert objective.metrics() == {"num_anchors": 6}
+    assert objective.loss(batch(1)).requires_grad
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_follows_the_papers_order(variant):
+    """Compare with the anchors of earlier batches, step, follow, and only then enqueue."""
+    objective = build(variant, teacher_temperature=0.3, student_temperature=0.3)
+    first, second = batch(0), batch(1)
+    objective.loss(first)
+    keys = objective._to_enqueue[1].clone()
+    objective.after_step(stepped=False)
+    teacher = objective.teacher
+    anchors_t = F.normalize(teacher(first))
+    anchors_s = anchors_t if variant == "one-queue" else F.normalize(keys)
+    p = F.softmax(F.normalize(teacher(second)) @ anchors_t.T / 0.3, dim=1)
+    log_q = F.log_softmax(F.normalize(objective.network(second.student)) @ anchors_s.T / 0.3, dim=1)
+    loss = objective.loss(second)
+    torch.testing.assert_close(loss, (p * (p.log() - log_q)).sum(1).mean(), rtol=1e-5, atol=1e-6)
+    if variant == "two-queue-momentum":
+        before = [parameter.clone() for parameter in objective.copy.network.parameters()]
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(0.1)
+    objective.after_step(stepped=True)
+    assert objective.compress.queue.num_real == 12
+    if variant == "two-queue-momentum":
+        pairs = zip(before, objective.network.parameters(), strict=True)
+        expected = [0.9 * old + 0.1 * new for old, new in pairs]
+        torch.testing.assert_close(list(objective.copy.network.parameters()), expected)
+
+
+def test_anchors_of_the_momentum_copy_not_of_the_student():
+    objective = build("two-queue-momentum")
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    with torch.no_grad():
+        for parameter in objective.network.parameters():
+            parameter.mul_(-1)
+    images = batch(1)
+    objective.loss(images)
+    expected = F.normalize(objective.copy(images.student))
+    objective.after_step(stepped=True)
+    torch.testing.assert_close(objective.compress.queue.anchors().student[6:], expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_teacher_is_neither_trained_nor_saved(variant):
+    objective = build(variant)
+    trained = {id(parameter) for parameter in objective.parameters()}
+    teacher = objective.teacher.network
+    assert not trained & {id(parameter) for parameter in teacher.parameters()}
+    saved = objective.state_dict()
+    assert set(saved) <= {"network", "queue", "copy"}
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    objective.train_mode()
+    for number in range(3):
+        loss = objective.loss(batch(number))
+        if loss is not None:
+            loss.backward()
+        objective.after_step(stepped=loss is not None)
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_round_trip(variant):
+    first, second = build(variant), build(variant)
+    for number in range(4):
+        first.loss(batch(number))
+        first.after_step(stepped=True)
+    with torch.no_grad():
+        first.network[0].backbone[1].weight.add_(1)
+    second.load_state_dict(first.state_dict())
+    for objective in (first, second):
+        objective.network.eval()
+    torch.testing.assert_close(first.loss(batch(9)), second.loss(batch(9)), rtol=0, atol=0)
+
+
+def test_fill_stops_when_the_queue_is_full():
+    objective = build("two-queue-momentum")
+    assert [objective.fill(batch(number)) for number in range(4)] == [False, False, False, True]
+
+
+def test_a_cached_teacher_gives_the_rows_of_the_images():
+    rows = torch.randn(30, 5)
+    teacher = CachedTeacher(rows, CPU)
+    images = batch(2)
+    assert teacher.embedding_dim == 5
+    assert torch.equal(teacher(images), rows[images.index])
+
+
+def test_an_online_teacher_prefers_its_own_view():
+    network = freeze(tiny_network(1, 5))
+    teacher = OnlineTeacher(network, CPU, precision="fp32", batch_size=None)
+    shared, own = batch(0), batch(1)
+    both = shared._replace(teacher=own.student)
+    torch.testing.assert_close(teacher(shared), network(shared.student))
+    torch.testing.assert_close(teacher(both), network(own.student))
+    assert not teacher(both).requires_grad

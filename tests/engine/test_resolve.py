@@ -1,0 +1,87 @@
+import pytest
+
+from distill.config import TrainConfig
+from distill.engine.resolve import DataFacts, resolve
+from distill.options import flattened, updated
+from distill.recipes import load_recipe
+
+IMAGENET = DataFacts(1_281_167, None, "crop-flip", 1, 8)
+SMALL = DataFacts(8_996, None, "crop-flip", 1, 2)
+DIGITS = DataFacts(1_365, 8, "crop", 64, 0)
+
+
+def resolved(
+    facts: DataFacts, *, recipe: str = "default", projection: int | None = None, **options
+):
+    config = updated(
+        load_recipe(recipe), {"teacher": "t", "student": "s", **options}, source="test"
+    )
+    return resolve(config, facts, teacher_dim=2048, published_projection_dim=projection)
+
+
+def test_nothing_follows_the_data_afterwards():
+    left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
+    may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
+    may_stay |= {"data", "momentum", "clip_grad_norm", "output"}
+    assert left == may_stay
+
+
+def test_the_published_recipe_stays_literal():
+    literal = flattened(load_recipe("published"))
+    for name, value in flattened(resolved(IMAGENET, recipe="published")).items():
+        assert literal[name] is None or value == literal[name], name
+    assert resolved(IMAGENET, recipe="published").method.student_temperature == 0.04
+
+
+def test_the_published_projection_belongs_to_the_published_recipe():
+    assert resolved(IMAGENET, recipe="published", projection=8192).method.projection_dim == 8192
+    two_queues = resolved(SMALL, projection=8192, variant="two-queue")
+    assert two_queues.method.projection_dim == 0
+    assert resolved(SMALL).method.projection_dim == 2048  # one queue: the teacher's width
+
+
+def test_the_queue_is_smaller_than_the_training_set():
+    assert resolved(SMALL).method.queue_size == 8_096
+    assert resolved(IMAGENET).method.queue_size == 128_000
+
+
+@pytest.mark.parametrize(
+    ("epochs", "low", "high"), [(1, 0.8, 0.9), (10, 0.98, 0.99), (200, 0.99, 0.9995)]
+)
+def test_momentum_averages_over_a_tenth_of_the_run(epochs, low, high):
+    momentum = resolved(SMALL, epochs=epochs, variant="two-queue-momentum").method.momentum
+    assert low < momentum < high
+    assert resolved(SMALL, epochs=epochs, variant="two-queue").method.momentum is None
+
+
+def test_published_momentum_is_never_exceeded():
+    assert resolved(IMAGENET, variant="two-queue-momentum").method.momentum == 0.999
+
+
+def test_batch_size_is_a_power_of_two_that_leaves_enough_steps():
+    assert resolved(IMAGENET).optimization.batch_size == 256
+    assert resolved(SMALL).optimization.batch_size == 128
+    assert resolved(DIGITS).optimization.batch_size == 32
+
+
+def test_image_size_respects_data_and_student():
+    assert resolved(IMAGENET).images.image_size == 224
+    assert resolved(DIGITS).images.image_size == 64  # AlexNet's floor
+    assert resolved(DIGITS, image_size=96).images.image_size == 96
+
+
+def test_learning_rate_scales_with_the_batch():
+    def rate(optimizer: str, batch_size: int) -> float:
+        config = resolved(IMAGENET, optimizer=optimizer, batch_size=batch_size)
+        return config.optimization.learning_rate
+
+    assert rate("sgd", 128) == rate("sgd", 256) / 2
+    assert rate("adamw", 64) == rate("adamw", 256) / 2
+
+
+def test_given_values_stay():
+    config = resolved(SMALL, epochs=7, queue_size=3, nn_every=0, projection_dim=5, num_workers=1)
+    assert config.optimization.epochs == 7
+    assert (config.method.queue_size, config.method.projection_dim) == (3, 5)
+    assert (config.run.nn_every, config.images.num_workers) == (0, 1)
+    assert isinstance(config, TrainConfig)
