@@ -1,0 +1,70 @@
+"""Distil frozen self-supervised vision networks into small students that see alike.
+
+The calls below are what the command line makes; see the README for the ten-line version. They are
+imported on first use, so that `import distill` needs neither a GPU nor any heavy package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.jobs.train import TrainResult
+    from distill.networks import EmbeddingNetwork
+
+__version__ = "0.1.0"
+__all__ = ["evaluate_nn", "load_student", "train"]
+
+
+def train(**options: Any) -> TrainResult:
+    """Train a student; the same options and defaults as `distill train`.
+
+    Args:
+        **options: Any flag of `distill train --help` with underscores, for example
+            `teacher="timm:resnet50", student="resnet18", data="photos", image_size=128`.
+
+    Returns:
+        The run directory, its metrics, and the signal that stopped it early, if any.
+
+    Raises:
+        DistillError: A request that cannot be met; nothing was written then.
+        NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+    """
+    from distill.jobs.configure import configure
+    from distill.jobs.train import train as train_job
+
+    return train_job(configure(options))
+
+
+def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a student's nearest-neighbour accuracy; the same options as `distill nn`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill nn --help` with underscores.
+
+    Returns:
+        What was measured, by name, as fractions of 1.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.nearest_neighbour import NearestNeighbourOptions
+    from distill.jobs.nearest_neighbour import evaluate_nn as evaluate_job
+
+    return evaluate_job(Path(run_or_weights), NearestNeighbourOptions(**options))
+
+
+def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:
+    """Load a trained student in evaluation mode; it takes uint8 images or floats in [0, 1].
+
+    Args:
+        run_or_weights: A run directory or a student.safetensors.
+
+    Raises:
+        DistillError: When there is no such student.
+    """
+    from students import load_student as load
+
+    return load(Path(run_or_weights))

@@ -1,0 +1,75 @@
+"""The `distill` command: picks the subcommand, turns errors into one sentence and an exit status.
+
+Exit status: 0 done, 1 the run failed, 2 the request cannot be met, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from distill import __version__
+from distill.errors import DistillError, NonFiniteLossError, UnknownNameError
+
+COMMANDS = {
+    "train": ("distill.cli.train", "train a student from a frozen teacher (the default command)"),
+    "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
+    "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
+}
+
+_USAGE = """usage: distill [COMMAND] [OPTIONS]
+
+Distil a frozen self-supervised network into a small one that sees alike.
+
+commands:
+{commands}
+
+examples:
+  distill --teacher pixels --student resnet18
+  distill --teacher timm:resnet50 --student resnet18 --data photos --output runs/first
+  distill nn runs/first --data photos
+  distill train --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line; return the exit status.
+
+    Args:
+        argv: Arguments after the program's name. A first argument that starts with `-` belongs to
+            `train`, except for --help and --version.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(len(name) for name in COMMANDS)
+        lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+        print(_USAGE.format(commands="\n".join(lines)), end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"distill {__version__}")
+        return 0
+    name, rest = ("train", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    try:
+        if name not in COMMANDS:
+            raise UnknownNameError("command", name, COMMANDS, "`distill --help` explains them")
+        return importlib.import_module(COMMANDS[name][0]).run(rest)
+    except DistillError as error:
+        return _complain(error, 2)
+    except NonFiniteLossError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader went away, as in `distill list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _complain(message: object, status: int) -> int:
+    print(f"distill: error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,78 @@
+"""`distill train`: flags over a recipe, then the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from distill.cli.parse import flag_value, parse
+from distill.config import TrainConfig
+from distill.jobs.configure import base_config
+
+_EXAMPLES = """Train a student from a frozen teacher.
+
+examples:
+  distill --teacher pixels --student resnet18 --epochs 2
+      on scikit-learn's digits, nothing to download
+  distill --teacher timm:resnet50 --student resnet18 --data photos
+      a timm teacher on a folder with train/ and val/ class folders, or on unlabelled images
+  distill --teacher r50-mocov2 --teacher-weights moco_v2_800ep_pretrain.pth.tar
+      --student alexnet --data imagenet --recipe published
+      a published checkpoint, the paper's settings
+  distill --output runs/photos --resume
+      go on with a run that was stopped
+  distill --teacher pixels --student resnet18 --print-config > my.yaml
+      write down every option; `--recipe my.yaml` reads them back
+"""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """The flags of `distill train`."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    print_config: bool = False
+    """Check everything, print the resolved configuration as a recipe, and stop."""
+
+
+def run(argv: list[str]) -> int:
+    """Run `distill train`; return the exit status."""
+    output = flag_value(argv, "--output")
+    resume = "--resume" in argv
+    base = base_config(
+        recipe=flag_value(argv, "--recipe") or "default",
+        resume_from=Path(output) if resume and output else None,
+    )
+    command = parse(
+        TrainCommand, argv, prog="distill train", description=_EXAMPLES, default=TrainCommand(base)
+    )
+    if command.print_config:
+        return _print_config(command.config)
+    from distill.cli.table import print_metrics
+    from distill.jobs.train import train
+
+    result = train(command.config)
+    if result.stopped_by is not None:
+        print(
+            f"stopped by {result.stopped_by}; go on with: distill --output {result.output} --resume"
+        )
+        return 130 if result.stopped_by == "SIGINT" else 143
+    print_metrics(result.metrics)
+    print(f"everything is in {result.output}")
+    return 0
+
+
+def _print_config(config: TrainConfig) -> int:
+    import contextlib
+    import sys
+
+    from distill.jobs.prepare import prepare
+    from distill.options import to_yaml
+
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is the recipe alone
+        resolved = prepare(config).config
+    print(to_yaml(resolved), end="")
+    return 0

@@ -1,0 +1,76 @@
+"""Where a configuration comes from: a recipe or the run that is continued, then what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.config import TrainConfig
+from distill.engine.run_directory import read_config, require_usable
+from distill.errors import DistillError
+from distill.options import flattened, updated
+from distill.recipes import load_recipe
+
+# What may change between the sittings of one run: where things lie and how they are executed.
+_FREE_TO_CHANGE = frozenset(
+    {
+        *("output", "resume", "recipe", "data", "teacher_weights", "student_weights"),
+        *("device", "num_workers", "teacher_batch_size", "loss_implementation", "on_bad_image"),
+        *("log_every", "nn_every", "checkpoint_every"),
+    }
+)
+
+
+def base_config(*, recipe: str = "default", resume_from: Path | None = None) -> TrainConfig:
+    """Return the defaults that options override: a recipe's, or those of the run to continue.
+
+    Raises:
+        DistillError: Unknown recipe, or no run to continue.
+    """
+    if resume_from is None:
+        return load_recipe(recipe)
+    require_usable(resume_from, resume=True)
+    return updated(TrainConfig(), read_config(resume_from), source=f"{resume_from}/config.yaml")
+
+
+def configure(options: Mapping[str, Any]) -> TrainConfig:
+    """Build a configuration from flat options, as `distill.train` takes them.
+
+    Raises:
+        DistillError: An unknown option or recipe, or a value of the wrong type.
+    """
+    output = options.get("output")
+    resume_from = Path(output) if options.get("resume") and output else None
+    base = base_config(recipe=options.get("recipe", "default"), resume_from=resume_from)
+    return updated(base, options, source="distill.train")
+
+
+def require_same_run(config: TrainConfig) -> None:
+    """Refuse to continue a run under other settings than it began with.
+
+    Raises:
+        DistillError: Naming every option that differs, with both values.
+    """
+    assert config.run.output is not None
+    stored, asked = read_config(config.run.output), flattened(config)
+    differing = [
+        f"--{name.replace('_', '-')} is {stored[name]} in the run and {value} was asked for"
+        for name, value in asked.items()
+        if name not in _FREE_TO_CHANGE and name in stored and stored[name] != value
+    ]
+    if differing:
+        raise DistillError(
+            f"{config.run.output} cannot be continued under other settings: {'; '.join(differing)}"
+            ". Leave these flags out, or start a new run with another --output"
+        )
+
+
+def with_output(config: TrainConfig, data_name: str) -> TrainConfig:
+    """Fill in the default run directory, named after teacher, student and data."""
+    if config.run.output is not None:
+        return config
+    parts = [str(config.networks.teacher), str(config.networks.student), data_name]
+    name = "-".join(part.rstrip("/").split("/")[-1].replace(":", "_") for part in parts)
+    return replace(config, run=replace(config.run, output=Path("runs") / name))

@@ -1,0 +1,101 @@
+"""Scores networks on one dataset under one setting, so that their numbers can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distill.data.images import Images
+from distill.data.sources import ImageData
+from distill.data.views import default_num_workers
+from distill.errors import DistillError
+from distill.evaluation.embed import Embeddings, embed
+from distill.evaluation.nearest_neighbour import Vote, nn_accuracy, require_labels
+from distill.networks import EmbeddingNetwork
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Embeds and scores networks under one setting, so that their numbers can be compared.
+
+    Attributes:
+        data: The images; train is indexed, val is queried.
+        train_index: The training images that can be read.
+        val_index: The validation images that can be read; empty without validation images.
+        device: Where networks run.
+        precision: `fp32` or `bf16`.
+        num_workers: Processes that load images; None: by cores and data.
+        batch_size: Images per forward pass; None: by image size and device.
+        bad_images: Told of images that cannot be read.
+    """
+
+    data: ImageData
+    train_index: np.ndarray
+    val_index: np.ndarray
+    device: torch.device
+    precision: str
+    num_workers: int | None = None
+    batch_size: int | None = None
+    bad_images: Callable[[Sequence[str]], None] | None = None
+
+    def why_not(self) -> str | None:
+        """Return why there is no nearest-neighbour accuracy on this data, None when there is."""
+        if self.data.val is None or len(self.val_index) == 0:
+            return f"{self.data.name} has no validation images (val/ with a folder per class)"
+        try:
+            for images, index, least in (
+                (self.data.train, self.train_index, 2),
+                (self.data.val, self.val_index, 1),
+            ):
+                labels = None if images.labels is None else images.labels[index]
+                require_labels(labels, what=f"the images of {images.name}", min_classes=least)
+        except DistillError as error:
+            return str(error)
+        return None
+
+    def embed_train(self, network: EmbeddingNetwork, *, what: str) -> Embeddings:
+        """Embed the training images; `what` names the network before the progress bar."""
+        return self.embed(network, self.data.train, self.train_index, f"{what}, train")
+
+    def nn_accuracy(
+        self,
+        network: EmbeddingNetwork,
+        *,
+        what: str,
+        train: Embeddings | None = None,
+        k: int = 1,
+        vote: Vote = "majority",
+    ) -> float:
+        """Return the accuracy of `network`; `train` spares embedding the training images again.
+
+        Raises:
+            DistillError: When the data has no labels for it (`why_not`) or k is out of range.
+        """
+        reason = self.why_not()
+        if reason is not None:
+            raise DistillError(reason)
+        assert self.data.val is not None
+        if train is None:
+            train = self.embed_train(network, what=what)
+        val = self.embed(network, self.data.val, self.val_index, f"{what}, val")
+        return nn_accuracy(train.features, train.labels, val.features, val.labels, k=k, vote=vote)
+
+    def embed(
+        self, network: EmbeddingNetwork, images: Images, index: np.ndarray, description: str
+    ) -> Embeddings:
+        """Embed the images at `index` of a set; `description` stands before the progress bar."""
+        workers = default_num_workers(images) if self.num_workers is None else self.num_workers
+        return embed(
+            network,
+            images,
+            device=self.device,
+            precision=self.precision,
+            indices=index,
+            batch_size=self.batch_size,
+            num_workers=workers,
+            description=description,
+            on_bad_images=self.bad_images,
+        )

@@ -1,0 +1,199 @@
+"""Checks a training job against its data and networks, and fills in what follows the data.
+
+Everything that can be refused is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from distill.anchors.queue import AnchorQueue
+from distill.checks import check
+from distill.config import TrainConfig
+from distill.data.sources import ImageData, hold_out
+from distill.data.transforms import default_augmentation
+from distill.data.views import default_num_workers
+from distill.engine.device import pick_device, pick_precision, require_memory
+from distill.engine.resolve import DataFacts, given, resolve
+from distill.engine.run_directory import require_usable
+from distill.errors import DistillError
+from distill.jobs.configure import require_same_run, with_output
+from distill.jobs.evaluator import Evaluator
+from distill.jobs.images import BadImages, open_data
+from distill.networks import EmbeddingNetwork, place
+from students import build_student
+from students.registry import student_spec
+from teachers import load_teacher
+
+QUEUE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved configuration with its data and its networks.
+
+    Attributes:
+        config: Nothing in it follows the data any more.
+        evaluator: Data, device and precision, for every measurement of the run.
+        trained: Indices of the training images that are trained on.
+        held_out: Indices of those that are not.
+        teacher: Frozen, on the device.
+        student: With its initial weights, on the device.
+        bad_images: What happens to files that cannot be read.
+    """
+
+    config: TrainConfig
+    evaluator: Evaluator
+    trained: np.ndarray
+    held_out: np.ndarray
+    teacher: EmbeddingNetwork
+    student: EmbeddingNetwork
+    bad_images: BadImages
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return self.evaluator.device
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an epoch's last batch is left out: one image has no batch statistics."""
+        batch_size = given(self.config.optimization.batch_size)
+        return len(self.trained) > batch_size and len(self.trained) % batch_size == 1
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check a configuration, open its data and networks and fill in what follows the data.
+
+    Raises:
+        DistillError: Anything that cannot be met; nothing is written.
+    """
+    check(config)
+    device = pick_device(config.run.device)
+    spec = student_spec(str(config.networks.student))
+    data = open_data(config.images.data)
+    config = with_output(config, data.name)
+    require_usable(given(config.run.output), resume=config.run.resume)
+    bad_images = BadImages(config.images.on_bad_image)
+    usable = bad_images.good_indices(data.train)
+    trained, held_out = _split(data, usable, config)
+    facts = DataFacts(
+        num_images=len(trained),
+        native_size=data.native_size,
+        augmentation=default_augmentation(data),
+        min_image_size=spec.min_image_size,
+        default_num_workers=default_num_workers(data.train),
+    )
+    teacher = _load_teacher(config)
+    config = resolve(
+        config,
+        facts,
+        teacher_dim=teacher.embedding_dim,
+        published_projection_dim=spec.published_projection_dim,
+    )
+    precision = pick_precision(config.run.precision, device)
+    config = replace(config, run=replace(config.run, precision=precision))
+    if config.run.resume:
+        require_same_run(config)
+    student = _build_student(config, data)
+    _require_comparable(config, teacher, student)
+    _require_memory(config, device, num_images=len(data.train), teacher=teacher, student=student)
+    evaluator = Evaluator(
+        data=data,
+        train_index=usable,
+        val_index=bad_images.good_indices(data.val),
+        device=device,
+        precision=precision,
+        num_workers=config.images.num_workers,
+        bad_images=bad_images,
+    )
+    return Job(
+        config=config,
+        evaluator=evaluator,
+        trained=trained,
+        held_out=held_out,
+        teacher=place(teacher, device),
+        student=place(student, device),
+        bad_images=bad_images,
+    )
+
+
+def _split(
+    data: ImageData, usable: np.ndarray, config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images to train on and those held out, among the usable ones."""
+    trained, held_out = hold_out(data.train, config.images.holdout, seed=config.run.seed)
+    trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)
+    if len(trained) < 2:
+        raise DistillError(
+            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
+            "folder with more images or lower --holdout"
+        )
+    return trained, held_out
+
+
+def _load_teacher(config: TrainConfig) -> EmbeddingNetwork:
+    networks = config.networks
+    sees_student_view = networks.teacher_view == "student"
+    return load_teacher(
+        str(networks.teacher),
+        weights=networks.teacher_weights,
+        image_size=config.images.image_size if sees_student_view else networks.teacher_image_size,
+    )
+
+
+def _build_student(config: TrainConfig, data: ImageData) -> EmbeddingNetwork:
+    torch.manual_seed(config.run.seed)
+    return build_student(
+        str(config.networks.student),
+        image_size=config.images.image_size,
+        crop_fraction=0.875 if data.native_size is None else 1.0,  # small images have no margin
+        weights=config.networks.student_weights,
+    )
+
+
+def _require_comparable(
+    config: TrainConfig, teacher: EmbeddingNetwork, student: EmbeddingNetwork
+) -> None:
+    """Refuse one queue for embeddings of different widths."""
+    student_dim = config.method.projection_dim or student.embedding_dim
+    if config.method.variant == "one-queue" and student_dim != teacher.embedding_dim:
+        raise DistillError(
+            f"--variant one-queue compares the student with the teacher's anchors, which are "
+            f"{teacher.embedding_dim} wide, and the student's embedding is {student_dim} wide; "
+            "leave out --projection-dim, or use --variant two-queue-momentum"
+        )
+
+
+def _require_memory(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    num_images: int,
+    teacher: EmbeddingNetwork,
+    student: EmbeddingNetwork,
+) -> None:
+    method, queue_size = config.method, given(config.method.queue_size)
+    student_dim = method.projection_dim or student.embedding_dim
+    num_bytes = AnchorQueue.required_bytes(
+        queue_size,
+        teacher.embedding_dim,
+        None if method.variant == "one-queue" else student_dim,
+        QUEUE_DTYPES[method.queue_dtype],
+    )
+    require_memory(
+        num_bytes,
+        device,
+        what=f"a queue of {queue_size:,} anchors",
+        remedy="lower --queue-size or use --queue-dtype bf16",
+    )
+    if config.networks.teacher_view == "centre":
+        require_memory(
+            num_images * teacher.embedding_dim * 4,
+            torch.device("cpu"),
+            what=f"keeping the teacher's embeddings of {num_images:,} images",
+            remedy="embed them at every step instead with --teacher-view student",
+        )

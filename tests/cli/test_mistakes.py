@@ -1,0 +1,170 @@
+"""What people get wrong: one clear sentence, exit status 2, no traceback, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from distill.cli.main import run
+from students import build_student
+
+TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
+TINY += ["--image-size", "32", "--num-workers", "0"]
+
+
+@pytest.fixture
+def mistake(tmp_path, capsys, monkeypatch):
+    """Return a function that runs a command and returns what it complained about."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTILL_DATA", raising=False)
+
+    def complain(*argv: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert run(list(argv)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("distill: error: ")
+        assert len(error.strip().splitlines()) == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return complain
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("trian", "unknown command 'trian': did you mean 'train'"),
+        ("--teacher r50-mocov --student alexnet", "did you mean 'r50-mocov2'"),
+        ("--teacher pixels --student alexnett", "did you mean 'alexnet'"),
+        ("--teacher pixels --student timm:resnet188", "did you mean 'resnet18'"),
+        ("--teacher pixels --student resnet18 --data digit", "did you mean 'digits'"),
+        ("--teacher pixels --student resnet18 --data ./absent", "absent"),
+        ("--student resnet18", "--teacher is missing"),
+        ("--teacher pixels --student resnet18 --learning-rate nan", "--learning-rate is nan"),
+        (
+            "--teacher pixels --student alexnet --image-size 32",
+            "alexnet needs images of at least 64",
+        ),
+        ("--teacher pixels --student resnet18 --recipe publishd", "did you mean 'published'"),
+        ("--teacher pixels --student resnet18 --device gpu", "--device gpu is unknown"),
+        ("--teacher pixels --student resnet18 --device cuda:9", "--device cuda:9 is not there"),
+        ("--teacher pixels --student resnet18 --resume", "--resume needs --output"),
+        ("--output absent --resume", "absent holds no run to resume"),
+        ("--teacher r50-swav --student resnet18", "pass --teacher-weights FILE"),
+        ("--teacher pixels --student resnet18 --teacher-weights absent.pth", "no weights file at"),
+        ("--teacher pixels --student resnet18 --queue-size 9000000000", "lower --queue-size"),
+        ("--teacher pixels --student resnet18 --projection-dim 7", "leave out --projection-dim"),
+        ("--teacher pixels --student resnet18 --momentum 0.9", "--momentum 0.9 goes with"),
+        ("nn absent --data digits", "no run directory or weights file at absent"),
+    ],
+)
+def test_mistakes(mistake, argv: str, message: str):
+    assert message in mistake(*argv.split())
+
+
+def test_an_empty_folder(mistake, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in mistake(*TINY, "--data", "empty")
+
+
+def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder):
+    data = make_folder(classes=1)
+    unlabelled = data / "train" / "class0"
+    torch.save(
+        build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "w.pth"
+    )
+    evaluate = ["nn", "w.pth", "--student", "timm:test_resnet", "--image-size", "32", "--data"]
+    assert "has no validation images" in mistake(*evaluate, str(unlabelled))
+    assert "are of 1 class" in mistake(*evaluate, str(data))
+    assert "name the architecture with --student" in mistake("nn", "w.pth", "--data", str(data))
+    assert "k is 99" in mistake(*evaluate, str(make_folder("more")), "--k", "99")
+
+
+def test_weights_that_do_not_fit(mistake, tmp_path: Path, make_folder):
+    torch.save(
+        build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "w.pth"
+    )
+    error = mistake(
+        *TINY[:2],
+        "--student",
+        "resnet18",
+        "--student-weights",
+        "w.pth",
+        "--data",
+        str(make_folder()),
+    )
+    assert "missing (conv1.weight" in error
+    assert "unexpected" in error
+
+
+def test_an_output_in_use(mistake, tmp_path: Path, make_folder):
+    data = str(make_folder())
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
+    assert "is not empty and holds no run" in mistake(*TINY, "--data", data, "--output", "thesis")
+
+
+def test_a_second_run_into_a_finished_one(mistake, tmp_path: Path, make_folder):
+    argv = [
+        *TINY,
+        "--data",
+        str(make_folder()),
+        "--output",
+        "run",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "1",
+    ]
+    assert run(argv) == 0
+    assert "holds a run already" in mistake(*argv)
+    error = mistake("--output", "run", "--resume", "--temperature", "0.1")
+    assert "--temperature is 0.04 in the run and 0.1 was asked for" in error
+
+
+def test_one_image_is_not_enough(mistake, tmp_path: Path):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
+    assert "at least 2 are needed" in mistake(*TINY, "--data", "one")
+
+
+@pytest.mark.parametrize("argv", ["--tescher x", "--epochs ten", "nn", "list techers"])
+def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_path: Path):
+    child = subprocess.run(
+        [sys.executable, "-m", "distill", *argv.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert child.returncode == 2
+    assert "Traceback" not in child.stderr
+    assert child.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", ["", "--help", "help", "--version", "train --help", "nn --help", "list --help", "list"]
+)
+def test_help_needs_nothing(argv: str):
+    child = subprocess.run(
+        [sys.executable, "-m", "distill", *argv.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0
+    assert child.stderr == ""
+    if "--help" in argv and argv != "--help":
+        assert "examples:" in child.stdout
+
+
+def test_importing_distill_is_light():
+    code = (
+        "import sys, distill\n"
+        "heavy = {'torch', 'torchvision', 'triton', 'faiss', 'timm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

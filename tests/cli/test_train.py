@@ -1,0 +1,287 @@
+"""The main job from the command line, on folders of a few small images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import distill
+from distill.cli.main import run
+from distill.engine import loop
+from distill.weights import read_state_dict
+
+TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
+TINY += ["--image-size", "32", "--num-workers", "0"]
+
+
+def short(data: Path, output: Path, *flags: str) -> list[str]:
+    return [*TINY, "--data", str(data), "--output", str(output), "--batch-size", "8", *flags]
+
+
+def log_lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_run_directory_holds_what_was_promised(make_folder, tmp_path, capsys):
+    data, output = make_folder(), tmp_path / "run"
+    assert run(short(data, output, "--epochs", "3", "--log-every", "1")) == 0
+    printed = capsys.readouterr().out
+    assert sorted(p.name for p in output.iterdir() if not p.name.startswith(".")) == [
+        "checkpoints",
+        "config.yaml",
+        "log.jsonl",
+        "metrics.json",
+        "student.safetensors",
+        "tensorboard",
+    ]
+    metrics = json.loads((output / "metrics.json").read_text())
+    for name in ("nn_accuracy", "untrained_nn_accuracy", "teacher_nn_accuracy"):
+        assert 0 <= metrics[name] <= 1
+        assert name in printed
+    assert metrics["teacher_nn_accuracy"] == 1  # the classes differ in hue
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert (config["epochs"], config["batch_size"], config["queue_init"]) == (3, 8, "empty")
+    assert (
+        config["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    )
+
+
+def test_the_log_has_a_line_a_step_and_starts_by_filling(make_folder, tmp_path):
+    data, output = make_folder(), tmp_path / "run"
+    assert run(short(data, output, "--epochs", "2", "--log-every", "1", "--holdout", "0.1")) == 0
+    lines = log_lines(output)
+    assert lines[0]["event"] == "filling"
+    assert lines[0]["step"] == 0
+    steps = [line["step"] for line in lines if "learning_rate" in line]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert steps == list(range(1, metrics["num_steps"] + 1))
+    assert all(np.isfinite(line["loss"]) for line in lines if "learning_rate" in line)
+    epochs = [line for line in lines if line.get("event") == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert "holdout_nn_accuracy" in epochs[-1]
+
+
+def test_the_student_learns_what_the_teacher_sees(make_folder, tmp_path):
+    data, output = make_folder(num_train=40), tmp_path / "run"
+    assert run(short(data, output, "--epochs", "8", "--holdout", "0")) == 0
+    losses = [line["loss"] for line in log_lines(output) if line.get("event") == "epoch"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert json.loads((output / "metrics.json").read_text())["nn_accuracy"] > 0.9
+
+
+def test_nn_prints_the_same_number_again(make_folder, tmp_path, capsys):
+    data, output = make_folder(num_val=9), tmp_path / "run"
+    assert run(short(data, output, "--epochs", "1")) == 0
+    trained = json.loads((output / "metrics.json").read_text())["nn_accuracy"]
+    capsys.readouterr()
+    assert run(["nn", str(output), "--data", str(data)]) == 0
+    assert f"nn_accuracy  {trained:.4f}" in capsys.readouterr().out
+    assert distill.evaluate_nn(output) == {"nn_accuracy": trained}  # the run knows its data
+    assert run(["nn", str(output), "--k", "5", "--vote", "weighted"]) == 0
+    assert "nn_accuracy_k5_weighted" in json.loads((output / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("variant", ["two-queue-momentum", "two-queue", "one-queue"])
+@pytest.mark.parametrize("init", ["empty", "random", "prefill"])
+def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
+    data, output = make_folder(), tmp_path / "run"
+    flags = ["--variant", variant, "--queue-init", init, "--queue-size", "20", "--epochs", "2"]
+    assert run(short(data, output, *flags, "--log-every", "1")) == 0
+    lines = log_lines(output)
+    assert (lines[0].get("event") == "filling") == (init == "empty")
+    if init != "empty":
+        assert lines[0]["num_anchors"] == 20
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--teacher-view student",
+        "--precision bf16",
+        "--optimizer sgd --clip-grad-norm 1",
+        "--queue-dtype bf16",
+        "--augmentation none",
+        "--schedule step --milestones 1",
+        "--variant two-queue --projection-dim 16",
+    ],
+)
+def test_options_that_change_the_path(make_folder, tmp_path, flags):
+    output = tmp_path / "run"
+    assert run(short(make_folder(), output, "--epochs", "2", *flags.split())) == 0
+    assert "nn_accuracy" in json.loads((output / "metrics.json").read_text())
+
+
+def test_unlabelled_images_are_enough(make_folder, tmp_path, capsys):
+    folder = make_folder() / "train" / "class0"
+    output = tmp_path / "run"
+    assert run(short(folder, output, "--epochs", "1")) == 0
+    printed = capsys.readouterr().out
+    assert "nearest-neighbour accuracy is skipped" in printed
+    assert "nn_accuracy" not in json.loads((output / "metrics.json").read_text())
+    assert (output / "student.safetensors").exists()
+
+
+def test_without_data_the_digits_are_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DISTILL_DATA", raising=False)
+    assert run([*TINY, "--output", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "no --data: showing the pipeline on scikit-learn's 1,797 digits"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["teacher_nn_accuracy"] > 0.95
+
+
+def test_the_environment_names_data(make_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DISTILL_DATA", str(make_folder()))
+    assert (
+        run([*TINY, "--output", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "8"]) == 0
+    )
+    assert "using DISTILL_DATA" in capsys.readouterr().out
+
+
+def test_printed_configuration_is_a_recipe(make_folder, tmp_path, capsys):
+    data, output = make_folder(), tmp_path / "run"
+    assert run(short(data, output, "--epochs", "4", "--print-config")) == 0
+    printed = capsys.readouterr().out
+    assert not output.exists()
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(printed)
+    assert run(["--recipe", str(recipe), "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        **yaml.safe_load(printed),
+        "recipe": str(recipe),
+    }
+
+
+def stop_after(monkeypatch, batches: int) -> None:
+    """Make the loop see a SIGTERM after a number of batches, as if it had arrived then."""
+    counter = {"left": batches}
+
+    class Stop(loop.StopRequest):
+        @property
+        def received(self):
+            counter["left"] -= 1
+            return "SIGTERM" if counter["left"] <= 0 else None
+
+        @received.setter
+        def received(self, value):
+            pass
+
+    monkeypatch.setattr(loop, "StopRequest", Stop)
+
+
+@pytest.mark.parametrize("variant", ["two-queue-momentum", "one-queue"])
+@pytest.mark.parametrize("batches", [3, 5, 7])  # inside the first epoch, at its end, in the second
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    make_folder, tmp_path, monkeypatch, variant, batches
+):
+    data = make_folder(num_train=14)
+    flags = ["--epochs", "3", "--holdout", "0.05", "--variant", variant, "--log-every", "1"]
+    assert run(short(data, tmp_path / "whole", *flags)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        assert run(short(data, tmp_path / "parts", *flags)) == 143
+    assert not (tmp_path / "parts" / "student.safetensors").exists()
+    assert run(["--output", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (
+        read_state_dict(tmp_path / n / "student.safetensors") for n in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    logs = [[(line["step"], line.get("loss")) for line in log_lines(tmp_path / n)
+             if "learning_rate" in line] for n in ("whole", "parts")]  # fmt: skip
+    assert logs[0] == logs[1]
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "parts")]
+    for values in metrics:
+        del values["train_seconds"]
+    assert metrics[0] == metrics[1]
+
+
+def test_ctrl_c_ends_cleanly_with_a_checkpoint(make_folder, tmp_path):
+    data, output = make_folder(), tmp_path / "run"
+    command = [sys.executable, "-m", "distill", *short(data, output, "--epochs", "2000")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGINT)
+    printed, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"go on with: distill --output {output} --resume" in printed
+    assert "Traceback" not in errors
+    assert list(output.glob("checkpoints/*.pt"))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
+    make_folder, tmp_path, monkeypatch, capsys
+):
+    from distill.losses.compress import CompRess
+
+    data, output = make_folder(), tmp_path / "run"
+    forward, calls = CompRess.forward, []
+
+    def diverge(self, *args):
+        calls.append(1)
+        loss = forward(self, *args)
+        return loss * float("nan") if len(calls) == 8 else loss
+
+    monkeypatch.setattr(CompRess, "forward", diverge)
+    assert run(short(data, output, "--epochs", "4")) == 1
+    error = capsys.readouterr().err
+    assert "the loss is nan at step 7 (epoch 2)" in error
+    assert len(list(output.glob("checkpoints/*.pt"))) == 1
+    monkeypatch.undo()
+    assert run(["--output", str(output), "--resume"]) == 0
+
+
+def test_bad_images_fail_or_are_skipped(make_folder, tmp_path, capsys):
+    data = make_folder()
+    broken = data / "train" / "class1" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    output = tmp_path / "run"
+    assert run(short(data, output, "--epochs", "1")) == 2
+    error = capsys.readouterr().err
+    assert "000.png" in error
+    assert "--on-bad-image skip" in error
+    assert not output.exists()
+    assert run(short(data, output, "--epochs", "1", "--on-bad-image", "skip")) == 0
+    assert json.loads((output / "metrics.json").read_text())["num_skipped_images"] == 1
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_an_image_that_breaks_during_training_is_named(make_folder, tmp_path, monkeypatch, capsys):
+    data = make_folder()
+    monkeypatch.setattr("distill.jobs.images.scan_is_cheap", lambda images: False)
+    (data / "train" / "class1" / "000.png").write_bytes(b"not an image")
+    assert run(short(data, tmp_path / "a", "--epochs", "1")) == 2
+    assert "000.png cannot be read as an image" in capsys.readouterr().err
+    assert run(short(data, tmp_path / "b", "--epochs", "2", "--on-bad-image", "skip")) == 0
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["num_skipped_images"] == 1
+
+
+def test_python_and_the_command_line_give_the_same(make_folder, tmp_path):
+    data = make_folder()
+    assert run(short(data, tmp_path / "a", "--epochs", "1")) == 0
+    result = distill.train(
+        teacher="pixels",
+        student="timm:test_resnet",
+        data=data,
+        image_size=32,
+        num_workers=0,
+        batch_size=8,
+        epochs=1,
+        output=tmp_path / "b",
+    )
+    assert result.stopped_by is None
+    a, b = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in "ab")
+    assert {**a, "train_seconds": 0} == {**b, "train_seconds": 0}
+    student = distill.load_student(result.output)
+    pixels = np.asarray(Image.open(next((data / "val").rglob("*.png"))).resize((32, 32)))
+    assert student(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).shape == (1, 96)
