@@ -33,8 +33,7 @@ def _timm_spec(model_name: str) -> NetworkSpec:
         import timm
     except ImportError as error:
         raise DistillError(
-            f"timm:{model_name} needs the timm library; install it with "
-            "pip install 'distill-vision[timm]'"
+            f"timm:{model_name} needs the timm library; install it with pip install timm"
         ) from error
     architecture = model_name.partition(".")[0]
     if not timm.is_model(architecture):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.files import write_whole
 from distill.networks import EmbeddingNetwork, spec_metadata
 
 _METADATA_KEY = "distill"
@@ -99,9 +100,7 @@ def save_network(network: EmbeddingNetwork, path: Path) -> None:
     """Write the backbone's weights and the network's description to a safetensors file."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.backbone.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(spec_metadata(network.spec))}
-    temporary = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
 def read_description(path: Path) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ def _recipes() -> list[tuple[str, str]]:
 
 
 _LIBRARIES = [
-    ("timm:NAME", "any timm model (pip install 'distill-vision[timm]')"),
+    ("timm:NAME", "any timm model (needs: pip install timm)"),
     ("torchvision:NAME", "any torchvision classifier"),
 ]
 _RECIPES = {

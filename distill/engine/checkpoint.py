@@ -6,7 +6,6 @@ written beside its place, flushed to the disk and renamed; the newest two are ke
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from distill.errors import DistillError
+from distill.files import written_whole
 
 FORMAT = 1
 KEPT = 2
@@ -51,12 +51,9 @@ def save_checkpoint(folder: Path, progress: Progress, state: dict[str, Any]) -> 
         The file written.
     """
     path = folder / f"step-{progress.step:09d}.pt"
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "progress": asdict(progress), "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    content = {"format": FORMAT, "progress": asdict(progress), "state": state}
+    with written_whole(path) as file:
+        torch.save(content, file)
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink()
     return path

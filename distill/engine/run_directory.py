@@ -13,7 +13,6 @@ Files are written beside their place and renamed, so that none is ever half ther
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ import yaml
 
 from distill.config import TrainConfig
 from distill.errors import DistillError
+from distill.files import write_whole
 from distill.options import flattened, read_yaml
 
 _VERSIONS = "versions"
@@ -76,7 +76,8 @@ class RunDirectory:
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved configuration with the versions that it ran with."""
         content = {**flattened(config), _VERSIONS: versions()}
-        write_text(self.path / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+        text = yaml.safe_dump(content, sort_keys=False)
+        write_whole(self.path / "config.yaml", text.encode())
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Add numbers to metrics.json; those of the same name are replaced."""
@@ -142,17 +143,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Add numbers to metrics.json under `path`; those of the same name are replaced."""
     merged = {**read_metrics(path), **metrics}
-    write_text(path / "metrics.json", json.dumps(merged, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole: beside its place, to the disk, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,6 @@ from distill.engine.run_directory import (
     read_config,
     read_metrics,
     require_usable,
-    write_text,
 )
 from distill.errors import DistillError
 from distill.options import flattened
@@ -87,11 +86,3 @@ def test_damaged_metrics_are_named(run: RunDirectory):
     (run.path / "metrics.json").write_text("{")
     with pytest.raises(DistillError, match=r"metrics\.json is damaged"):
         read_metrics(run.path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
-    write_text(tmp_path / "a", "old")
-    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        write_text(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old"
