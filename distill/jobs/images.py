@@ -10,21 +10,20 @@ import numpy as np
 
 from distill.data.images import Images
 from distill.data.scan import check_images, scan_is_cheap
-from distill.data.sources import ImageData, open_images
 from distill.engine.log import say
 from distill.errors import BadImageError
 
 
-def open_data(spec: str | None) -> ImageData:
-    """Open `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
-    if spec is None:
-        spec = os.environ.get("DISTILL_DATA")
-        if spec is None:
-            say("no --data: showing the pipeline on scikit-learn's 1,797 digits")
-            spec = "digits"
-        else:
-            say(f"no --data: using DISTILL_DATA, {spec}")
-    return open_images(spec)
+def data_or_default(spec: str | None) -> str:
+    """Return `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
+    if spec is not None:
+        return spec
+    named = os.environ.get("DISTILL_DATA")
+    if named is not None:
+        say(f"no --data: using DISTILL_DATA, {named}")
+        return named
+    say("no --data: showing the pipeline on scikit-learn's 1,797 digits")
+    return "digits"
 
 
 class BadImages:

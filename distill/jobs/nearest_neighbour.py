@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.data.sources import open_images
 from distill.engine.device import pick_device, pick_precision
 from distill.engine.run_directory import add_metrics, read_config
 from distill.errors import DistillError
 from distill.evaluation.nearest_neighbour import Vote
 from distill.jobs.evaluator import Evaluator
-from distill.jobs.images import BadImages, open_data
+from distill.jobs.images import BadImages, data_or_default
 from distill.networks import EmbeddingNetwork, place
 from students import build_student, load_student
 
@@ -60,7 +61,7 @@ def evaluate_nn(run_or_weights: Path, options: NearestNeighbourOptions) -> dict[
     network = _load(run_or_weights, options)
     device = pick_device(options.device)
     bad_images = BadImages(options.on_bad_image)
-    data = open_data(options.data or run_options.get("data"))
+    data = open_images(data_or_default(options.data or run_options.get("data")))
     evaluator = Evaluator(
         data=data,
         train_index=bad_images.good_indices(data.train),

@@ -13,7 +13,7 @@ import torch
 from distill.anchors.queue import AnchorQueue
 from distill.checks import check
 from distill.config import TrainConfig
-from distill.data.sources import ImageData, hold_out
+from distill.data.sources import ImageData, hold_out, open_images
 from distill.data.transforms import default_augmentation
 from distill.data.views import default_num_workers
 from distill.engine.device import pick_device, pick_precision, require_memory
@@ -22,7 +22,7 @@ from distill.engine.run_directory import require_usable
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run, with_output
 from distill.jobs.evaluator import Evaluator
-from distill.jobs.images import BadImages, open_data
+from distill.jobs.images import BadImages, data_or_default
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from students.registry import student_spec
@@ -74,7 +74,9 @@ def prepare(config: TrainConfig) -> Job:
     check(config)
     device = pick_device(config.run.device)
     spec = student_spec(str(config.networks.student))
-    data = open_data(config.images.data)
+    source = data_or_default(config.images.data)
+    config = replace(config, images=replace(config.images, data=source))
+    data = open_images(source)
     config = with_output(config, data.name)
     require_usable(given(config.run.output), resume=config.run.resume)
     bad_images = BadImages(config.images.on_bad_image)

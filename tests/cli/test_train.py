@@ -137,6 +137,7 @@ def test_without_data_the_digits_are_shown(tmp_path, capsys, monkeypatch):
     assert first == "no --data: showing the pipeline on scikit-learn's 1,797 digits"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["teacher_nn_accuracy"] > 0.95
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"] == "digits"
 
 
 def test_the_environment_names_data(make_folder, tmp_path, monkeypatch, capsys):
