@@ -242,6 +242,24 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
     assert run(["--output", str(output), "--resume"]) == 0
 
 
+def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monkeypatch, capsys):
+    from distill.engine.distillation import Distillation
+
+    output, after_step, calls = tmp_path / "run", Distillation.after_step, []
+
+    def overflow(self, *, stepped):
+        after_step(self, stepped=stepped)
+        calls.append(1)
+        if len(calls) == 10:  # the second epoch's last step
+            next(self.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(Distillation, "after_step", overflow)
+    flags = ["--epochs", "2", "--holdout", "0"]
+    assert run(short(make_folder(), output, *flags)) == 1
+    assert "weights are not finite after step 9" in capsys.readouterr().err
+    assert len(list(output.glob("checkpoints/*.pt"))) == 1
+
+
 def test_bad_images_fail_or_are_skipped(make_folder, tmp_path, capsys):
     data = make_folder()
     broken = data / "train" / "class1" / "000.png"

@@ -86,6 +86,17 @@ def test_a_step_follows_the_papers_order(variant):
         torch.testing.assert_close(list(objective.copy.network.parameters()), expected)
 
 
+def test_the_copy_follows_steps_alone():
+    objective = build("two-queue-momentum")
+    with torch.no_grad():
+        for parameter in objective.network.parameters():
+            parameter.add_(1)
+    before = [parameter.clone() for parameter in objective.copy.network.parameters()]
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    assert all(map(torch.equal, before, objective.copy.network.parameters()))
+
+
 def test_anchors_of_the_momentum_copy_not_of_the_student():
     objective = build("two-queue-momentum")
     objective.loss(batch(0))

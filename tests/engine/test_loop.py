@@ -1,0 +1,135 @@
+"""The loop on an objective of one weight, whose every event is written down."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill.config import OptimizationOptions
+from distill.data.views import Batch
+from distill.engine.checkpoint import Progress
+from distill.engine.log import RunLog
+from distill.engine.loop import Learner, LoopSettings, fit
+from distill.engine.optimizer import build_optimizer, build_schedule
+from distill.errors import NonFiniteLossError
+
+OPTIONS = OptimizationOptions(epochs=2, learning_rate=0.5, warmup_epochs=0.0, optimizer="sgd")
+SETTINGS = LoopSettings(num_epochs=2, num_images=6, batches_per_epoch=3, log_every=1)
+
+
+class Slope:
+    """Its loss is `slope` times the weight, its first batch only fills."""
+
+    def __init__(self, slopes: list[float]) -> None:
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.slopes = iter(slopes)
+        self.events: list[tuple] = []
+
+    def train_mode(self):
+        self.events.append(("train",))
+
+    def parameters(self):
+        return iter([self.weight])
+
+    def loss(self, batch):
+        slope = next(self.slopes)
+        self.events.append(("loss", round(self.weight.item(), 6)))
+        return None if slope == 0 else (slope * self.weight).sum()
+
+    def after_step(self, *, stepped):
+        self.events.append(("after", stepped, round(self.weight.item(), 6)))
+
+    def metrics(self):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def batches(sizes: list[int], bad: tuple[str, ...] = ()) -> list[Batch]:
+    return [
+        Batch(torch.zeros(n, 3, 1, 1), None, torch.zeros(n), torch.arange(n), 0, bad) for n in sizes
+    ]
+
+
+def run(tmp_path: Path, slopes, sizes=(2,) * 6, settings=SETTINGS, options=OPTIONS, bad=()):
+    objective = Slope(slopes)
+    optimizer = build_optimizer(objective.parameters(), options)
+    learner = Learner(objective, optimizer, build_schedule(optimizer, options, steps_per_epoch=3))
+    progress, ended, told = Progress(), [], []
+    log = RunLog(tmp_path)
+    try:
+        stopped = fit(
+            learner,
+            batches(list(sizes), bad),
+            settings,
+            progress,
+            log=log,
+            on_bad_images=told.extend,
+            on_epoch_end=lambda epoch: ended.append(epoch) or {},
+            save=lambda: None,
+        )
+    finally:
+        log.close()
+    assert stopped is None
+    return objective, learner, progress, ended, told
+
+
+def test_events_come_in_order_and_the_schedule_follows_the_steps(tmp_path: Path):
+    objective, learner, progress, ended, _ = run(tmp_path, [0, 1, 1, 1, 1, 1])
+    factor = learner.schedule.lr_lambdas[0]
+    weight, velocity, expected = 0.0, 0.0, [("train",), ("loss", 0.0), ("after", False, 0.0)]
+    for step in range(5):
+        expected.append(("loss", round(weight, 6)))
+        velocity = 0.9 * velocity + 1 + OPTIONS.weight_decay * weight
+        weight -= 0.5 * factor(step) * velocity
+        expected.append(("after", True, round(weight, 6)))
+        if step in (1, 4):  # the filling batch is the epoch's first
+            expected.append(("train",))
+    for found, wanted in zip(objective.events, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+    assert (progress.step, progress.epoch, progress.batch) == (5, 2, 0)
+    assert ended == [1, 2]
+
+
+def test_gradients_are_clipped_on_request(tmp_path: Path):
+    clipped = LoopSettings(2, 6, 3, log_every=1, clip_grad_norm=0.25)
+    objective, *_ = run(tmp_path, [100] * 6, settings=clipped)
+    assert objective.events[2] == ("after", True, pytest.approx(-0.5 * 0.25, abs=1e-5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, value: float):
+    objective = Slope([1, 1, value])
+    with torch.no_grad():
+        objective.weight.fill_(1)
+    optimizer = build_optimizer(objective.parameters(), OPTIONS)
+    learner = Learner(objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3))
+    log = RunLog(tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"at step 3 \(epoch 1\)"):
+        fit(
+            learner,
+            batches([2, 2, 2]),
+            SETTINGS,
+            Progress(),
+            log=log,
+            on_bad_images=lambda names: None,
+            on_epoch_end=lambda epoch: {},
+            save=lambda: None,
+        )
+    log.close()
+    assert objective.events[-1][0] == "loss"
+    assert objective.weight.isfinite().all()
+
+
+def test_batches_with_fewer_than_two_images_are_passed_over(tmp_path: Path):
+    objective, _, progress, _, told = run(
+        tmp_path, [1] * 6, sizes=(2, 1, 0, 2, 2, 2), bad=("a.png",)
+    )
+    assert progress.step == 4
+    assert len([event for event in objective.events if event[0] == "loss"]) == 4
+    assert told == ["a.png"] * 6
