@@ -11,7 +11,7 @@ help:
 	@echo "make format     rewrite the code with ruff"
 	@echo "make lint       check format, lint and types"
 	@echo "make test       run the default tests"
-	@echo "make test-slow  run the long tests (DISTILL_TEST_DATA=FOLDER adds those on photographs)"
+	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
 	@echo "make bench      compare the blocked anchor loss with the plain formula"
 
 install: $(VENV)/.installed

@@ -114,7 +114,9 @@ def fit(
     """
     learner.objective.train_mode()
     epoch_meter, meter = Meter(), Meter()
-    done = progress.epoch * settings.num_images
+    done = round(
+        (progress.epoch + progress.batch / settings.batches_per_epoch) * settings.num_images
+    )
     bar = progress_bar(settings.num_epochs * settings.num_images, initial=done, description="train")
     with StopRequest() as stop, bar:
         clock = time.perf_counter()
@@ -142,7 +144,7 @@ def fit(
                 save()
                 return stop.received
             clock = time.perf_counter()
-    return None
+    return stop.received  # a signal may have come while the loader ended its workers
 
 
 def _advance(

@@ -43,7 +43,7 @@ def build_learner(
     if restored is not None:
         progress, state = restored
         learner.load_state_dict(state)
-        say(f"continuing after step {progress.step}, in epoch {progress.epoch + 1}")
+        say(f"continuing after step {progress.step}, {progress.epoch} epochs are complete")
         return learner, progress
     if job.config.method.queue_init == "prefill":
         _prefill(job, objective)
