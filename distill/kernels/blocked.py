@@ -3,7 +3,7 @@
 Source: the CompRess loss (Abbasi Koohpayegani et al., NeurIPS 2020), evaluated without copying a
 bank and without autograd. Shapes: B batch, K anchors, D width (Dt teacher, Ds student), n anchors
 in one block. Where an axis has length 2, entry 0 is the teacher's and entry 1 the student's.
-Anchors come first in a block (n x 2 x B): with the bank on its left a product runs faster.
+Anchors come before rows in a block (2 x n x B): with the bank on its left a product runs faster.
 
 Pass 1 subtracts each block's largest logits (peaks) from its logits and keeps three numbers per row
 and block: both sums of exponentials, and the sum of the teacher's times the logit gap. Merged over
@@ -19,8 +19,8 @@ save the record and cost a second product over the bank.
 Limits: the record takes 2 x B x K floats while the gradient is computed. bfloat16 banks are
 multiplied in bfloat16: embeddings and q - p are rounded to it, and torch rounds the similarities
 (8 significant bits) and each block's share of the gradient; statistics and sums are float32.
-float16 banks are widened block by block to float32, because CPU float16 products are slow.
-float32 operands are never rounded here; torch's global precision switches still apply to them.
+float16 banks are widened block by block to float32. float32 operands are never rounded here;
+torch's global precision switches still apply to them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ import threading
 import torch
 from torch import Tensor
 
-# Stands for minus infinity in an excluded anchor's logit: far below any real one, yet a block of
-# nothing else keeps a finite softmax, to which the merge gives weight zero.
+from distill.kernels.products import NUM_IMAGES, similarities, weighted_sums
+
+# Stands for minus infinity in an excluded anchor's logit: far below any real one, yet finite, so
+# that a block of nothing else gets weight zero in the merge, and a row of nothing else has equal p
+# and q: no loss, no gradient.
 _EXCLUDED = -1e30
-# Logits (n x 2 x B) worked on together: a CPU keeps 4 MiB of float32 in its last-level cache, a
+# Logits (2 x n x B) worked on together: a CPU keeps 8 MiB of float32 in its last-level cache, a
 # GPU wants few launches.
-_LOGITS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}
+_LOGITS_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 24}
 _kept = threading.local()
 
 
@@ -78,21 +81,22 @@ def loss_and_gradient(
     mass = torch.empty_like(peak)
     gap = torch.empty_like(peak[:, 0])
     for index, (start, stop) in enumerate(blocks):
-        logits = _leading(workspace, (stop - start, 2, B))
+        logits = _leading(workspace, (2, stop - start, B))
         block = _leading(record[2 * B * start :] if with_gradient else record, logits.shape)
         logit_blocks.write(index, logits)
-        torch.amax(logits, 0, out=peak[index])
-        torch.sub(logits, peak[index], out=block).exp_()
-        torch.sum(block, 0, out=mass[index])
-        torch.sum(logits[:, 0].sub_(logits[:, 1]).mul_(block[:, 0]), 0, out=gap[index])
+        torch.amax(logits, 1, out=peak[index])
+        torch.sub(logits, peak[index, :, None], out=block).exp_()
+        torch.sum(block, 1, out=mass[index])
+        torch.sum(logits[0].sub_(logits[1]).mul_(block[0]), 0, out=gap[index])
         exponentials.append(block)
     loss, scales = _merge(peak.double(), mass.double(), gap.double())
     if not with_gradient:
         return loss, None
     gradient = torch.zeros(B, student_anchors.shape[1], dtype=dtype, device=device)
     for (start, stop), block, scale in zip(blocks, exponentials, scales.to(dtype), strict=True):
-        difference = block[:, 1].mul_(scale[1]).addcmul_(block[:, 0], scale[0], value=-1)
-        _accumulate(gradient, difference, logit_blocks.student_bank.block(start, stop))
+        difference = block[1].mul_(scale[1]).addcmul_(block[0], scale[0], value=-1)
+        anchors = logit_blocks.student_bank.block(start, stop)
+        gradient += weighted_sums(difference.to(anchors.dtype), anchors)
     return loss, gradient.mul_(1 / (B * temperatures[1]))
 
 
@@ -106,21 +110,12 @@ def _merge(peak: Tensor, mass: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The loss, 0-d float32, and exp(peak - lse), num_blocks x 2 x B: what makes p and q of a
-        block's exponentials; zero for rows whose anchors are all excluded.
+        block's exponentials.
     """
     lse = torch.logsumexp(peak + mass.log(), 0)
-    bare = lse[0] < _EXCLUDED / 2
-    scale = (peak - lse).exp_().masked_fill_(bare, 0)
+    scale = (peak - lse).exp_()
     divergence = (scale[:, 0] * gap).sum(0) - lse[0] + lse[1]
-    return divergence.masked_fill_(bare, 0).mean().float(), scale
-
-
-def _accumulate(gradient: Tensor, difference: Tensor, anchors: Tensor) -> None:
-    """Add `difference` (n x B), transposed, times `anchors` (n x Ds) to `gradient` (B x Ds)."""
-    if anchors.dtype == gradient.dtype:
-        gradient.addmm_(difference.T, anchors)
-    else:
-        gradient += difference.to(anchors.dtype).T @ anchors
+    return divergence.mean().float(), scale
 
 
 class _LogitBlocks:
@@ -142,32 +137,29 @@ class _LogitBlocks:
     ) -> None:
         B, K, device = len(embeddings[0]), len(banks[0]), banks[0].device
         self.dtype = torch.promote_types(torch.float32, banks[0].dtype)
-        num_logits = _LOGITS_PER_BLOCK.get(device.type, _LOGITS_PER_BLOCK["cuda"])
-        self.num_per_block = n = min(K, max(512, num_logits // (2 * B)))
+        self.num_per_block = n = _num_per_block(B, K, device)
         self.bounds = [(start, min(start + n, K)) for start in range(0, K, n)]
         self.student_bank = _Bank(banks[1], n)
         if banks[0] is banks[1]:  # one read of the bank serves both sides
             self._banks, rows = [self.student_bank], [torch.cat(embeddings)]
         else:
             self._banks, rows = [_Bank(banks[0], n), self.student_bank], list(embeddings)
-        product_dtype = self.student_bank.product_dtype
-        self._rows = [row.to(product_dtype) for row in rows]
-        self._products = torch.empty(0, dtype=product_dtype, device=device)
-        if product_dtype != self.dtype:
-            self._products = self._products.new_empty(2 * B * n)
+        self._rows = [row.to(self.student_bank.product_dtype) for row in rows]
+        # One-element vectors: they widen a bfloat16 product, which a plain number would not.
         inverse = [[1 / temperature] for temperature in temperatures]
         self._inverse_temperature = torch.tensor(inverse, dtype=self.dtype, device=device)
         self._exclusion = _Exclusion(*self_mask, self.bounds) if self_mask else None
 
     def write(self, index: int, logits: Tensor) -> None:
-        """Fill `logits` (n x 2 x B) with the similarities to block `index`, over temperature."""
+        """Fill `logits` (2 x n x B) with the similarities to block `index`, over temperature."""
         start, stop = self.bounds[index]
-        rounded = len(self._products) > 0
-        similarities = _leading(self._products, logits.shape) if rounded else logits
-        outputs = similarities.view(stop - start, len(self._banks), -1).unbind(1)
-        for bank, rows, output in zip(self._banks, self._rows, outputs, strict=True):
-            torch.mm(bank.block(start, stop), rows.T, out=output)
-        torch.mul(similarities, self._inverse_temperature, out=logits)
+        products = [
+            similarities(bank.block(start, stop), rows)
+            for bank, rows in zip(self._banks, self._rows, strict=True)
+        ]
+        sides = [side for product in products for side in product.split(logits.shape[2], 1)]
+        for side, inverse, output in zip(sides, self._inverse_temperature, logits, strict=True):
+            torch.mul(side, inverse, out=output)
         if self._exclusion is not None:
             self._exclusion.apply(index, logits)
 
@@ -190,7 +182,7 @@ class _Bank:
 
 
 class _Exclusion:
-    """Excludes anchors that belong to a row's own image: few columns of few blocks, if any."""
+    """Excludes anchors that belong to a row's own image: few positions of few blocks, if any."""
 
     def __init__(
         self, image_index: Tensor, anchor_index: Tensor, bounds: list[tuple[int, int]]
@@ -199,22 +191,27 @@ class _Exclusion:
         place = torch.searchsorted(images, anchor_index).clamp_(max=len(images) - 1)
         found = (images[place] == anchor_index) & (anchor_index >= 0)
         # The only wait for the device: which anchors are some row's own.
-        columns = found.nonzero().flatten()
+        positions = found.nonzero().flatten()
         edges = torch.tensor([*(start for start, _ in bounds), len(anchor_index)])
-        cuts = torch.searchsorted(columns.cpu(), edges).tolist()
+        cuts = torch.searchsorted(positions.cpu(), edges).tolist()
         self._image_index = image_index
         self._anchor_index = anchor_index
-        self._columns = [columns[a:b] for a, b in itertools.pairwise(cuts)]
+        self._positions = [positions[a:b] for a, b in itertools.pairwise(cuts)]
         self._starts = [start for start, _ in bounds]
 
     def apply(self, index: int, logits: Tensor) -> None:
-        """Overwrite the excluded entries of block `index` in `logits` (n x 2 x B)."""
-        columns = self._columns[index]
-        if len(columns) == 0:
+        """Overwrite the excluded entries of block `index` in `logits` (2 x n x B)."""
+        positions = self._positions[index]
+        if len(positions) == 0:
             return
-        excluded = self._anchor_index[columns][:, None, None] == self._image_index
-        columns = columns - self._starts[index]
-        logits[columns] = logits[columns].masked_fill_(excluded, _EXCLUDED)
+        excluded = self._anchor_index[positions][:, None] == self._image_index
+        positions = positions - self._starts[index]
+        logits[:, positions] = logits[:, positions].masked_fill_(excluded, _EXCLUDED)
+
+
+def _num_per_block(B: int, K: int, device: torch.device) -> int:
+    wanted = _LOGITS_PER_BLOCK.get(device.type, _LOGITS_PER_BLOCK["cuda"]) // (2 * B)
+    return min(K, max(512, wanted)) // NUM_IMAGES * NUM_IMAGES or K
 
 
 def _leading(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,12 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from distill.errors import DistillError
 from distill.kernels import IMPLEMENTATIONS, anchor_kl, blocked
 
 BOTH = pytest.mark.parametrize("implementation", ["reference", "blocked"])
 RAGGED = [(1, 1, 1, 1), (3, 7, 5, 2), (5, 513, 20, 12), (11, 1531, 3, 33), (2, 2500, 8, 8)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 512 anchors, the smallest, so that most cases have several and a ragged one."""
+    monkeypatch.setitem(blocked._LOGITS_PER_BLOCK, "cpu", 1)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -132,14 +139,16 @@ def test_one_bank_is_the_same_as_two_equal_ones(dtype):
 
 
 def test_one_bank_is_read_once(monkeypatch):
-    products = []
-    mm = torch.mm
-    monkeypatch.setattr(
-        torch, "mm", lambda a, b, out: (products.append((a.shape, b.shape)), mm(a, b, out=out))
-    )
-    teacher, student, bank, _ = operands(4, 100, 24, 24)
+    read = []
+
+    def similarities(anchors: Tensor, rows: Tensor) -> Tensor:
+        read.append((anchors.shape, rows.shape))
+        return anchors @ rows.T
+
+    monkeypatch.setattr(blocked, "similarities", similarities)
+    teacher, student, bank, _ = operands(4, 96, 24, 24)
     anchor_kl(teacher, student, bank, bank, implementation="blocked")
-    assert products == [((100, 24), (24, 8))]
+    assert read == [((96, 24), (8, 24))]
 
 
 def eager_in_bank_dtype(
@@ -231,7 +240,7 @@ def test_the_gradient_is_skipped_when_nobody_wants_it(monkeypatch):
     def refuse(*_):
         raise AssertionError("the gradient was evaluated")
 
-    monkeypatch.setattr(blocked, "_accumulate", refuse)
+    monkeypatch.setattr(blocked, "weighted_sums", refuse)
     tensors = operands(4, 1500, 8, 6)
     loss = anchor_kl(*tensors, implementation="blocked")
     assert not loss.requires_grad
@@ -258,6 +267,25 @@ def test_operands_are_left_alone_and_may_be_strided():
     exact = loss_and_gradient(*tensors, implementation="blocked")
     assert found[0] == pytest.approx(exact[0], rel=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+def test_the_size_of_blocks_does_not_matter(monkeypatch):
+    tensors = operands(4, 2500, 24, 12)
+    small = loss_and_gradient(*tensors, implementation="blocked")
+    monkeypatch.setitem(blocked._LOGITS_PER_BLOCK, "cpu", 1 << 21)
+    large = loss_and_gradient(*tensors, implementation="blocked")
+    assert small[0] == pytest.approx(large[0], rel=1e-6)
+    torch.testing.assert_close(small[1], large[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_bank_is_copied(dtype):
+    teacher, student, bank, _ = operands(2, 16_000, 256, 256)
+    bank = bank.to(dtype)
+    student.requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
+        anchor_kl(teacher, student, bank, bank, implementation="blocked").backward()
+    assert max(event.cpu_memory_usage for event in allocations.events()) < bank.nbytes / 4
 
 
 def test_steps_of_different_sizes_share_the_record_without_harm():
