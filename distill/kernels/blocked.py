@@ -228,7 +228,9 @@ def _record(num_entries: int, dtype: torch.dtype, device: torch.device) -> Tenso
     if device.type != "cpu":
         return torch.empty(num_entries, dtype=dtype, device=device)
     num_bytes = num_entries * dtype.itemsize
-    if len(getattr(_kept, "record", ())) < num_bytes:
-        _kept.record = None  # before the larger one is allocated
-        _kept.record = torch.empty(num_bytes, dtype=torch.uint8)
-    return _kept.record[:num_bytes].view(dtype)
+    record: Tensor | None = getattr(_kept, "record", None)
+    if record is None or len(record) < num_bytes:
+        record = _kept.record = None  # freed before the larger one is allocated
+        with torch.inference_mode(False):  # later steps may write to it outside of that mode
+            record = _kept.record = torch.empty(num_bytes, dtype=torch.uint8)
+    return record[:num_bytes].view(dtype)

@@ -251,6 +251,14 @@ def test_the_gradient_is_skipped_when_nobody_wants_it(monkeypatch):
         anchor_kl(*tensors, implementation="blocked")
 
 
+def test_inference_mode_leaves_nothing_behind():
+    blocked._kept.record = None
+    tensors = operands(4, 1500, 8, 6)
+    with torch.inference_mode():
+        loss = anchor_kl(*tensors, implementation="blocked")
+    assert loss_and_gradient(*tensors, implementation="blocked")[0] == loss.item()
+
+
 def test_nothing_flows_to_teacher_or_banks():
     tensors = [tensor.requires_grad_() for tensor in operands(4, 60, 8, 6)]
     for implementation in ("reference", "blocked"):
