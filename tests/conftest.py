@@ -1,18 +1,29 @@
-"""Small image folders and weights that many tests share."""
+"""Small image folders that many tests share, and the start of several processes."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 torch.set_num_threads(1)  # two test processes share two cores
 
 ORACLES = Path(__file__).parent / "oracles"
+RANK_PROGRAM = Path(__file__).parent / "ddp.py"
+TIMEOUT = 60.0  # seconds, for all ranks together
+GRACE = 2.0  # seconds for the others to say what they died of, once one has failed
 TINY_STUDENT = "timm:test_resnet"  # 0.5 M parameters, embeds 32 px images in a millisecond
 
 
@@ -45,3 +56,66 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """Return a function that runs `function(*args)` on several ranks (CPU, gloo, one thread each).
+
+    `run_ranks(function, world_size, *args)` returns the results in the order of the ranks. The
+    function stands at the top level of a test file; arguments and results can be pickled. When a
+    rank fails, or the ranks take too long, the test fails with what they printed.
+    """
+
+    def run(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+        task = (inspect.getfile(function), function.__name__, args)
+        (tmp_path / "task.pickle").write_bytes(pickle.dumps(task))
+        # As under torchrun, the store lies with the parent: a port that it chose cannot be taken.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ranks = [_start(tmp_path, rank, world_size, store.port) for rank in range(world_size)]
+        try:
+            _wait(ranks, tmp_path)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        results = [tmp_path / f"result-{rank}.pickle" for rank in range(world_size)]
+        return [pickle.loads(result.read_bytes()) for result in results]
+
+    return run
+
+
+def _start(folder: Path, rank: int, world_size: int, port: int) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    command = [sys.executable, str(RANK_PROGRAM), str(folder)]
+    with (folder / f"rank-{rank}.txt").open("wb") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    end = time.monotonic() + TIMEOUT
+    while any(process.poll() is None for process in ranks) and time.monotonic() < end:
+        if any(process.poll() for process in ranks):
+            end = min(end, time.monotonic() + GRACE)
+        time.sleep(0.02)
+    if any(process.poll() != 0 for process in ranks):
+        pytest.fail(f"of the ranks, some failed or took too long\n{_printed(folder, ranks)}")
+
+
+def _printed(folder: Path, ranks: list[subprocess.Popen[bytes]]) -> str:
+    parts = []
+    for rank, process in enumerate(ranks):
+        status = process.poll()
+        ended = "still running" if status is None else f"exit status {status}"
+        text = (folder / f"rank-{rank}.txt").read_text(errors="replace")
+        parts.append(f"--- rank {rank}, {ended}\n{text}")
+    return "\n".join(parts)

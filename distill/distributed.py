@@ -1,0 +1,192 @@
+"""Several processes that train one network, started by torchrun: thin functions over PyTorch.
+
+All of them are valid without torchrun too, where there is one rank and nothing to exchange. Every
+rank has to call the ones that exchange, in the same order.
+
+A gradient that crosses ranks is that of the sum of all ranks' losses. DistributedDataParallel
+divides the parameters' gradients by the number of ranks, so that with equal local batches and a
+loss that is the mean over the local rows the network receives the gradient of the global mean.
+
+`torch.distributed.nn.functional` has the same two operations; newer PyTorch deprecates them.
+
+Shapes: B rows on every rank, W ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.errors import DistillError
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the ranks that torchrun started, over NCCL for CUDA and gloo for a CPU.
+
+    Without torchrun (WORLD_SIZE unset or 1) nothing happens.
+
+    Returns:
+        The device of this rank: `device`, but for CUDA the one of the rank (LOCAL_RANK).
+
+    Raises:
+        DistillError: When WORLD_SIZE does not come from torchrun, there are too few devices, or
+            `device` is one CUDA device for all ranks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return device
+    _require_torchrun()
+    if device.type == "cuda":
+        device = _take_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return `module` with its gradients averaged over the ranks; itself with one rank.
+
+    Args:
+        module: On `device`, its BatchNorm synchronized already.
+        device: Of this rank.
+    """
+    if world_size() == 1:
+        return module
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+
+
+def stop() -> None:
+    """Leave the other ranks."""
+    if _is_started():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process among all, from 0."""
+    return dist.get_rank() if _is_started() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if _is_started() else 1
+
+
+def is_main() -> bool:
+    """Return whether this is the process that writes files and speaks to people."""
+    return rank() == 0
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
+
+    Args:
+        tensor: (B, ...), of the same shape and dtype on every rank.
+
+    Returns:
+        (W * B, ...), the same on every rank. The gradient of `tensor` is the sum of the gradients
+        that all ranks computed for its rows.
+    """
+    return tensor if world_size() == 1 else _AllGather.apply(tensor)
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add a tensor up over the ranks; differentiable.
+
+    Args:
+        tensor: Any shape, the same on every rank.
+
+    Returns:
+        The sum, the same on every rank. The gradient of `tensor` is the sum of the gradients that
+        all ranks computed for it.
+    """
+    return tensor if world_size() == 1 else _AllReduceSum.apply(tensor)
+
+
+def mean_over_ranks(value: float) -> float:
+    """Return the mean of the ranks' values, the same on every rank."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=_exchange_device())
+    dist.all_reduce(total)
+    return total.item() / world_size()
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on one rank at least, the same on every rank."""
+    if world_size() == 1:
+        return flag
+    highest = torch.tensor(int(flag), device=_exchange_device())
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return bool(highest.item())
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    any_rank(False)  # dist.barrier has to guess the device of a rank under NCCL
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        gathered = tensor.new_empty((world_size(), *tensor.shape))
+        dist.all_gather(list(gathered.unbind()), tensor.contiguous())
+        return gathered.flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return _summed(upstream).chunk(world_size())[rank()]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _summed(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return _summed(upstream)
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def _is_started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _exchange_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _require_torchrun() -> None:
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise DistillError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {' and '.join(missing)} not set; start "
+            "several processes with torchrun, or unset WORLD_SIZE for one"
+        )
+
+
+def _take_device(device: torch.device) -> torch.device:
+    if ":" in str(device):
+        raise DistillError(
+            f"--device {device} would put all processes on one device; use --device cuda"
+        )
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise DistillError(
+            f"rank {os.environ['RANK']} needs CUDA device {index} and this machine has "
+            f"{torch.cuda.device_count()}; lower --nproc-per-node or use --device cpu"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

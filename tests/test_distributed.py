@@ -1,0 +1,152 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill import distributed
+from distill.errors import DistillError
+
+RANKS = 2
+B, D = 3, 2
+
+
+def rows(rank: int) -> torch.Tensor:
+    return torch.arange(B * D).reshape(B, D) + 100.0 * rank
+
+
+def weights(rank: int, num_rows: int) -> torch.Tensor:
+    """Return what a rank multiplies with, so that its loss and gradient are its own."""
+    return torch.randn(num_rows, D, generator=torch.Generator().manual_seed(rank))
+
+
+def exchange(folder: Path) -> dict[str, Any]:
+    """Call everything once on this rank."""
+    rank = distributed.rank()
+    gathered_from = rows(rank).requires_grad_()
+    gathered = distributed.all_gather(gathered_from)
+    (gathered.square() * weights(rank, RANKS * B)).sum().backward()
+    summed_from = rows(rank).requires_grad_()
+    summed = distributed.all_reduce_sum(summed_from)
+    (summed.square() * weights(rank, B)).sum().backward()
+    return {
+        "place": (rank, distributed.world_size(), distributed.is_main()),
+        "gathered": gathered.detach(),
+        "gathered.grad": gathered_from.grad,
+        "transposed": distributed.all_gather(rows(rank).t()),
+        "indices": distributed.all_gather(torch.tensor([rank, rank + 10])),
+        "summed": summed.detach(),
+        "summed.grad": summed_from.grad,
+        "untouched": torch.equal(summed_from.detach(), rows(rank)),
+        "mean": distributed.mean_over_ranks(rank + 0.1),
+        "any": [distributed.any_rank(flag) for flag in (rank == 1, rank == 0, False, True)],
+        "waited": arrives_last(folder, rank),
+    }
+
+
+def arrives_last(folder: Path, rank: int) -> bool:
+    """Return whether rank 0, which comes late to a barrier, was waited for."""
+    if rank == 0:
+        time.sleep(0.3)
+        (folder / "late").touch()
+    distributed.barrier()
+    return (folder / "late").exists()
+
+
+def break_on_one_rank() -> None:
+    if distributed.rank() == 1:
+        raise KeyError("a mistake of rank 1")
+    distributed.barrier()
+
+
+@pytest.mark.ddp
+def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
+    results = run_ranks(exchange, RANKS, tmp_path)
+    all_rows = torch.cat([rows(rank) for rank in range(RANKS)])
+    of_losses = 2 * all_rows * sum(weights(rank, RANKS * B) for rank in range(RANKS))
+    total = sum(rows(rank) for rank in range(RANKS))
+    of_sums = 2 * total * sum(weights(rank, B) for rank in range(RANKS))
+    for rank, result in enumerate(results):
+        assert result["place"] == (rank, RANKS, rank == 0)
+        assert torch.equal(result["gathered"], all_rows)
+        wanted = of_losses[rank * B : (rank + 1) * B]
+        torch.testing.assert_close(result["gathered.grad"], wanted)
+        assert torch.equal(result["transposed"], torch.cat([rows(0).t(), rows(1).t()]))
+        assert result["indices"].tolist() == [0, 10, 1, 11]
+        assert torch.equal(result["summed"], total)
+        torch.testing.assert_close(result["summed.grad"], of_sums)
+        assert result["untouched"]
+        assert result["mean"] == pytest.approx(0.6)
+        assert result["any"] == [True, True, False, True]
+        assert result["waited"]
+
+
+@pytest.mark.ddp
+def test_a_rank_that_fails_is_heard_and_not_waited_for(run_ranks):
+    with pytest.raises(pytest.fail.Exception, match="KeyError: 'a mistake of rank 1'"):
+        run_ranks(break_on_one_rank, RANKS)
+
+
+def test_one_process_needs_no_start():
+    tensor = torch.randn(2, 3, requires_grad=True)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.is_main()
+    assert torch.equal(distributed.all_gather(tensor), tensor)
+    assert torch.equal(distributed.all_reduce_sum(tensor), tensor)
+    assert distributed.mean_over_ranks(0.3) == 0.3
+    assert [distributed.any_rank(flag) for flag in (True, False)] == [True, False]
+    distributed.barrier()
+    distributed.stop()
+
+
+@pytest.mark.parametrize("world_size", [None, "1"])
+def test_one_rank_starts_nothing(monkeypatch, world_size):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    distributed.start(torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_world_size_that_is_not_torchruns_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        DistillError, match="WORLD_SIZE is 2 but RANK and LOCAL_RANK and MASTER_ADDR"
+    ):
+        distributed.start(torch.device("cpu"))
+
+
+def test_more_ranks_than_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(DistillError, match="rank 1 needs CUDA device 1 and this machine has 1"):
+        distributed.start(torch.device("cuda"))
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Rank 7 of 8, third of its machine, up to the process group, which needs the devices."""
+    devices = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", devices.append)
+    for variable, value in {"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    return devices
+
+
+def test_a_rank_takes_the_device_of_its_number(chosen):
+    assert distributed.start(torch.device("cuda")) == torch.device("cuda", 3)
+    assert chosen == [3, "nccl"]
+
+
+def test_one_device_for_all_ranks_is_refused(chosen):
+    with pytest.raises(DistillError, match="cuda:1 would put all processes on one device"):
+        distributed.start(torch.device("cuda:1"))
+    assert chosen == []
