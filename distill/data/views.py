@@ -1,4 +1,4 @@
-"""Datasets of views, batches of them, and the loaders that training and evaluation iterate over.
+"""Datasets of views and the loaders of batches that training and evaluation iterate over.
 
 A training view depends on (seed, epoch, index) alone: not on the number of workers, on the order or
 on any generator's state, so a resumed or differently parallel run sees the very same pictures. One
@@ -6,8 +6,6 @@ loader lasts for a whole run and prefetches across epoch boundaries: workers sta
 that cannot be read never raises in a worker; its name comes back in `Batch.bad`. Deliberate limits:
 views must draw from torch's generator only (torchvision's do); every rank reads the images it needs
 by itself.
-
-Shapes: B batch, S and T side in pixels of the student's and the teacher's view.
 """
 
 from __future__ import annotations
@@ -15,16 +13,16 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.data.batch import BadItem, Batch, Item, collate
 from distill.data.epochs import NO_IMAGE, EpochSampler
 from distill.data.images import Images
 from distill.data.transforms import View
@@ -32,43 +30,6 @@ from distill.errors import BadImageError
 
 _MAX_WORKERS = 8
 _SMALL_SET = 10_000
-
-
-class Batch(NamedTuple):
-    """B views with what is known about them; rows of all tensors belong together.
-
-    Attributes:
-        student: uint8 (B, 3, S, S). In evaluation, the one view there is.
-        teacher: uint8 (B, 3, T, T); None when the teacher is looked up by index or shares the
-            student's view.
-        label: int64 (B,), -1 without labels.
-        index: int64 (B,), positions in the full `Images`, whatever subset is iterated over.
-        epoch: the epoch the batch belongs to, 0 in evaluation.
-        bad: descriptions of the images that could not be read and are in none of the tensors. With
-            no image left, B is 0 and the views are (0, 3, 0, 0).
-    """
-
-    student: Tensor
-    teacher: Tensor | None
-    label: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index
-    epoch: int
-    bad: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Item:
-    student: Tensor
-    teacher: Tensor | None
-    label: int
-    index: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class _BadItem:
-    description: str | None  # None where there was no image to read
-    epoch: int
 
 
 class TrainingViews(Dataset):
@@ -80,8 +41,10 @@ class TrainingViews(Dataset):
     Args:
         images: the images.
         indices: which of them to train on.
-        student_view: makes the student's view.
-        teacher_view: makes the teacher's, if it is to have one of its own.
+        view: makes the view.
+        second_view: makes the second one, if there is to be one.
+        distortion: draws the distortions float32 (2, P) of both views, if there are to be any, see
+            `distill.data.distortions`.
         seed: of the views and of the order of `training_loader`; at least 0.
     """
 
@@ -89,26 +52,28 @@ class TrainingViews(Dataset):
         self,
         images: Images,
         indices: np.ndarray,
-        student_view: View,
-        teacher_view: View | None = None,
+        view: View,
+        second_view: View | None = None,
         *,
+        distortion: Callable[[], Tensor] | None = None,
         seed: int,
     ) -> None:
         self.images = images
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.student_view = student_view
-        self.teacher_view = teacher_view
+        self.view = view
+        self.second_view = second_view
+        self.distortion = distortion
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item | _BadItem:
+    def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
             torch.default_generator.manual_seed(_view_seed(self.seed, epoch, index))
-            return _make_item(self.images, key, self.student_view, self.teacher_view)
+            return _make_item(self.images, key, self.view, self.second_view, self.distortion)
 
 
 class EvaluationViews(Dataset):
@@ -129,8 +94,8 @@ class EvaluationViews(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> _Item | _BadItem:
-        return _make_item(self.images, (0, int(self.indices[position])), self.view, None)
+    def __getitem__(self, position: int) -> Item | BadItem:
+        return _make_item(self.images, (0, int(self.indices[position])), self.view)
 
 
 def training_loader(
@@ -144,7 +109,7 @@ def training_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
     shard: tuple[int, int] = (0, 1),
-) -> DataLoader:
+) -> DataLoader[Batch]:
     """Return a loader over all batches from a position in a run to the run's end.
 
     Args:
@@ -176,7 +141,11 @@ def training_loader(
     return DataLoader(
         views,
         batch_sampler=batches,
-        collate_fn=partial(_collate, has_teacher=views.teacher_view is not None),
+        collate_fn=partial(
+            collate,
+            has_second_view=views.second_view is not None,
+            has_distortion=views.distortion is not None,
+        ),
         pin_memory=pin_memory,
         **_worker_settings(views.images, num_workers),
     )
@@ -189,7 +158,7 @@ def evaluation_loader(
     indices: np.ndarray | None = None,
     batch_size: int,
     num_workers: int | None = None,
-) -> DataLoader:
+) -> DataLoader[Batch]:
     """Return a loader over images in order, each once.
 
     Args:
@@ -200,12 +169,12 @@ def evaluation_loader(
         num_workers: loader processes; None for `default_num_workers`.
 
     Returns:
-        A loader of `Batch`, the views in `Batch.student`.
+        A loader of `Batch`, the views in `Batch.view`.
     """
     return DataLoader(
         EvaluationViews(images, indices, view),
         batch_size=batch_size,
-        collate_fn=partial(_collate, has_teacher=False),
+        collate_fn=collate,
         **_worker_settings(images, num_workers),
     )
 
@@ -244,44 +213,27 @@ def _start_worker(_: int) -> None:
 
 
 def _make_item(
-    images: Images, key: tuple[int, int], student_view: View, teacher_view: View | None
-) -> _Item | _BadItem:
+    images: Images,
+    key: tuple[int, int],
+    view: View,
+    second_view: View | None = None,
+    distortion: Callable[[], Tensor] | None = None,
+) -> Item | BadItem:
     epoch, index = key
     if index == NO_IMAGE:
-        return _BadItem(None, epoch)
+        return BadItem(None, epoch)
     try:
         image = images.load(index)
     except BadImageError:
-        return _BadItem(images.describe(index), epoch)
-    student = student_view(image)  # first: a random teacher view must not change the student's
-    teacher = None if teacher_view is None else teacher_view(image)
-    label = -1 if images.labels is None else int(images.labels[index])
-    return _Item(student, teacher, label, index, epoch)
-
-
-def _collate(items: Sequence[_Item | _BadItem], *, has_teacher: bool) -> Batch:
-    good = [item for item in items if isinstance(item, _Item)]
-    teachers = [item.teacher for item in good if item.teacher is not None]
-    return Batch(
-        student=_stack([item.student for item in good]),
-        teacher=_stack(teachers) if has_teacher else None,
-        label=torch.tensor([item.label for item in good], dtype=torch.int64),
-        index=torch.tensor([item.index for item in good], dtype=torch.int64),
-        epoch=items[0].epoch,
-        bad=tuple(
-            item.description for item in items if isinstance(item, _BadItem) and item.description
-        ),
+        return BadItem(images.describe(index), epoch)
+    return Item(  # what is drawn first does not depend on whether more is drawn
+        view=view(image),
+        second_view=None if second_view is None else second_view(image),
+        label=-1 if images.labels is None else int(images.labels[index]),
+        index=index,
+        epoch=epoch,
+        distortion=None if distortion is None else distortion(),
     )
-
-
-def _stack(views: Sequence[Tensor]) -> Tensor:
-    if not views:
-        return torch.empty((0, 3, 0, 0), dtype=torch.uint8)
-    # Not torch.stack: it starts its threads once per view, and where other programs keep the cores
-    # busy that took 2 s for 256 views of 128 pixels instead of milliseconds.
-    batch = torch.empty((len(views), *views[0].shape), dtype=views[0].dtype)
-    np.stack([view.numpy() for view in views], out=batch.numpy())
-    return batch
 
 
 def _view_seed(seed: int, epoch: int, index: int) -> int:

@@ -64,7 +64,7 @@ class Distillation:
     def loss(self, batch: Batch) -> Tensor | None:
         """Return KL(teacher || student) over the anchors; None while the queue has none."""
         teacher, index = self.teacher(batch), batch.index.to(self.device)
-        views = batch.student.to(self.device, non_blocking=True)
+        views = batch.view.to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
             student = self.network(views)
             key = student.detach() if self.copy is None else self.copy(views)
@@ -82,7 +82,7 @@ class Distillation:
     @torch.no_grad()
     def fill(self, batch: Batch) -> bool:
         """Enqueue a batch without learning from it; return whether the queue is now full."""
-        views = batch.student.to(self.device)
+        views = batch.view.to(self.device)
         network = self.network if self.copy is None else self.copy.network
         with autocast(self.device, self.precision):
             key = network(views)

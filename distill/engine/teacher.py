@@ -71,7 +71,7 @@ class OnlineTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Embed the teacher's view of the batch."""
-        views = batch.student if batch.teacher is None else batch.teacher
+        views = batch.view if batch.second_view is None else batch.second_view
         batch_size = self.batch_size or images_per_pass(views.shape[-1], self.device)
         with autocast(self.device, self.precision):
             parts = [self.network(part.to(self.device)) for part in views.split(batch_size)]

@@ -84,7 +84,7 @@ def embed(
                 on_bad_images(batch.bad)
             bad.extend(batch.bad)
             with autocast(device, precision):
-                features.append(network(batch.student.to(device)).cpu().numpy())
+                features.append(network(batch.view.to(device)).cpu().numpy())
             labels.append(batch.label.numpy())
             index.append(batch.index.numpy())
             bar.update(len(batch.index) + len(batch.bad))

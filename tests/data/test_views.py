@@ -36,36 +36,44 @@ def damaged(tmp_path, write_image, truncate):
     return FolderImages(tmp_path, [f"{i}.jpg" for i in range(8)], name="damaged")
 
 
-def noisy_views(images, *, seed=0, indices=None, teacher_view=None):
+def noisy_views(images, *, seed=0, indices=None, second_view=None, distortion=None):
     chosen = np.arange(len(images)) if indices is None else indices
-    return TrainingViews(images, chosen, training_view(8), teacher_view, seed=seed)
+    return TrainingViews(
+        images, chosen, training_view(8), second_view, distortion=distortion, seed=seed
+    )
 
 
-def load(images, *, seed=0, teacher_view=None, indices=None, **settings):
-    views = noisy_views(images, seed=seed, indices=indices, teacher_view=teacher_view)
+def load(images, *, seed=0, second_view=None, distortion=None, indices=None, **settings):
+    views = noisy_views(
+        images, seed=seed, indices=indices, second_view=second_view, distortion=distortion
+    )
     settings = {"batch_size": 5, "num_epochs": 2, "num_workers": 0, **settings}
     return list(training_loader(views, **settings))
+
+
+def draw():
+    return torch.rand(2, 4)
 
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.student, b.student)
+        assert torch.equal(a.view, b.view)
         assert torch.equal(a.label, b.label)
         assert torch.equal(a.index, b.index)
         assert (a.epoch, a.bad) == (b.epoch, b.bad)
 
 
 def test_a_batch_has_the_promised_shapes(images):
-    batch = load(images, teacher_view=evaluation_view(12))[0]
+    batch = load(images, second_view=evaluation_view(12))[0]
     assert isinstance(batch, Batch)
-    assert (batch.student.shape, batch.student.dtype) == ((5, 3, 8, 8), torch.uint8)
-    assert (batch.teacher.shape, batch.teacher.dtype) == ((5, 3, 12, 12), torch.uint8)
-    assert batch.student.is_contiguous()
+    assert (batch.view.shape, batch.view.dtype) == ((5, 3, 8, 8), torch.uint8)
+    assert (batch.second_view.shape, batch.second_view.dtype) == ((5, 3, 12, 12), torch.uint8)
+    assert batch.view.is_contiguous()
     assert batch.label.dtype == batch.index.dtype == torch.int64
     assert batch.label.tolist() == images.labels[batch.index.numpy()].tolist()
     assert (batch.epoch, batch.bad) == (0, ())
-    assert load(images)[0].teacher is None
+    assert load(images)[0].second_view is None
 
 
 def test_every_image_comes_once_per_epoch(images):
@@ -92,7 +100,7 @@ def test_a_view_depends_on_its_own_image_only(images):
         return {
             (batch.epoch, int(index)): view
             for batch in batches
-            for index, view in zip(batch.index, batch.student, strict=True)
+            for index, view in zip(batch.index, batch.view, strict=True)
         }
 
     whole = by_index(load(images))
@@ -101,15 +109,42 @@ def test_a_view_depends_on_its_own_image_only(images):
     assert all(torch.equal(whole[key], view) for key, view in part.items())
 
 
-def test_a_teacher_view_leaves_the_student_view_alone(images):
-    assert_same(load(images, teacher_view=training_view(8)), load(images))
+def test_a_second_view_leaves_the_first_alone(images):
+    assert_same(load(images, second_view=training_view(8)), load(images))
+
+
+def test_distortions_leave_the_views_alone(images):
+    views = {"second_view": training_view(8)}
+    plain, distorted = load(images, **views), load(images, **views, distortion=draw)
+    assert_same(distorted, plain)
+    for a, b in zip(distorted, plain, strict=True):
+        assert torch.equal(a.second_view, b.second_view)
+        assert (a.distortion.shape, a.distortion.dtype) == ((len(a.index), 2, 4), torch.float32)
+        assert b.distortion is None
+
+
+def test_second_views_and_distortions_depend_on_seed_epoch_and_index_only(images):
+    def by_index(batches):
+        return {
+            (batch.epoch, int(index)): (*rows,)
+            for batch in batches
+            for index, *rows in zip(batch.index, batch.second_view, batch.distortion, strict=True)
+        }
+
+    both = {"second_view": training_view(8), "distortion": draw}
+    whole = by_index(load(images, **both))
+    assert len(whole) == 2 * NUM_IMAGES
+    assert len({tuple(distortion.flatten().tolist()) for _, distortion in whole.values()}) == 46
+    for settings in ({"num_workers": 2}, {"batch_size": 2, "indices": np.array([4, 17])}):
+        for key, rows in by_index(load(images, **both, **settings)).items():
+            assert all(map(torch.equal, rows, whole[key]))
 
 
 def test_seed_and_epoch_change_the_views(images):
     views = noisy_views(images)
-    assert torch.equal(views[0, 3].student, views[0, 3].student)
-    assert not torch.equal(views[0, 3].student, views[1, 3].student)
-    assert not torch.equal(views[0, 3].student, noisy_views(images, seed=1)[0, 3].student)
+    assert torch.equal(views[0, 3].view, views[0, 3].view)
+    assert not torch.equal(views[0, 3].view, views[1, 3].view)
+    assert not torch.equal(views[0, 3].view, noisy_views(images, seed=1)[0, 3].view)
 
 
 def test_global_generators_are_left_alone(images):
@@ -135,8 +170,8 @@ def test_ranks_share_a_batch(images):
     ranks = [load(images, shard=(rank, 4)) for rank in range(4)]
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert torch.equal(torch.cat([part.index for part in parts]), batch.index)
-        filled = [part.student for part in parts if len(part.index)]
-        assert torch.equal(torch.cat(filled), batch.student)
+        filled = [part.view for part in parts if len(part.index)]
+        assert torch.equal(torch.cat(filled), batch.view)
         assert {part.epoch for part in parts} == {batch.epoch}
         assert all(part.bad == () for part in parts)
 
@@ -148,7 +183,7 @@ def test_bad_images_are_named_and_left_out(damaged, num_workers):
     bad = sorted(name for batch in batches for name in batch.bad)
     assert bad == [damaged.describe(2), damaged.describe(5)]
     for batch in batches:
-        assert len(batch.student) == len(batch.label) == len(batch.index)
+        assert len(batch.view) == len(batch.label) == len(batch.index)
         assert len(batch.index) + len(batch.bad) == 4
         assert (batch.label == -1).all()
 
@@ -159,11 +194,13 @@ def test_a_batch_of_bad_images_only_is_empty(damaged):
         indices=np.array([5, 2]),
         num_epochs=4,
         start_epoch=3,
-        teacher_view=evaluation_view(8),
+        second_view=evaluation_view(8),
+        distortion=draw,
     )
-    assert batch.student.shape == batch.teacher.shape == (0, 3, 0, 0)
+    assert batch.distortion.shape == (0, 2, 0)
+    assert batch.view.shape == batch.second_view.shape == (0, 3, 0, 0)
     assert batch.label.shape == batch.index.shape == (0,)
-    assert batch.student.dtype == torch.uint8
+    assert batch.view.dtype == torch.uint8
     assert batch.index.dtype == torch.int64
     assert (batch.epoch, len(batch.bad)) == (3, 2)
 
@@ -177,8 +214,8 @@ def test_evaluation_goes_in_order(images, num_workers):
         )
         expected = list(range(NUM_IMAGES)) if indices is None else [9, 2, 11]
         assert [i for batch in batches for i in batch.index.tolist()] == expected
-        assert torch.equal(batches[1].student[0], view(images.load(expected[2])))
-        assert {(batch.teacher, batch.epoch, batch.bad) for batch in batches} == {(None, 0, ())}
+        assert torch.equal(batches[1].view[0], view(images.load(expected[2])))
+        assert {(batch.second_view, batch.epoch, batch.bad) for batch in batches} == {(None, 0, ())}
 
 
 def test_evaluation_names_bad_images(damaged):

@@ -70,7 +70,7 @@ def test_a_step_follows_the_papers_order(variant):
     anchors_t = F.normalize(teacher(first))
     anchors_s = anchors_t if variant == "one-queue" else F.normalize(keys)
     p = F.softmax(F.normalize(teacher(second)) @ anchors_t.T / 0.3, dim=1)
-    log_q = F.log_softmax(F.normalize(objective.network(second.student)) @ anchors_s.T / 0.3, dim=1)
+    log_q = F.log_softmax(F.normalize(objective.network(second.view)) @ anchors_s.T / 0.3, dim=1)
     loss = objective.loss(second)
     torch.testing.assert_close(loss, (p * (p.log() - log_q)).sum(1).mean(), rtol=1e-5, atol=1e-6)
     if variant == "two-queue-momentum":
@@ -106,7 +106,7 @@ def test_anchors_of_the_momentum_copy_not_of_the_student():
             parameter.mul_(-1)
     images = batch(1)
     objective.loss(images)
-    expected = F.normalize(objective.copy(images.student))
+    expected = F.normalize(objective.copy(images.view))
     objective.after_step(stepped=True)
     torch.testing.assert_close(objective.compress.queue.anchors().student[6:], expected)
 
@@ -160,7 +160,7 @@ def test_an_online_teacher_prefers_its_own_view():
     network = freeze(tiny_network(1, 5))
     teacher = OnlineTeacher(network, CPU, precision="fp32", batch_size=None)
     shared, own = batch(0), batch(1)
-    both = shared._replace(teacher=own.student)
-    torch.testing.assert_close(teacher(shared), network(shared.student))
-    torch.testing.assert_close(teacher(both), network(own.student))
+    both = shared._replace(second_view=own.view)
+    torch.testing.assert_close(teacher(shared), network(shared.view))
+    torch.testing.assert_close(teacher(both), network(own.view))
     assert not teacher(both).requires_grad
