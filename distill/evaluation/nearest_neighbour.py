@@ -39,7 +39,8 @@ def nn_accuracy(
         vote: One voice each, or weighted by similarity.
 
     Raises:
-        DistillError: See `require_labels`; k outside 1..N; embeddings that are not finite.
+        DistillError: See `require_labels`; k outside 1..N; embeddings that are not finite or of
+            different widths.
     """
     require_labels(train_labels, what="the training images")
     require_labels(val_labels, what="the validation images", min_classes=1)
@@ -57,14 +58,15 @@ def nearest_neighbours(
         Row numbers (M, k) int64 and similarities (M, k) float32.
 
     Raises:
-        DistillError: k outside 1..N, or embeddings that are not finite.
+        DistillError: k outside 1..N, or embeddings that are not finite or of different widths.
     """
     if not 1 <= k <= len(indexed):
         raise DistillError(
             f"k is {k}, it must be between 1 and the number of indexed images, {len(indexed)}"
         )
+    require_same_width(indexed, queries)
     indexed, queries = l2_normalized(indexed), l2_normalized(queries)
-    similarities, neighbours = _exact_index(indexed).search(queries, k)
+    similarities, neighbours = exact_index(indexed, metric="inner product").search(queries, k)
     return neighbours, similarities
 
 
@@ -89,21 +91,35 @@ def predict(neighbour_labels: np.ndarray, similarities: np.ndarray, *, vote: Vot
 
 
 def require_labels(labels: np.ndarray | None, *, what: str, min_classes: int = 2) -> None:
-    """Refuse labels that a nearest-neighbour accuracy would mean nothing with.
+    """Refuse labels that an accuracy would mean nothing with.
 
     Raises:
         DistillError: No labels, or fewer classes than `min_classes`.
     """
     if labels is None or len(labels) == 0 or labels.min() < 0:
         raise DistillError(
-            f"{what} have no labels, which nearest-neighbour accuracy needs; put them into one "
-            "folder per class under train/ and val/"
+            f"{what} have no labels, which an accuracy needs; put them into one folder per class "
+            "under train/ and val/"
         )
     num_classes = len(np.unique(labels))
     if num_classes < min_classes:
         raise DistillError(
-            f"{what} are of {num_classes} class, nearest-neighbour accuracy needs {min_classes} or "
-            "more; add a folder per class"
+            f"{what} are of {num_classes} class, an accuracy needs {min_classes} or more; add a "
+            "folder per class"
+        )
+
+
+def require_same_width(train_features: np.ndarray, val_features: np.ndarray) -> None:
+    """Refuse embeddings that cannot be compared with each other.
+
+    Raises:
+        DistillError: When their widths differ.
+    """
+    widths = [features.shape[1] for features in (train_features, val_features)]
+    if widths[0] != widths[1]:
+        raise DistillError(
+            f"the training embeddings are {widths[0]} wide and the validation embeddings "
+            f"{widths[1]}; embed both with the same network"
         )
 
 
@@ -124,11 +140,20 @@ def l2_normalized(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, 1e-12)
 
 
-def _exact_index(features: np.ndarray) -> Any:
+def exact_index(features: np.ndarray, *, metric: Literal["inner product", "euclidean"]) -> Any:
+    """Return FAISS's exact index of float32 rows (N, D), on the GPU when FAISS sees one."""
     import faiss
 
-    index: Any = faiss.IndexFlatIP(features.shape[1])
-    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
+    flat = faiss.IndexFlatIP if metric == "inner product" else faiss.IndexFlatL2
+    index: Any = flat(features.shape[1])
+    if gpu_is_seen():
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(features)
     return index
+
+
+def gpu_is_seen() -> bool:
+    """Say whether FAISS was built for GPUs and sees one."""
+    import faiss
+
+    return hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0

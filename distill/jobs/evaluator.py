@@ -12,9 +12,40 @@ from distill.data.images import Images
 from distill.data.sources import ImageData
 from distill.data.views import default_num_workers
 from distill.errors import DistillError
+from distill.evaluation.cluster_alignment import cluster_alignment, require_clusters
 from distill.evaluation.embed import Embeddings, embed
 from distill.evaluation.nearest_neighbour import Vote, nn_accuracy, require_labels
 from distill.networks import EmbeddingNetwork
+
+
+@dataclass(frozen=True)
+class EmbeddedSplits:
+    """What one network makes of the training and the validation images.
+
+    Attributes:
+        train: Embeddings that are indexed or clustered.
+        val: Embeddings that the measures count on.
+    """
+
+    train: Embeddings
+    val: Embeddings
+
+    def nn_accuracy(self, *, k: int = 1, vote: Vote = "majority") -> float:
+        """Return the nearest-neighbour accuracy; arguments and errors are the measure's."""
+        train, val = self.train, self.val
+        return nn_accuracy(train.features, train.labels, val.features, val.labels, k=k, vote=vote)
+
+    def cluster_alignment(self, *, num_clusters: int | None = None, seed: int = 0) -> float:
+        """Return the cluster alignment; arguments and errors are the measure's."""
+        train, val = self.train, self.val
+        return cluster_alignment(
+            train.features,
+            train.labels,
+            val.features,
+            val.labels,
+            num_clusters=num_clusters,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -22,7 +53,7 @@ class Evaluator:
     """Embeds and scores networks under one setting, so that their numbers can be compared.
 
     Attributes:
-        data: The images; train is indexed, val is queried.
+        data: The images; train is indexed or clustered, val is counted on.
         train_index: The training images that can be read.
         val_index: The validation images that can be read; empty without validation images.
         device: Where networks run.
@@ -42,7 +73,7 @@ class Evaluator:
     bad_images: Callable[[Sequence[str]], None] | None = None
 
     def why_not(self) -> str | None:
-        """Return why there is no nearest-neighbour accuracy on this data, None when there is."""
+        """Return why nothing can be measured on this data, None when it can."""
         if self.data.val is None or len(self.val_index) == 0:
             return f"{self.data.name} has no validation images (val/ with a folder per class)"
         try:
@@ -55,6 +86,11 @@ class Evaluator:
         except DistillError as error:
             return str(error)
         return None
+
+    def num_classes(self) -> int:
+        """Return how many classes the training images are of, 0 without labels."""
+        labels = self.data.train.labels
+        return 0 if labels is None else len(np.unique(labels[self.train_index]))
 
     def embed_train(self, network: EmbeddingNetwork, *, what: str) -> Embeddings:
         """Embed the training images; `what` names the network before the progress bar."""
@@ -74,6 +110,49 @@ class Evaluator:
         Raises:
             DistillError: When the data has no labels for it (`why_not`) or k is out of range.
         """
+        return self.embed_both(network, what=what, train=train).nn_accuracy(k=k, vote=vote)
+
+    def cluster_alignment(
+        self,
+        network: EmbeddingNetwork,
+        *,
+        what: str,
+        train: Embeddings | None = None,
+        num_clusters: int | None = None,
+        seed: int = 0,
+    ) -> float:
+        """Return the alignment of `network`; `train` spares embedding the training images again.
+
+        Raises:
+            DistillError: When the data has no labels for it (`why_not`), or `num_clusters` or
+                `seed` is out of range.
+        """
+        require_clusters(num_clusters, num_images=len(self.train_index), seed=seed)
+        splits = self.embed_both(network, what=what, train=train)
+        return splits.cluster_alignment(num_clusters=num_clusters, seed=seed)
+
+    def measure(
+        self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None
+    ) -> dict[str, float]:
+        """Return both standard measures by name, embedding every image once.
+
+        Raises:
+            DistillError: When the data has no labels for it (`why_not`).
+        """
+        splits = self.embed_both(network, what=what, train=train)
+        return {
+            "nn_accuracy": splits.nn_accuracy(),
+            "cluster_alignment": splits.cluster_alignment(),
+        }
+
+    def embed_both(
+        self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None
+    ) -> EmbeddedSplits:
+        """Embed the training images, unless `train` holds them already, and the validation images.
+
+        Raises:
+            DistillError: When the data has no labels to measure with (`why_not`).
+        """
         reason = self.why_not()
         if reason is not None:
             raise DistillError(reason)
@@ -81,7 +160,7 @@ class Evaluator:
         if train is None:
             train = self.embed_train(network, what=what)
         val = self.embed(network, self.data.val, self.val_index, f"{what}, val")
-        return nn_accuracy(train.features, train.labels, val.features, val.labels, k=k, vote=vote)
+        return EmbeddedSplits(train, val)
 
     def embed(
         self, network: EmbeddingNetwork, images: Images, index: np.ndarray, description: str

@@ -77,6 +77,11 @@ def test_embeddings_that_are_not_finite_are_counted():
         nearest_neighbours(broken, np.eye(5), k=1)
 
 
+def test_embeddings_of_different_widths():
+    with pytest.raises(DistillError, match=r"training embeddings are 5 wide .* validation .* 4;"):
+        nearest_neighbours(np.eye(5), np.eye(4), k=1)
+
+
 def test_labels_that_mean_nothing():
     with pytest.raises(DistillError, match="have no labels"):
         require_labels(None, what="photos")

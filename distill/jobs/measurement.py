@@ -1,0 +1,105 @@
+"""What all jobs that measure a trained student share: its options, its data, where numbers go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.data.sources import open_images
+from distill.engine.device import pick_device, pick_precision
+from distill.engine.run_directory import add_metrics, read_config
+from distill.errors import DistillError
+from distill.jobs.evaluator import Evaluator
+from distill.jobs.images import BadImages, data_or_default
+from distill.networks import EmbeddingNetwork, place
+from students import build_student
+from teachers import load_trained
+
+
+@dataclass(frozen=True)
+class MeasurementOptions:
+    """What is measured, on which images and where; every measure adds its own options."""
+
+    data: str | None = None
+    """As for training; None: the data of the run, else $DISTILL_DATA, else digits."""
+    student: str | None = None
+    """Architecture, for a weights file that does not say it."""
+    image_size: int | None = None
+    """Side of the view in pixels, for a weights file that does not say it; None: 224."""
+    output: Path | None = None
+    """Directory whose metrics.json receives the numbers; None: the run's, if it is a run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do about a file that cannot be decoded."""
+    num_workers: int | None = None
+    """Processes that load images; None: by cores and data."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A student that is ready to be measured.
+
+    Attributes:
+        network: The student, on the evaluator's device.
+        evaluator: The setting.
+        output: Directory whose metrics.json receives the numbers; None: they are not kept.
+    """
+
+    network: EmbeddingNetwork
+    evaluator: Evaluator
+    output: Path | None
+
+    def keep(self, metrics: dict[str, Any]) -> None:
+        """Add numbers to metrics.json, where there is a place for it."""
+        if self.output is not None:
+            self.output.mkdir(parents=True, exist_ok=True)
+            add_metrics(self.output, metrics)
+
+
+def open_evaluation(run_or_weights: Path, options: MeasurementOptions) -> Evaluation:
+    """Load a trained student and open the images that it is measured on.
+
+    Args:
+        run_or_weights: A run directory, the .safetensors file that it holds, or other weights with
+            `options.student`.
+        options: What to measure on; data and precision are those of the run by default.
+
+    Raises:
+        DistillError: No such run, weights that do not fit, data or a device that is not there.
+    """
+    is_run = (run_or_weights / "config.yaml").exists()
+    run_options = read_config(run_or_weights) if is_run else {}
+    network = _load(run_or_weights, options)
+    device = pick_device(options.device)
+    bad_images = BadImages(options.on_bad_image)
+    data = open_images(data_or_default(options.data or run_options.get("data")))
+    evaluator = Evaluator(
+        data=data,
+        train_index=bad_images.good_indices(data.train),
+        val_index=bad_images.good_indices(data.val),
+        device=device,
+        precision=pick_precision(run_options.get("precision", "auto"), device),
+        num_workers=options.num_workers,
+        bad_images=bad_images,
+    )
+    output = options.output or (run_or_weights if is_run else None)
+    return Evaluation(place(network, device), evaluator, output)
+
+
+def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork:
+    if options.student is None:
+        if options.image_size is not None:
+            raise DistillError(
+                "--image-size goes with --student: a run and a student.safetensors know their own; "
+                "leave it out"
+            )
+        return load_trained(run_or_weights)
+    if run_or_weights.is_dir():
+        raise DistillError(
+            f"{run_or_weights} is a directory and brings its own architecture; leave out --student"
+        )
+    return build_student(
+        options.student, image_size=options.image_size, weights=run_or_weights
+    ).eval()
