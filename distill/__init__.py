@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.jobs.train import TrainResult
+    from distill.jobs.fitting import RunResult
     from distill.networks import EmbeddingNetwork
 
 __version__ = "0.1.0"
-__all__ = ["evaluate_nn", "load_student", "train"]
+__all__ = ["evaluate_clusters", "evaluate_nn", "load_student", "measure", "pretrain", "train"]
 
 
-def train(**options: Any) -> TrainResult:
+def train(**options: Any) -> RunResult:
     """Train a student; the same options and defaults as `distill train`.
 
     Args:
@@ -35,6 +35,26 @@ def train(**options: Any) -> TrainResult:
     from distill.jobs.train import train as train_job
 
     return train_job(configure(options))
+
+
+def pretrain(**options: Any) -> RunResult:
+    """Pre-train a backbone without labels; the same options and defaults as `distill pretrain`.
+
+    Args:
+        **options: Any flag of `distill pretrain --help` with underscores, for example
+            `method="c-byol", arch="resnet18", data="photos", beta=0.1`.
+
+    Returns:
+        The run directory, its metrics, and the signal that stopped it early, if any.
+
+    Raises:
+        DistillError: A request that cannot be met; nothing was written then.
+        NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+    """
+    from distill.jobs.configure import configure
+    from distill.jobs.pretrain import pretrain as pretrain_job
+
+    return pretrain_job(configure(options, command="pretrain"))
 
 
 def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -56,15 +76,55 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     return evaluate_job(Path(run_or_weights), NearestNeighbourOptions(**options))
 
 
-def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:
-    """Load a trained student in evaluation mode; it takes uint8 images or floats in [0, 1].
+def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a student's cluster alignment; the same options as `distill clusters`.
 
     Args:
-        run_or_weights: A run directory or a student.safetensors.
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill clusters --help` with underscores.
+
+    Returns:
+        What was measured, by name, as fractions of 1.
 
     Raises:
-        DistillError: When there is no such student.
+        DistillError: A request that cannot be met.
     """
-    from students import load_student as load
+    from distill.jobs.clusters import ClusterOptions
+    from distill.jobs.clusters import evaluate_clusters as evaluate_job
 
-    return load(Path(run_or_weights))
+    return evaluate_job(Path(run_or_weights), ClusterOptions(**options))
+
+
+def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure how much a trained network compresses; the same options as `distill measure`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors or backbone.safetensors, or other
+            weights with `student`.
+        **options: Any flag of `distill measure --help` with underscores, except `plot`.
+
+    Returns:
+        What was added to metrics.json, by name, information in nats; `measure_definition` says
+        what the names mean. All names start with `backbone_` when that layer was measured.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.measure import MeasureOptions
+    from distill.jobs.measure import measure as measure_job
+
+    return measure_job([Path(run_or_weights)], MeasureOptions(**options))[0].metrics()
+
+
+def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:
+    """Load a trained network in evaluation mode; it takes uint8 images or floats in [0, 1].
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors or a backbone.safetensors.
+
+    Raises:
+        DistillError: When there is no such network.
+    """
+    from teachers import load_trained
+
+    return load_trained(Path(run_or_weights))

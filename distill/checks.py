@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from distill.config import TrainConfig
+from distill.config import OptimizationOptions, RunOptions, TrainConfig
 from distill.errors import DistillError
 from distill.options import flattened
+from distill.pretrain_config import COMPRESSING, WITH_TARGET, PretrainConfig
 
 
 def check(config: TrainConfig) -> None:
@@ -15,7 +17,19 @@ def check(config: TrainConfig) -> None:
     Raises:
         DistillError: One sentence per problem, all of them at once.
     """
-    problems = [*_missing(config), *_out_of_range(config), *_contradictions(config)]
+    _complain([*_missing(config), *_out_of_range(config), *_contradictions(config)])
+
+
+def check_pretraining(config: PretrainConfig) -> None:
+    """Refuse values out of range and flags that contradict each other.
+
+    Raises:
+        DistillError: One sentence per problem, all of them at once.
+    """
+    _complain([*_out_of_range(config), *_pretraining_contradictions(config)])
+
+
+def _complain(problems: list[str]) -> None:
     if problems:
         raise DistillError("; ".join(problems))
 
@@ -39,7 +53,14 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (1e-6, 1e6, "positive and finite"),
     "student_temperature": (1e-6, 1e6, "positive and finite"),
     "momentum": (0, 1, "between 0 and 1"),
-    "projection_dim": (0, math.inf, "at least 0"),
+    "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
+    "beta_epochs": (0, 1e6, "at least 0 and finite"),
+    "kappa_e": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
+    "kappa_b": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
+    "regression_weight": (0, 1e6, "at least 0 and finite"),
+    "target_momentum": (0, 1, "between 0 and 1"),
+    "hidden_dim": (1, math.inf, "at least 1"),
+    "accumulate": (1, math.inf, "at least 1"),
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (2, math.inf, "at least 2 (BatchNorm needs two images)"),
     "learning_rate": (1e-12, 1e6, "positive and finite"),
@@ -53,20 +74,25 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "log_every": (1, math.inf, "at least 1"),
     "checkpoint_every": (1, math.inf, "at least 1"),
 }
+# A projection of 0 means none for a student; a sphere needs two dimensions.
+_TRAIN_RANGES = {"projection_dim": (0, math.inf, "at least 0")}
+_PRETRAIN_RANGES = {"projection_dim": (2, math.inf, "at least 2")}
 
 
-def _out_of_range(config: TrainConfig) -> list[str]:
+def _out_of_range(config: Any) -> list[str]:
     flat = flattened(config)
+    own = _TRAIN_RANGES if isinstance(config, TrainConfig) else _PRETRAIN_RANGES
     return [
         f"{_flag(name)} is {flat[name]}, it must be {allowed}"
-        for name, (low, high, allowed) in _RANGES.items()
-        if flat[name] is not None and not low <= flat[name] <= high  # a NaN fails every comparison
+        for name, (low, high, allowed) in {**_RANGES, **own}.items()
+        # a NaN fails every comparison
+        if flat.get(name) is not None and not low <= flat[name] <= high
     ]
 
 
 def _contradictions(config: TrainConfig) -> list[str]:
-    method, optimization = config.method, config.optimization
-    problems = []
+    method = config.method
+    problems = _shared_contradictions(config.optimization, config.run)
     if method.variant != "two-queue-momentum" and method.momentum is not None:
         problems.append(
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
@@ -77,7 +103,40 @@ def _contradictions(config: TrainConfig) -> list[str]:
             "--teacher-image-size goes with --teacher-view centre: a teacher that sees the "
             "student's crop sees it at --image-size; leave one of them out"
         )
-    if config.run.resume and config.run.output is None:
+    return problems
+
+
+def _pretraining_contradictions(config: PretrainConfig) -> list[str]:
+    method, optimization = config.method, config.optimization
+    problems = _shared_contradictions(optimization, config.run)
+    for names, methods in (
+        (("beta", "beta_epochs", "kappa_e"), COMPRESSING),
+        (("regression_weight", "target_momentum"), WITH_TARGET),
+    ):
+        for name in names:
+            value = getattr(method, name)
+            if value is not None and method.method not in methods:
+                problems.append(
+                    f"{_flag(name)} {value} goes with --method {' or '.join(methods)}, not with "
+                    f"{method.method}; leave it out"
+                )
+    if config.views.augmentation == "none":
+        problems.append(
+            f"--augmentation none gives two equal views and {method.method} learns by comparing "
+            "two different ones; use photo or glyph"
+        )
+    parts = config.accumulation.accumulate
+    if optimization.batch_size is not None and parts * 2 > optimization.batch_size:
+        problems.append(
+            f"--accumulate {parts} cuts a batch of {optimization.batch_size} into parts of fewer "
+            "than 2 images; lower it or raise --batch-size"
+        )
+    return problems
+
+
+def _shared_contradictions(optimization: OptimizationOptions, run: RunOptions) -> list[str]:
+    problems = []
+    if run.resume and run.output is None:
         problems.append("--resume needs --output: name the run directory to continue")
     epochs, warmup = optimization.epochs, optimization.warmup_epochs
     if epochs is not None and warmup is not None and warmup >= epochs:

@@ -1,8 +1,9 @@
-"""The configuration of a training run, as frozen dataclasses.
+"""The configuration of a distillation run, as frozen dataclasses.
 
 Every option has one name, the same as a flag (`--image-size`), a YAML key (`image_size`), a keyword
 of `distill.train` and a line of `config.yaml`; the groups below only order the help. An option that
-is None follows the data: `distill.engine.resolve` fills it in. Unknown keys are refused.
+is None follows the data: `distill.engine.resolve` fills it in. Unknown keys are refused. Images,
+optimization and run are shared with pre-training (`distill.pretrain_config`).
 """
 
 from __future__ import annotations
@@ -38,22 +39,28 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Which images, and how the student sees them."""
+    """Which images, and at which size."""
 
     data: str | None = None
     """`digits`, a torchvision dataset (CIFAR10, CIFAR100, STL10), a folder with train/ and val/
     class folders, or any folder of images; None: $DISTILL_DATA, else digits."""
     image_size: int | None = None
-    """Side of the student's view in pixels; None: 224 for folders, less for small sets."""
-    augmentation: Literal["crop-flip", "crop", "none"] | None = None
-    """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
-    crop; None: by data."""
+    """Side of the trained network's view in pixels; None: 224 for folders, less for small sets."""
     holdout: float = 0.05
     """Share of the training images that is not trained on and serves the check between epochs."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How the student sees the images."""
+
+    augmentation: Literal["crop-flip", "crop", "none"] | None = None
+    """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
+    crop; None: by data."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,15 @@ class OptimizationOptions:
     """Passes over the training images; None: 100, and 20 below 5,000 images."""
     batch_size: int | None = None
     """Images per step; None: a power of two from 32 to 256, by the number of images."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    """Update rule; sgd as published. AlexNet, which has no BatchNorm, needs adamw."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
+    """Update rule; distillation was published with sgd, pre-training with lars. AlexNet, which has
+    no BatchNorm, needs adamw."""
     learning_rate: float | None = None
     """Peak learning rate; None: by optimizer and batch size."""
     weight_decay: float = 1e-4
-    """L2 (sgd) or decoupled (adamw) weight decay."""
+    """L2 (sgd, lars) or decoupled (adamw) weight decay."""
     sgd_momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of sgd and lars."""
     schedule: Literal["cosine", "step"] = "cosine"
     """How the learning rate falls."""
     milestones: tuple[int, ...] = (90, 120)
@@ -116,11 +124,11 @@ class RunOptions:
     """Where the run is kept and how it is executed."""
 
     output: Path | None = None
-    """Run directory; None: runs/TEACHER-STUDENT-DATA."""
+    """Run directory; None: under runs/, named after networks and data."""
     resume: bool = False
     """Continue the run in the output directory from its last checkpoint."""
     recipe: str = "default"
-    """Defaults by name (default, published) or from a YAML file; flags override them."""
+    """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
     seed: int = 0
     """Seed of weights, order and views."""
     device: str = "auto"
@@ -137,10 +145,11 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run."""
+    """Everything that decides a distillation run."""
 
     networks: NetworkOptions = field(default_factory=NetworkOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
+    views: ViewOptions = field(default_factory=ViewOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: RunOptions = field(default_factory=RunOptions)

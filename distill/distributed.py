@@ -38,7 +38,7 @@ def start(device: torch.device) -> torch.device:
         DistillError: When WORLD_SIZE does not come from torchrun, there are too few devices, or
             `device` is one CUDA device for all ranks.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if launched_size() == 1:
         return device
     _require_torchrun()
     if device.type == "cuda":
@@ -76,9 +76,19 @@ def world_size() -> int:
     return dist.get_world_size() if _is_started() else 1
 
 
+def launched_size() -> int:
+    """Return how many processes torchrun started, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
-    """Return whether this is the process that writes files and speaks to people."""
-    return rank() == 0
+    """Return whether this is the process that writes files and speaks to people.
+
+    It is the same one before the ranks have joined and after they have left.
+    """
+    if _is_started() or launched_size() == 1:
+        return rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def all_gather(tensor: Tensor) -> Tensor:

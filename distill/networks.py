@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,7 @@ class NetworkSpec:
             a `module.` that all keys carry).
         skipped_keys: Prefixes of other tensors in the published file (momentum encoder, queue).
         pretrained: Fetches a library model's pretrained weights; None where only a file will do.
+        weights_file: The file itself, for a network that is shipped with its weights.
         needs_weights: False for a network that has none.
         weights_url: Where the published file lies, for the message that asks for it.
         published_projection_dim: Width of the linear layer that the published recipe trains this
@@ -62,6 +64,7 @@ class NetworkSpec:
     weights_prefix: str = ""
     skipped_keys: tuple[str, ...] = ()
     pretrained: Callable[[nn.Module], None] | None = None
+    weights_file: Path | None = None
     needs_weights: bool = True
     weights_url: str | None = None
     published_projection_dim: int | None = None

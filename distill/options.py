@@ -9,20 +9,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from distill.config import TrainConfig
 from distill.errors import DistillError, nearest_match
 
-
-def option_names() -> list[str]:
-    """Return the name of every option, in the order of the help."""
-    return [name for group in fields(TrainConfig) for name in _group_hints(group.name)]
+Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
 
 
-def updated(config: TrainConfig, options: Mapping[str, Any], *, source: str) -> TrainConfig:
+def option_names(config_type: type) -> list[str]:
+    """Return the name of every option of a configuration, in the order of the help."""
+    return [name for hints in _groups(config_type).values() for name in hints]
+
+
+def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
     """Return `config` with `options` (flat: name -> value) replaced.
 
     Args:
@@ -35,30 +36,30 @@ def updated(config: TrainConfig, options: Mapping[str, Any], *, source: str) -> 
         DistillError: For an unknown name (with the nearest) or a value of the wrong type.
     """
     values = {name.replace("-", "_"): value for name, value in options.items()}
-    unknown = [name for name in values if name not in option_names()]
+    known = option_names(type(config))
+    unknown = [name for name in values if name not in known]
     if unknown:
-        nearest = nearest_match(unknown[0], option_names())
-        hint = f"; did you mean {nearest!r}?" if nearest else "; `distill train --help` lists them"
+        nearest = nearest_match(unknown[0], known)
+        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
         raise DistillError(f"{source} has an unknown option {unknown[0]!r}{hint}")
     groups = {}
-    for group in fields(TrainConfig):
-        hints = _group_hints(group.name)
+    for group, hints in _groups(type(config)).items():
         mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
-        groups[group.name] = dataclasses.replace(getattr(config, group.name), **mine)
-    return TrainConfig(**groups)
+        groups[group] = dataclasses.replace(getattr(config, group), **mine)
+    return type(config)(**groups)
 
 
-def flattened(config: TrainConfig) -> dict[str, Any]:
+def flattened(config: Any) -> dict[str, Any]:
     """Return every option by name as plain YAML values (paths as strings, tuples as lists)."""
     flat: dict[str, Any] = {}
-    for group in fields(TrainConfig):
+    for group in fields(config):
         for name, value in vars(getattr(config, group.name)).items():
             plain = str(value) if isinstance(value, Path) else value
             flat[name] = list(plain) if isinstance(plain, tuple) else plain
     return flat
 
 
-def to_yaml(config: TrainConfig) -> str:
+def to_yaml(config: Any) -> str:
     """Return the configuration as flat YAML, in the order of the help."""
     return yaml.safe_dump(flattened(config), sort_keys=False)
 
@@ -81,8 +82,9 @@ def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
-def _group_hints(group: str) -> dict[str, Any]:
-    return get_type_hints(get_type_hints(TrainConfig)[group])
+def _groups(config_type: type) -> dict[str, dict[str, Any]]:
+    """Return the options of every group with their types."""
+    return {name: get_type_hints(group) for name, group in get_type_hints(config_type).items()}
 
 
 def _coerced(name: str, value: Any, hint: Any, source: str) -> Any:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.files import write_whole
-from distill.networks import EmbeddingNetwork, spec_metadata
+from distill.networks import (
+    EmbeddingNetwork,
+    InputSpec,
+    NetworkSpec,
+    build_network,
+    spec_metadata,
+)
 
 _METADATA_KEY = "distill"
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "student")
@@ -101,6 +108,32 @@ def save_network(network: EmbeddingNetwork, path: Path) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.backbone.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(spec_metadata(network.spec))}
     write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def rebuild_network(path: Path, find_spec: Callable[[str], NetworkSpec]) -> EmbeddingNetwork:
+    """Rebuild a network from a file that `save_network` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        path: The file.
+        find_spec: Describes the network of a name.
+
+    Raises:
+        DistillError: When there is no such file, it was not written by this toolkit or it does not
+            fit.
+    """
+    if not path.exists():
+        raise DistillError(f"there is no run directory or weights file at {path}")
+    description = read_description(path)
+    if description is None:
+        raise DistillError(
+            f"{path} does not say which network it holds (only a .safetensors file of this "
+            "toolkit does); name the architecture with --student"
+        )
+    stored = description["input"]
+    stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
+    network = build_network(replace(find_spec(description["network"]), input=InputSpec(**stored)))
+    load_weights(network, path)
+    return network.eval()
 
 
 def read_description(path: Path) -> dict[str, Any] | None:

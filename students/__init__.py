@@ -5,6 +5,6 @@ torchvision model can stand in as `timm:NAME` or `torchvision:NAME`.
 """
 
 import distill.torchvision_wheel  # noqa: F401  (before anything imports torchvision)
-from students.registry import STUDENTS, build_student, load_student
+from students.registry import STUDENTS, build_student
 
-__all__ = ["STUDENTS", "build_student", "load_student"]
+__all__ = ["STUDENTS", "build_student"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from distill.errors import DistillError
 from distill.libraries import library_spec
-from distill.networks import EmbeddingNetwork, InputSpec, NetworkSpec, build_network
+from distill.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.registry import Registry
-from distill.weights import load_weights, read_description
+from distill.weights import load_weights
 from students import alexnet, mobilenet, resnet
 
 STUDENTS: Registry[NetworkSpec] = Registry(
@@ -55,31 +54,3 @@ def build_student(
     if weights is not None:
         load_weights(network, weights)
     return network.train()
-
-
-def load_student(path: Path) -> EmbeddingNetwork:
-    """Rebuild a trained student from `student.safetensors` or the run directory that holds it.
-
-    Raises:
-        DistillError: When there is no such file or it was not written by this toolkit.
-    """
-    file = path / "student.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise DistillError(
-            f"{path} holds no student.safetensors; it is written when a run ends: finish the run "
-            f"with --output {path} --resume, or name another directory"
-        )
-    if not file.exists():
-        raise DistillError(f"there is no run directory or weights file at {path}")
-    description = read_description(file)
-    if description is None:
-        raise DistillError(
-            f"{file} does not say which network it holds (only a student.safetensors of this "
-            "toolkit does); name the architecture with --student"
-        )
-    spec = student_spec(description["network"])
-    stored = description["input"]
-    stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
-    network = build_network(replace(spec, input=InputSpec(**stored)))
-    load_weights(network, file)
-    return network.eval()

@@ -2,5 +2,6 @@
 
 import distill.torchvision_wheel  # noqa: F401  (before anything imports torchvision)
 from teachers.registry import TEACHERS, load_teacher
+from teachers.trained import load_trained
 
-__all__ = ["TEACHERS", "load_teacher"]
+__all__ = ["TEACHERS", "load_teacher", "load_trained"]

@@ -14,15 +14,17 @@ from distill.libraries import library_spec
 from distill.networks import EmbeddingNetwork, InputSpec, NetworkSpec, build_network
 from distill.registry import Registry
 from distill.weights import load_weights
-from students.registry import load_student
 from students.resnet import build_resnet
+from teachers.backbones import build_resnet_of
 from teachers.frozen import freeze
 from teachers.pixels import build_pixels
+from teachers.trained import has_trained, load_trained
 
 TEACHERS: Registry[NetworkSpec] = Registry(
     "teacher", remedy="timm:NAME, torchvision:NAME and run directories work too"
 )
 
+SHIPPED = Path(__file__).parent / "shipped"
 _resnet50 = partial(build_resnet, name="resnet50")
 
 for _spec in (
@@ -45,6 +47,13 @@ for _spec in (
         skipped_keys=("projection_head.", "prototypes."),
         weights_url="https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
         summary="SwAV ResNet-50, 800 epochs (Caron et al., 2020); linear accuracy 75.3 %",
+    ),
+    NetworkSpec(
+        name="digits-cbyol",
+        build=partial(build_resnet_of, depth=18, width=0.25, stem="small"),
+        input=InputSpec(image_size=16, crop_fraction=1.0),
+        weights_file=SHIPPED / "digits-cbyol" / "backbone.safetensors",
+        summary="C-BYOL ResNet-18 at 1/4 width, trained on scikit-learn's digits, shipped (3 MB)",
     ),
     NetworkSpec(
         name="pixels",
@@ -73,17 +82,19 @@ def load_teacher(
     Raises:
         DistillError: Unknown name, weights that are missing or do not fit, an unusable image side.
     """
-    if (Path(name) / "student.safetensors").exists():
+    if has_trained(Path(name)):
         return freeze(_from_run(Path(name), weights, image_size))
     spec = library_spec(name) or TEACHERS.get(name)
-    if weights is None and spec.needs_weights and spec.pretrained is None:
+    found = weights or spec.weights_file or spec.pretrained
+    if spec.needs_weights and found is None:
         raise DistillError(
             f"the weights of {name} must be given: download {spec.weights_url} and pass "
             "--teacher-weights FILE"
         )
     network = build_network(spec, image_size=image_size)
-    if weights is not None:
-        load_weights(network, weights)
+    file = weights or spec.weights_file
+    if file is not None:
+        load_weights(network, file)
     elif spec.pretrained is not None:
         spec.pretrained(network.backbone)
     return freeze(network)
@@ -95,4 +106,4 @@ def _from_run(run: Path, weights: Path | None, image_size: int | None) -> Embedd
             f"{run} is a run directory and brings its own weights and image size; leave out "
             "--teacher-weights and --teacher-image-size"
         )
-    return load_student(run)
+    return load_trained(run)

@@ -119,3 +119,40 @@ def _printed(folder: Path, ranks: list[subprocess.Popen[bytes]]) -> str:
         text = (folder / f"rank-{rank}.txt").read_text(errors="replace")
         parts.append(f"--- rank {rank}, {ended}\n{text}")
     return "\n".join(parts)
+
+
+@pytest.fixture
+def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes what a finished pre-training run of a tiny network leaves."""
+    import safetensors.torch
+
+    from distill.engine.run_directory import RunDirectory
+    from distill.jobs.methods import build_method
+    from distill.options import updated
+    from distill.pretrain_config import PretrainConfig
+    from distill.weights import save_network
+    from teachers.backbones import backbone_name, build_backbone
+
+    follows_method = {
+        "simclr": {},
+        "byol": {"regression_weight": 5.0},
+        "c-simclr": {"kappa_e": 1024.0, "beta": 1.0},
+        "c-byol": {"kappa_e": 16384.0, "beta": 1.0, "regression_weight": 5.0},
+    }
+
+    def make(name: str = "run", *, method: str = "c-byol", seed: int = 0, **options: Any) -> Path:
+        tiny = {"width": 0.125, "stem": "small", "image_size": 16, "data": "digits"}
+        heads = {"hidden_dim": 8, "projection_dim": 6, "method": method, **follows_method[method]}
+        config = updated(PretrainConfig(), {**tiny, **heads, **options}, source="the test")
+        run = RunDirectory(tmp_path / name, resume=False)
+        run.write_config(config, command="pretrain")
+        torch.manual_seed(seed)
+        backbone = backbone_name(config.backbone.arch, width=config.backbone.width, stem="small")
+        network = build_backbone(backbone, image_size=config.images.image_size)
+        save_network(network, run.backbone)
+        tensors = build_method(config.method, network.embedding_dim).state_dict()
+        run.heads.write_bytes(safetensors.torch.save(tensors))
+        run.close()
+        return run.path
+
+    return make

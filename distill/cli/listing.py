@@ -75,9 +75,13 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _recipes() -> list[tuple[str, str]]:
-    from distill.recipes import recipe_names
+    from distill.recipes import CONFIGS, recipe_names
 
-    return [(name, _RECIPES.get(name, "")) for name in recipe_names()]
+    return [
+        (f"{command} {name}", _RECIPES.get(f"{command} {name}", ""))
+        for command in CONFIGS
+        for name in recipe_names(command)
+    ]
 
 
 _LIBRARIES = [
@@ -85,6 +89,9 @@ _LIBRARIES = [
     ("torchvision:NAME", "any torchvision classifier"),
 ]
 _RECIPES = {
-    "default": "what is not given follows the data",
-    "published": "CompRess, NeurIPS 2020, literally",
+    "train default": "what is not given follows the data",
+    "train published": "CompRess, NeurIPS 2020, literally",
+    "pretrain default": "what is not given follows method and data",
+    "pretrain published-300": "Compressive Visual Representations, NeurIPS 2021, 300 epochs",
+    "pretrain published-1000": "the same, 1000 epochs",
 }

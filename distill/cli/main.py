@@ -15,7 +15,10 @@ from distill.errors import DistillError, NonFiniteLossError, UnknownNameError
 
 COMMANDS = {
     "train": ("distill.cli.train", "train a student from a frozen teacher (the default command)"),
+    "pretrain": ("distill.cli.pretrain", "train a teacher without labels (SimCLR, C-BYOL, ...)"),
     "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
+    "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
+    "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
 }
 

@@ -51,28 +51,14 @@ def run(argv: list[str]) -> int:
     )
     if command.print_config:
         return _print_config(command.config)
-    from distill.cli.table import print_metrics
+    from distill.cli.outcome import report
     from distill.jobs.train import train
 
-    result = train(command.config)
-    if result.stopped_by is not None:
-        print(
-            f"stopped by {result.stopped_by}; go on with: distill --output {result.output} --resume"
-        )
-        return 130 if result.stopped_by == "SIGINT" else 143
-    print_metrics(result.metrics)
-    print(f"everything is in {result.output}")
-    return 0
+    return report(train(command.config), command="distill")
 
 
 def _print_config(config: TrainConfig) -> int:
-    import contextlib
-    import sys
-
+    from distill.cli.outcome import print_recipe
     from distill.jobs.prepare import prepare
-    from distill.options import to_yaml
 
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is the recipe alone
-        resolved = prepare(config).config
-    print(to_yaml(resolved), end="")
-    return 0
+    return print_recipe(lambda: prepare(config).config)

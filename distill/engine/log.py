@@ -1,4 +1,7 @@
-"""Where a run reports: log.jsonl and TensorBoard for programs, a progress bar for people."""
+"""Where a run reports: log.jsonl and TensorBoard for programs, a progress bar for people.
+
+With several processes only the first reports.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from distill import distributed
 
 
 class RunLog:
@@ -21,6 +26,9 @@ class RunLog:
     """
 
     def __init__(self, run: Path, *, step: int = 0) -> None:
+        self.is_open = distributed.is_main()
+        if not self.is_open:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "log.jsonl"
@@ -30,6 +38,8 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line; numbers go to TensorBoard too."""
+        if not self.is_open:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -38,6 +48,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush both to the disk."""
+        if not self.is_open:
+            return
         os.fsync(self._file.fileno())
         self._file.close()
         self._tensorboard.close()
@@ -50,7 +62,7 @@ def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = 
         initial=initial,
         desc=description,
         unit=unit,
-        disable=None,
+        disable=None if distributed.is_main() else True,
         dynamic_ncols=True,
         smoothing=0.05,
     )
@@ -58,8 +70,9 @@ def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = 
 
 def say(message: str) -> None:
     """Print a line for people on standard output without breaking a progress bar."""
-    tqdm.write(message, file=sys.stdout)
-    sys.stdout.flush()
+    if distributed.is_main():
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,8 +1,9 @@
 """The training loop: owns the order of events, knows nothing of the method.
 
-For every batch: loss; when there is one, check it, backward, clip, optimizer, schedule; then what
-follows the step. After every epoch: the nearest-neighbour check and a checkpoint, as asked. A stop
-request is honoured after the step in progress, with a checkpoint. Limit: one process.
+For every batch, whole or in parts: loss and, when there is one, backward; then check it, clip,
+optimizer, schedule; then what follows the step. After every epoch: the nearest-neighbour check and
+a checkpoint, as asked. A stop request is honoured after the step in progress, with a checkpoint.
+Several ranks take every step together, and one rank's bad image or stop request counts for all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress
 from distill.engine.interrupts import StopRequest
@@ -26,13 +28,17 @@ from distill.errors import NonFiniteLossError
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Length and rhythm of a run, in images, batches and epochs."""
+    """Length and rhythm of a run, in images, batches and epochs.
+
+    With `accumulate` above 1 a batch is cut into that many parts, which add up to one step.
+    """
 
     num_epochs: int
     num_images: int
     batches_per_epoch: int
     log_every: int
     clip_grad_norm: float | None = None
+    accumulate: int = 1
 
 
 @dataclass
@@ -123,26 +129,28 @@ def fit(
         for batch in batches:
             waited = time.perf_counter() - clock
             on_bad_images(batch.bad)
+            num_images = len(batch.index) * distributed.world_size()
             loss = _advance(learner, batch, settings, progress)
             for one in (meter, epoch_meter):
                 one.waited += waited
-                one.num_images += len(batch.index)
+                one.num_images += num_images
                 one.loss_sum += loss or 0.0
                 one.num_losses += loss is not None
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
-            bar.update(len(batch.index))
+            bar.update(num_images)
             _log_step(learner, meter, settings, progress, log=log, bar=bar, loss=loss)
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                values = {**epoch_meter.read(), **on_epoch_end(progress.epoch)}
+                values = {**epoch_meter.read(), **learner.objective.metrics()}
+                values |= on_epoch_end(progress.epoch)
                 log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
                 say(_epoch_line(progress.epoch, settings.num_epochs, values))
                 learner.objective.train_mode()
                 epoch_meter.read(), meter.read()
-            if stop.received is not None:
+            if distributed.any_rank(stop.received is not None):
                 save()
-                return stop.received
+                return stop.received or "a signal to another process"
             clock = time.perf_counter()
     return stop.received  # a signal may have come while the loader ended its workers
 
@@ -152,21 +160,21 @@ def _advance(
 ) -> float | None:
     """Learn from one batch; return its loss, or None when it gave none."""
     objective = learner.objective
-    if len(batch.index) < 2:  # the others could not be read; BatchNorm needs two
+    # BatchNorm needs two images, and ranks need equal numbers of them.
+    too_few = len(batch.index) < 2 or (distributed.world_size() > 1 and len(batch.bad) > 0)
+    if distributed.any_rank(too_few):
         return None
-    loss = objective.loss(batch)
-    if loss is None:
+    learner.optimizer.zero_grad(set_to_none=True)
+    value = _backward(objective, batch, settings.accumulate)
+    if value is None:
         objective.after_step(stepped=False)
         return None
-    value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(
             f"the loss is {value} at step {progress.step + 1} (epoch {progress.epoch + 1}); "
             "nothing was updated by it. Lower --learning-rate, set --clip-grad-norm or use "
             "--precision fp32"
         )
-    learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     if settings.clip_grad_norm is not None:
         nn.utils.clip_grad_norm_(list(objective.parameters()), settings.clip_grad_norm)
     learner.optimizer.step()
@@ -174,6 +182,19 @@ def _advance(
     progress.step += 1
     objective.after_step(stepped=True)
     return value
+
+
+def _backward(objective: Objective, batch: Batch, num_parts: int) -> float | None:
+    """Add up the gradients of a batch's parts; return its loss, or None when it gave none."""
+    value = 0.0
+    for part in batch.split(num_parts):
+        share = len(part.index) / len(batch.index)
+        loss = objective.loss(part)
+        if loss is None:
+            return None
+        (loss if share == 1 else share * loss).backward()
+        value += share * loss.item()
+    return distributed.mean_over_ranks(value)
 
 
 def _log_step(

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from distill.config import OptimizationOptions
+from distill.engine.lars import LARS
 from distill.engine.resolve import given
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], options: OptimizationOptions
+    parameters: Iterable[nn.Parameter],
+    options: OptimizationOptions,
+    *,
+    exempt_vectors: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over the parameters that take a gradient.
+    """Build SGD, AdamW or LARS over the parameters that take a gradient.
 
-    Weight decay applies to every parameter, as published.
+    Args:
+        parameters: Of everything that is trained.
+        options: Rule, learning rate, momentum, weight decay.
+        exempt_vectors: Leave biases and the parameters of BatchNorm (all that is no matrix or
+            kernel) without weight decay and, with LARS, without adaptation, as pre-training was
+            published; otherwise weight decay applies to every parameter, as CompRess was.
     """
-    learning_rate = given(options.learning_rate)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if exempt_vectors:
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    learning_rate, decay = given(options.learning_rate), options.weight_decay
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=decay)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            trained,
-            lr=learning_rate,
-            momentum=options.sgd_momentum,
-            weight_decay=options.weight_decay,
-        )
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=options.weight_decay)
+        momentum = options.sgd_momentum
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=decay)
+    for exempt in groups[1:]:
+        exempt["adapted"] = False
+    return LARS(groups, lr=learning_rate, momentum=options.sgd_momentum, weight_decay=decay)
 
 
 def build_schedule(

@@ -9,10 +9,17 @@ What an option means (a share of the run, a share of the images) is kept here, n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from distill.config import MethodOptions, OptimizationOptions, TrainConfig
+from distill.config import (
+    ImageOptions,
+    MethodOptions,
+    OptimizationOptions,
+    RunOptions,
+    TrainConfig,
+)
 
 PUBLISHED_BATCH_SIZE = 256
 PUBLISHED_QUEUE_SIZE = 128_000
@@ -20,8 +27,8 @@ PUBLISHED_MOMENTUM = 0.999
 NN_CHECKS_PER_RUN = 5
 # Peak learning rates at the published batch size; they follow the batch linearly for SGD and by its
 # square root for AdamW, whose steps are normalized.
-PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 5e-4}
-SCALING_POWER = {"sgd": 1.0, "adamw": 0.5}
+PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 5e-4, "lars": 0.3}
+SCALING_POWER = {"sgd": 1.0, "adamw": 0.5, "lars": 1.0}
 
 
 Value = TypeVar("Value")
@@ -54,41 +61,65 @@ def resolve(
         published_projection_dim: Width of the layer that the published recipe trains the student
             through, if any.
     """
-    optimization = _resolve_optimization(config.optimization, facts.num_images)
+    optimization = resolve_optimization(
+        config.optimization, facts.num_images, peaks=PEAK_LEARNING_RATE
+    )
     epochs = given(optimization.epochs)
     num_steps = epochs * math.ceil(facts.num_images / given(optimization.batch_size))
     published = published_projection_dim if config.run.recipe == "published" else None
-    images, run = config.images, config.run
     return TrainConfig(
         networks=config.networks,
-        images=replace(
-            images,
-            image_size=_or(images.image_size, _default_image_size(facts)),
-            augmentation=_or(images.augmentation, facts.augmentation),
-            num_workers=_or(images.num_workers, facts.default_num_workers),
+        images=resolve_images(config.images, facts),
+        views=replace(
+            config.views, augmentation=either(config.views.augmentation, facts.augmentation)
         ),
         method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
         optimization=optimization,
-        run=replace(
-            run,
-            nn_every=_or(run.nn_every, max(1, round(epochs / NN_CHECKS_PER_RUN))),
-        ),
+        run=resolve_run(config.run, epochs),
     )
 
 
-def _resolve_optimization(options: OptimizationOptions, num_images: int) -> OptimizationOptions:
-    epochs = _or(options.epochs, 100 if num_images >= 5_000 else 20)
-    # About 64 steps an epoch at least: fewer leave a small set without enough updates.
-    power = math.floor(math.log2(max(num_images / 64, 1)))
-    batch_size = _or(options.batch_size, min(PUBLISHED_BATCH_SIZE, max(32, 2**power)))
+def resolve_images(options: ImageOptions, facts: DataFacts) -> ImageOptions:
+    """Fill in the side of the view and the number of loader processes."""
+    return replace(
+        options,
+        image_size=either(options.image_size, _default_image_size(facts)),
+        num_workers=either(options.num_workers, facts.default_num_workers),
+    )
+
+
+def resolve_run(options: RunOptions, epochs: int) -> RunOptions:
+    """Fill in how often the network is checked between epochs."""
+    every = max(1, round(epochs / NN_CHECKS_PER_RUN))
+    return replace(options, nn_every=either(options.nn_every, every))
+
+
+def resolve_optimization(
+    options: OptimizationOptions,
+    num_images: int,
+    *,
+    peaks: Mapping[str, float],
+    min_steps: int = 64,
+) -> OptimizationOptions:
+    """Fill in length, batch size and learning rate.
+
+    Args:
+        options: What is given stays as it is.
+        num_images: Images that are trained on.
+        peaks: Peak learning rate at a batch of 256, by optimizer.
+        min_steps: Steps of an epoch, about, at least: fewer leave a small set without enough
+            updates.
+    """
+    epochs = either(options.epochs, 100 if num_images >= 5_000 else 20)
+    power = math.floor(math.log2(max(num_images / min_steps, 1)))
+    batch_size = either(options.batch_size, min(PUBLISHED_BATCH_SIZE, max(32, 2**power)))
     scale = (batch_size / PUBLISHED_BATCH_SIZE) ** SCALING_POWER[options.optimizer]
-    peak = PEAK_LEARNING_RATE[options.optimizer] * scale
     return replace(
         options,
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=_or(options.learning_rate, peak),
-        warmup_epochs=_or(options.warmup_epochs, epochs / 20),
+        learning_rate=either(options.learning_rate, peaks[options.optimizer] * scale),
+        warmup_epochs=either(options.warmup_epochs, epochs / 20),
     )
 
 
@@ -104,16 +135,18 @@ def _resolve_method(
     projection_dim = teacher_dim if one_queue else published_projection_dim or 0
     return replace(
         options,
-        queue_size=_or(options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10))),
-        student_temperature=_or(options.student_temperature, options.temperature),
-        momentum=_or(options.momentum, _momentum(num_steps)) if has_copy else None,
-        projection_dim=_or(options.projection_dim, projection_dim),
+        queue_size=either(
+            options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10))
+        ),
+        student_temperature=either(options.student_temperature, options.temperature),
+        momentum=either(options.momentum, default_momentum(num_steps)) if has_copy else None,
+        projection_dim=either(options.projection_dim, projection_dim),
     )
 
 
-def _momentum(num_steps: int) -> float:
+def default_momentum(num_steps: int, *, published: float = PUBLISHED_MOMENTUM) -> float:
     """Average over about a tenth of the run, as far as the published momentum reaches."""
-    return round(min(PUBLISHED_MOMENTUM, max(0.5, 1 - 10 / num_steps)), 6)
+    return round(min(published, max(0.5, 1 - 10 / num_steps)), 6)
 
 
 def _default_image_size(facts: DataFacts) -> int:
@@ -128,5 +161,6 @@ def given(value: Value | None) -> Value:
     return value
 
 
-def _or(value: Any, fallback: Any) -> Any:
+def either(value: Any, fallback: Any) -> Any:
+    """Return what was given, else what follows the data."""
     return fallback if value is None else value

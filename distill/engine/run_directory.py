@@ -1,13 +1,16 @@
 """The run directory: where everything that a run writes lies, and who may write there.
 
-    config.yaml          the resolved configuration, with versions
-    metrics.json         one object: what was measured, fractions of 1
-    log.jsonl            a line per logging step
-    tensorboard/         the same for TensorBoard
-    checkpoints/         the newest states of the run
-    student.safetensors  the trained student, with its description
+    config.yaml           the resolved configuration, with versions
+    metrics.json          one object: what was measured, fractions of 1
+    log.jsonl             a line per logging step
+    tensorboard/          the same for TensorBoard
+    checkpoints/          the newest states of the run
+    student.safetensors   the trained student, with its description
+    backbone.safetensors  instead, after pre-training: the backbone, with its description
+    heads.safetensors     and the heads that it was trained through
 
-Files are written beside their place and renamed, so that none is ever half there.
+Files are written beside their place and renamed, so that none is ever half there. With several
+processes only the first writes.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from typing import Any
 import filelock
 import yaml
 
-from distill.config import TrainConfig
+from distill import distributed
 from distill.errors import DistillError
 from distill.files import write_whole
 from distill.options import flattened, read_yaml
 
 _VERSIONS = "versions"
+_COMMAND = "command"
 
 
 class RunDirectory:
@@ -43,6 +47,9 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
+        self._lock: filelock.BaseFileLock | None = None
+        if not distributed.is_main():
+            return
         require_usable(path, resume=resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -69,23 +76,42 @@ class RunDirectory:
         return self.path / "student.safetensors"
 
     @property
+    def backbone(self) -> Path:
+        """File of the pre-trained backbone."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def heads(self) -> Path:
+        """File of the heads that a backbone was pre-trained through."""
+        return self.path / "heads.safetensors"
+
+    @property
     def log(self) -> Path:
         """File of the log lines."""
         return self.path / "log.jsonl"
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write the resolved configuration with the versions that it ran with."""
-        content = {**flattened(config), _VERSIONS: versions()}
+    def write_config(self, config: Any, *, command: str) -> None:
+        """Write the resolved configuration with the versions that it ran with.
+
+        Args:
+            config: A dataclass of groups of options.
+            command: The subcommand that it belongs to.
+        """
+        if not distributed.is_main():
+            return
+        content = {_COMMAND: command, **flattened(config), _VERSIONS: versions()}
         text = yaml.safe_dump(content, sort_keys=False)
         write_whole(self.path / "config.yaml", text.encode())
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Add numbers to metrics.json; those of the same name are replaced."""
-        add_metrics(self.path, metrics)
+        if distributed.is_main():
+            add_metrics(self.path, metrics)
 
     def close(self) -> None:
         """Let others in."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def require_usable(path: Path, *, resume: bool) -> None:
@@ -112,14 +138,24 @@ def require_usable(path: Path, *, resume: bool) -> None:
         raise DistillError(f"{path} is not empty and holds no run; choose another --output")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
     """Read the options of a run, without the versions.
 
+    Args:
+        path: The run directory.
+        command: The subcommand that the run must be of; None: any.
+
     Raises:
-        DistillError: When there is no readable config.yaml.
+        DistillError: When there is no readable config.yaml, or the run is of another command.
     """
     options = read_yaml(path / "config.yaml", kind="the run's configuration")
     options.pop(_VERSIONS, None)
+    found = options.pop(_COMMAND, "train")
+    if command not in (None, found):
+        raise DistillError(
+            f"{path} is a run of `distill {found}`, not of `distill {command}`; use that command "
+            "or another directory"
+        )
     return options
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from distill.config import TrainConfig
+from distill.config import RunOptions, TrainConfig
 from distill.engine.run_directory import read_config, require_usable
 from distill.errors import DistillError
 from distill.options import flattened, updated
-from distill.recipes import load_recipe
+from distill.pretrain_config import PretrainConfig
+from distill.recipes import CONFIGS, load_recipe
+
+Config = TypeVar("Config", TrainConfig, PretrainConfig)
 
 # What may change between the sittings of one run: where things lie and how they are executed.
 _FREE_TO_CHANGE = frozenset(
@@ -23,31 +26,44 @@ _FREE_TO_CHANGE = frozenset(
 )
 
 
-def base_config(*, recipe: str = "default", resume_from: Path | None = None) -> TrainConfig:
+def base_config(
+    *, command: str = "train", recipe: str = "default", resume_from: Path | None = None
+) -> Any:
     """Return the defaults that options override: a recipe's, or those of the run to continue.
+
+    Args:
+        command: `train` or `pretrain`.
+        recipe: Name of a recipe or path of a YAML file.
+        resume_from: Directory of the run to continue, if any.
 
     Raises:
         DistillError: Unknown recipe, or no run to continue.
     """
     if resume_from is None:
-        return load_recipe(recipe)
+        return load_recipe(recipe, command)
     require_usable(resume_from, resume=True)
-    return updated(TrainConfig(), read_config(resume_from), source=f"{resume_from}/config.yaml")
+    stored = read_config(resume_from, command=command)
+    return updated(CONFIGS[command](), stored, source=f"{resume_from}/config.yaml")
 
 
-def configure(options: Mapping[str, Any]) -> TrainConfig:
+def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
     """Build a configuration from flat options, as `distill.train` takes them.
+
+    Args:
+        options: Values by option name.
+        command: `train` or `pretrain`.
 
     Raises:
         DistillError: An unknown option or recipe, or a value of the wrong type.
     """
     output = options.get("output")
     resume_from = Path(output) if options.get("resume") and output else None
-    base = base_config(recipe=options.get("recipe", "default"), resume_from=resume_from)
-    return updated(base, options, source="distill.train")
+    recipe = options.get("recipe", "default")
+    base = base_config(command=command, recipe=recipe, resume_from=resume_from)
+    return updated(base, options, source=f"distill.{command}")
 
 
-def require_same_run(config: TrainConfig) -> None:
+def require_same_run(config: Any) -> None:
     """Refuse to continue a run under other settings than it began with.
 
     Raises:
@@ -67,10 +83,10 @@ def require_same_run(config: TrainConfig) -> None:
         )
 
 
-def with_output(config: TrainConfig, data_name: str) -> TrainConfig:
-    """Fill in the default run directory, named after teacher, student and data."""
-    if config.run.output is not None:
+def with_output(config: Config, *names: str) -> Config:
+    """Fill in the default run directory, named after what the run is made of."""
+    run: RunOptions = config.run
+    if run.output is not None:
         return config
-    parts = [str(config.networks.teacher), str(config.networks.student), data_name]
-    name = "-".join(part.rstrip("/").split("/")[-1].replace(":", "_") for part in parts)
-    return replace(config, run=replace(config.run, output=Path("runs") / name))
+    name = "-".join(part.rstrip("/").split("/")[-1].replace(":", "_") for part in names)
+    return replace(config, run=replace(run, output=Path("runs") / name))

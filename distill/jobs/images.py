@@ -1,17 +1,20 @@
-"""Opens the images of a job and decides what a file that cannot be read means."""
+"""The images of a job: where they come from, which are trained on, what a bad file means."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from distill.config import ImageOptions
 from distill.data.images import Images
 from distill.data.scan import check_images, scan_is_cheap
+from distill.data.sources import ImageData, hold_out
 from distill.engine.log import say
-from distill.errors import BadImageError
+from distill.errors import BadImageError, DistillError
 
 
 def data_or_default(spec: str | None) -> str:
@@ -69,3 +72,50 @@ class BadImages:
         for description in set(descriptions) - self.skipped:
             say(f"skipped {description}: cannot be read as an image")
         self.skipped.update(descriptions)
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training job.
+
+    Attributes:
+        data: The dataset.
+        train_index: The training images that can be read.
+        val_index: The validation images that can be read.
+        trained: Those of `train_index` that are trained on.
+        held_out: Those that are not.
+        bad_images: What happens to files that cannot be read.
+    """
+
+    data: ImageData
+    train_index: np.ndarray
+    val_index: np.ndarray
+    trained: np.ndarray
+    held_out: np.ndarray
+    bad_images: BadImages
+
+
+def training_images(data: ImageData, options: ImageOptions, *, seed: int) -> TrainingImages:
+    """Find the readable images of a dataset and hold a part of the training images out.
+
+    Raises:
+        BadImageError: An image that cannot be read, when that is to end the job.
+        DistillError: Fewer than two images are left to train on.
+    """
+    bad_images = BadImages(options.on_bad_image)
+    usable = bad_images.good_indices(data.train)
+    trained, held_out = hold_out(data.train, options.holdout, seed=seed)
+    trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)
+    if len(trained) < 2:
+        raise DistillError(
+            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
+            "folder with more images or lower --holdout"
+        )
+    return TrainingImages(
+        data=data,
+        train_index=usable,
+        val_index=bad_images.good_indices(data.val),
+        trained=trained,
+        held_out=held_out,
+        bad_images=bad_images,
+    )

@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from distill.anchors.queue import AnchorQueue
-from distill.data.epochs import num_batches
 from distill.data.transforms import training_view
 from distill.data.views import Batch, TrainingViews, training_loader
-from distill.engine.checkpoint import Progress, load_newest
+from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
-from distill.engine.log import progress_bar, say
+from distill.engine.log import progress_bar
 from distill.engine.loop import Learner
-from distill.engine.optimizer import build_optimizer, build_schedule
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
 from distill.evaluation.embed import Embeddings
+from distill.jobs.fitting import make_learner, restore
 from distill.jobs.prepare import QUEUE_DTYPES, Job
 from distill.losses.compress import CompRess
 
@@ -35,45 +34,32 @@ def build_learner(
         embeddings: The teacher's, when training looks them up; None for a teacher that runs.
     """
     objective = _build_objective(job, _build_teacher(job, embeddings))
-    options = job.config.optimization
-    optimizer = build_optimizer(objective.parameters(), options)
-    schedule = build_schedule(optimizer, options, steps_per_epoch=batches_per_epoch(job))
-    learner = Learner(objective, optimizer, schedule)
-    restored = load_newest(run.checkpoints) if job.config.run.resume else None
-    if restored is not None:
-        progress, state = restored
-        learner.load_state_dict(state)
-        say(f"continuing after step {progress.step}, {progress.epoch} epochs are complete")
-        return learner, progress
-    if job.config.method.queue_init == "prefill":
+    learner = make_learner(job.setting, objective)
+    progress = restore(run, learner) if job.config.run.resume else None
+    if progress is None and job.config.method.queue_init == "prefill":
         _prefill(job, objective)
-    return learner, Progress()
-
-
-def batches_per_epoch(job: Job) -> int:
-    """Return the batches of one epoch."""
-    batch_size = given(job.config.optimization.batch_size)
-    return num_batches(len(job.trained), batch_size, drop_last=job.drop_last)
+    return learner, progress or Progress()
 
 
 def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterable[Batch]:
     """Return the batches from where `progress` stands to the end of the last epoch."""
-    images = job.config.images
+    setting, options = job.setting, job.config.images
     view = training_view(
-        given(images.image_size),
-        given(images.augmentation),
-        crop_fraction=job.student.input.crop_fraction,
+        given(options.image_size),
+        given(job.config.views.augmentation),
+        crop_fraction=setting.network.input.crop_fraction,
     )
-    views = TrainingViews(job.evaluator.data.train, job.trained, view, seed=job.config.run.seed)
+    images = setting.images
+    views = TrainingViews(images.data.train, images.trained, view, seed=setting.run.seed)
     return training_loader(
         views,
-        batch_size=given(job.config.optimization.batch_size),
+        batch_size=given(setting.optimization.batch_size),
         num_epochs=num_epochs,
         start_epoch=progress.epoch,
         start_batch=progress.batch,
-        num_workers=images.num_workers,
-        drop_last=job.drop_last,
-        pin_memory=job.device.type == "cuda",
+        num_workers=options.num_workers,
+        drop_last=setting.drop_last,
+        pin_memory=setting.device.type == "cuda",
     )
 
 
@@ -81,25 +67,25 @@ def _build_teacher(job: Job, embeddings: Embeddings | None) -> Teacher:
     if embeddings is None:
         return OnlineTeacher(
             job.teacher,
-            job.device,
-            precision=job.evaluator.precision,
+            job.setting.device,
+            precision=job.setting.evaluator.precision,
             batch_size=job.config.networks.teacher_batch_size,
         )
-    rows = torch.full((len(job.evaluator.data.train), job.teacher.embedding_dim), torch.nan)
+    rows = torch.full((len(job.setting.images.data.train), job.teacher.embedding_dim), torch.nan)
     rows[torch.from_numpy(embeddings.index)] = torch.from_numpy(embeddings.features)
     job.teacher.cpu()  # not needed on the device any more
-    return CachedTeacher(rows, job.device)
+    return CachedTeacher(rows, job.setting.device)
 
 
 def _build_objective(job: Job, teacher: Teacher) -> Distillation:
     method, width = job.config.method, job.config.method.projection_dim
-    student_dim = width or job.student.embedding_dim
+    student_dim = width or job.setting.network.embedding_dim
     queue = AnchorQueue(
         given(method.queue_size),
         teacher.embedding_dim,
         None if method.variant == "one-queue" else student_dim,
         dtype=QUEUE_DTYPES[method.queue_dtype],
-        device=job.device,
+        device=job.setting.device,
         init="random" if method.queue_init == "random" else "empty",
         seed=job.config.run.seed,
     )
@@ -111,13 +97,13 @@ def _build_objective(job: Job, teacher: Teacher) -> Distillation:
         implementation=method.loss_implementation,
     )
     return Distillation(
-        job.student,
+        job.setting.network,
         teacher,
         compress,
-        projection=nn.Linear(job.student.embedding_dim, width) if width else None,
+        projection=nn.Linear(job.setting.network.embedding_dim, width) if width else None,
         momentum=method.momentum,
-        device=job.device,
-        precision=job.evaluator.precision,
+        device=job.setting.device,
+        precision=job.setting.evaluator.precision,
     )
 
 
@@ -127,7 +113,7 @@ def _prefill(job: Job, objective: Distillation) -> None:
     objective.train_mode()
     with progress_bar(objective.compress.queue.size, description="prefill the queue") as bar:
         for batch in training_batches(job, Progress(epoch=beyond), num_epochs=beyond + 1):
-            job.bad_images(batch.bad)
+            job.setting.images.bad_images(batch.bad)
             bar.update(len(batch.index))
             if len(batch.index) > 1 and objective.fill(batch):
                 break

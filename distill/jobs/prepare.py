@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from distill.anchors.queue import AnchorQueue
 from distill.checks import check
 from distill.config import TrainConfig
-from distill.data.sources import ImageData, hold_out, open_images
+from distill.data.sources import ImageData, open_images
 from distill.data.transforms import default_augmentation
 from distill.data.views import default_num_workers
 from distill.engine.device import pick_device, pick_precision, require_memory
@@ -21,8 +20,8 @@ from distill.engine.resolve import DataFacts, given, resolve
 from distill.engine.run_directory import require_usable
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run, with_output
-from distill.jobs.evaluator import Evaluator
-from distill.jobs.images import BadImages, data_or_default
+from distill.jobs.images import data_or_default, training_images
+from distill.jobs.setting import TrainingSetting, evaluator_of
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from students.registry import student_spec
@@ -37,32 +36,13 @@ class Job:
 
     Attributes:
         config: Nothing in it follows the data any more.
-        evaluator: Data, device and precision, for every measurement of the run.
-        trained: Indices of the training images that are trained on.
-        held_out: Indices of those that are not.
+        setting: Images, student, device and rhythm.
         teacher: Frozen, on the device.
-        student: With its initial weights, on the device.
-        bad_images: What happens to files that cannot be read.
     """
 
     config: TrainConfig
-    evaluator: Evaluator
-    trained: np.ndarray
-    held_out: np.ndarray
+    setting: TrainingSetting
     teacher: EmbeddingNetwork
-    student: EmbeddingNetwork
-    bad_images: BadImages
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks lie."""
-        return self.evaluator.device
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether an epoch's last batch is left out: one image has no batch statistics."""
-        batch_size = given(self.config.optimization.batch_size)
-        return len(self.trained) > batch_size and len(self.trained) % batch_size == 1
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -77,13 +57,13 @@ def prepare(config: TrainConfig) -> Job:
     source = data_or_default(config.images.data)
     config = replace(config, images=replace(config.images, data=source))
     data = open_images(source)
-    config = with_output(config, data.name)
+    config = with_output(
+        config, str(config.networks.teacher), str(config.networks.student), data.name
+    )
     require_usable(given(config.run.output), resume=config.run.resume)
-    bad_images = BadImages(config.images.on_bad_image)
-    usable = bad_images.good_indices(data.train)
-    trained, held_out = _split(data, usable, config)
+    images = training_images(data, config.images, seed=config.run.seed)
     facts = DataFacts(
-        num_images=len(trained),
+        num_images=len(images.trained),
         native_size=data.native_size,
         augmentation=default_augmentation(data),
         min_image_size=spec.min_image_size,
@@ -103,38 +83,19 @@ def prepare(config: TrainConfig) -> Job:
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
     _require_memory(config, device, num_images=len(data.train), teacher=teacher, student=student)
-    evaluator = Evaluator(
-        data=data,
-        train_index=usable,
-        val_index=bad_images.good_indices(data.val),
-        device=device,
-        precision=precision,
-        num_workers=config.images.num_workers,
-        bad_images=bad_images,
+    batch_size = given(config.optimization.batch_size)
+    setting = TrainingSetting(
+        images=images,
+        evaluator=evaluator_of(
+            images, device=device, precision=precision, num_workers=config.images.num_workers
+        ),
+        network=place(student, device),
+        optimization=config.optimization,
+        run=config.run,
+        # A last batch of one image has no batch statistics.
+        drop_last=len(images.trained) > batch_size and len(images.trained) % batch_size == 1,
     )
-    return Job(
-        config=config,
-        evaluator=evaluator,
-        trained=trained,
-        held_out=held_out,
-        teacher=place(teacher, device),
-        student=place(student, device),
-        bad_images=bad_images,
-    )
-
-
-def _split(
-    data: ImageData, usable: np.ndarray, config: TrainConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images to train on and those held out, among the usable ones."""
-    trained, held_out = hold_out(data.train, config.images.holdout, seed=config.run.seed)
-    trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)
-    if len(trained) < 2:
-        raise DistillError(
-            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
-            "folder with more images or lower --holdout"
-        )
-    return trained, held_out
+    return Job(config=config, setting=setting, teacher=place(teacher, device))
 
 
 def _load_teacher(config: TrainConfig) -> EmbeddingNetwork:

@@ -58,7 +58,22 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("--teacher pixels --student resnet18 --queue-size 9000000000", "lower --queue-size"),
         ("--teacher pixels --student resnet18 --projection-dim 7", "leave out --projection-dim"),
         ("--teacher pixels --student resnet18 --momentum 0.9", "--momentum 0.9 goes with"),
+        ("pretrain --beta -1", "--beta is -1.0, it must be at least 0"),
+        ("pretrain --kappa-b 0", "--kappa-b is 0.0, it must be positive"),
+        ("pretrain --kappa-e nan", "--kappa-e is nan, it must be positive"),
+        ("pretrain --batch-size 1", "--batch-size is 1, it must be at least 2"),
+        ("pretrain --batch-size 2000", "do not fill one batch of 2000: lower --batch-size"),
+        ("pretrain --augmentation none", "use photo or glyph"),
+        ("pretrain --arch resnet51", "did you mean 'resnet50'"),
+        ("pretrain --arch vgg16", "unknown architecture 'vgg16'"),
+        ("pretrain --width 3", "--width is 3, it must be one of"),
+        ("pretrain --method simclr --beta 1", "--beta 1.0 goes with --method c-simclr or c-byol"),
+        ("pretrain --method c-simclr --target-momentum 0.9", "goes with --method byol or c-byol"),
+        ("pretrain --batch-size 8 --accumulate 5", "parts of fewer than 2 images"),
+        ("pretrain --projection-dim 1", "--projection-dim is 1, it must be at least 2"),
+        ("pretrain --recipe published", "did you mean 'published-300'"),
         ("nn absent --data digits", "no run directory or weights file at absent"),
+        ("clusters absent --data digits", "no run directory or weights file at absent"),
     ],
 )
 def test_mistakes(mistake, argv: str, message: str):
@@ -70,17 +85,39 @@ def test_an_empty_folder(mistake, tmp_path: Path):
     assert "empty" in mistake(*TINY, "--data", "empty")
 
 
-def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder):
+@pytest.mark.parametrize("command", ["nn", "clusters"])
+def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder, command: str):
     data = make_folder(classes=1)
     unlabelled = data / "train" / "class0"
     torch.save(
         build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "w.pth"
     )
-    evaluate = ["nn", "w.pth", "--student", "timm:test_resnet", "--image-size", "32", "--data"]
+    evaluate = [command, "w.pth", "--student", "timm:test_resnet", "--image-size", "32", "--data"]
     assert "has no validation images" in mistake(*evaluate, str(unlabelled))
     assert "are of 1 class" in mistake(*evaluate, str(data))
-    assert "name the architecture with --student" in mistake("nn", "w.pth", "--data", str(data))
-    assert "k is 99" in mistake(*evaluate, str(make_folder("more")), "--k", "99")
+    assert "name the architecture with --student" in mistake(command, "w.pth", "--data", str(data))
+    assert "leave out --student" in mistake(command, ".", *evaluate[2:], str(data))
+    assert "--image-size goes with --student" in mistake(command, "w.pth", "--image-size", "32")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("nn --k 99", "k is 99, it must be between 1 and the number of indexed images, 36"),
+        ("clusters --num-clusters 99", "the number of clusters is 99, it must be between 1 and"),
+        ("clusters --num-clusters 0", "the number of clusters is 0, it must be between 1 and"),
+        ("clusters --seed -1", "the seed is -1, it must be between 0 and 2147483647"),
+    ],
+)
+def test_numbers_that_an_evaluation_cannot_take(
+    mistake, tmp_path: Path, make_folder, argv: str, message: str
+):
+    torch.save(
+        build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "w.pth"
+    )
+    command, *flags = argv.split()
+    network = ["--student", "timm:test_resnet", "--image-size", "32"]
+    assert message in mistake(command, "w.pth", *network, "--data", str(make_folder()), *flags)
 
 
 def test_weights_that_do_not_fit(mistake, tmp_path: Path, make_folder):
@@ -146,7 +183,18 @@ def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    "argv", ["", "--help", "help", "--version", "train --help", "nn --help", "list --help", "list"]
+    "argv",
+    [
+        "",
+        "--help",
+        "help",
+        "--version",
+        "train --help",
+        "nn --help",
+        "clusters --help",
+        "list --help",
+        "list",
+    ],
 )
 def test_help_needs_nothing(argv: str):
     child = subprocess.run(

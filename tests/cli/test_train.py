@@ -125,7 +125,7 @@ def test_unlabelled_images_are_enough(make_folder, tmp_path, capsys):
     output = tmp_path / "run"
     assert run(short(folder, output, "--epochs", "1")) == 0
     printed = capsys.readouterr().out
-    assert "nearest-neighbour accuracy is skipped" in printed
+    assert "nearest neighbour and cluster alignment are skipped" in printed
     assert "nn_accuracy" not in json.loads((output / "metrics.json").read_text())
     assert (output / "student.safetensors").exists()
 

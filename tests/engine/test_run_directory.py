@@ -21,7 +21,7 @@ from distill.options import flattened
 @pytest.fixture
 def run(tmp_path: Path):
     directory = RunDirectory(tmp_path / "runs" / "a", resume=False)
-    directory.write_config(TrainConfig())
+    directory.write_config(TrainConfig(), command="train")
     yield directory
     directory.close()
 

@@ -7,7 +7,8 @@ from torch import nn
 from distill.errors import DistillError, UnknownNameError
 from distill.networks import num_parameters
 from distill.weights import save_network
-from students import STUDENTS, build_student, load_student
+from students import STUDENTS, build_student
+from teachers import load_trained
 
 
 # Parameters of torchvision's published models less their classifiers (and, for AlexNet, less fc8).
@@ -78,7 +79,7 @@ def test_a_trained_student_is_rebuilt_from_its_file_alone(tmp_path: Path):
     save_network(student, tmp_path / "student.safetensors")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for path in (tmp_path, tmp_path / "student.safetensors"):
-        loaded = load_student(path)
+        loaded = load_trained(path)
         assert not loaded.training
         assert loaded.input == student.input
         torch.testing.assert_close(loaded(images), student.eval()(images))
@@ -86,14 +87,14 @@ def test_a_trained_student_is_rebuilt_from_its_file_alone(tmp_path: Path):
 
 def test_loading_what_is_not_a_student(tmp_path: Path):
     with pytest.raises(DistillError, match="no run directory or weights file"):
-        load_student(tmp_path / "absent")
+        load_trained(tmp_path / "absent")
     with pytest.raises(DistillError, match=r"holds no student\.safetensors"):
-        load_student(tmp_path)
+        load_trained(tmp_path)
     torch.save(
         build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "a.pth"
     )
     with pytest.raises(DistillError, match="name the architecture with --student"):
-        load_student(tmp_path / "a.pth")
+        load_trained(tmp_path / "a.pth")
 
 
 def test_weights_to_start_from(tmp_path: Path):

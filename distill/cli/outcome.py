@@ -1,0 +1,42 @@
+"""What a training command says at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.jobs.fitting import RunResult
+
+
+def report(result: RunResult, *, command: str) -> int:
+    """Print the numbers of a run or how to go on with it; return the exit status.
+
+    Args:
+        result: What the run left behind.
+        command: What the person typed to start it, as in `distill pretrain`.
+    """
+    from distill import distributed
+    from distill.cli.table import print_metrics
+
+    if result.stopped_by is not None:
+        if distributed.is_main():
+            go_on = f"{command} --output {result.output} --resume"
+            print(f"stopped by {result.stopped_by}; go on with: {go_on}")
+        return 130 if result.stopped_by == "SIGINT" else 143
+    if distributed.is_main():
+        print_metrics(result.metrics)
+        print(f"everything is in {result.output}")
+    return 0
+
+
+def print_recipe(resolve: Callable[[], Any]) -> int:
+    """Print the configuration that `resolve` returns as a recipe; return the exit status."""
+    from distill.options import to_yaml
+
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is the recipe alone
+        resolved = resolve()
+    print(to_yaml(resolved), end="")
+    return 0

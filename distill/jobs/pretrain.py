@@ -1,0 +1,233 @@
+"""Pre-trains a backbone without labels and measures it: two views, method, loop, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from distill import distributed
+from distill.checks import check_pretraining
+from distill.data.sources import ImageData, open_images
+from distill.data.two_views import default_pretraining_augmentation, two_views
+from distill.data.views import Batch, TrainingViews, default_num_workers, training_loader
+from distill.engine.checkpoint import Progress
+from distill.engine.device import pick_device, pick_precision
+from distill.engine.log import say
+from distill.engine.pretraining import Pretraining
+from distill.engine.resolve import DataFacts, given
+from distill.engine.resolve_pretraining import resolve_pretraining
+from distill.engine.run_directory import RunDirectory, read_metrics, require_usable
+from distill.errors import DistillError
+from distill.files import write_whole
+from distill.jobs.configure import require_same_run, with_output
+from distill.jobs.fitting import RunResult, fit_run, make_learner, restore
+from distill.jobs.images import data_or_default, training_images
+from distill.jobs.methods import build_method, method_schedules
+from distill.jobs.setting import TrainingSetting, describe_setting, evaluator_of
+from distill.networks import EmbeddingNetwork, num_parameters, place
+from distill.pretrain_config import PretrainConfig
+from distill.weights import save_network
+from teachers.backbones import backbone_name, build_backbone
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """A resolved configuration with its data and its networks.
+
+    Attributes:
+        config: Nothing in it follows the data any more.
+        setting: Images, backbone, device and rhythm.
+        method: Heads and loss, on the device.
+    """
+
+    config: PretrainConfig
+    setting: TrainingSetting
+    method: nn.Module
+
+
+def pretrain(config: PretrainConfig) -> RunResult:
+    """Pre-train a backbone as `config` says and measure it.
+
+    Raises:
+        DistillError: Anything about the request that cannot be met; nothing was written then.
+        NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+    """
+    device = distributed.start(pick_device(config.run.device))
+    try:
+        job = prepare_pretraining(config, device)
+        distributed.barrier()  # all have looked at the run directory before the first writes there
+        run = RunDirectory(given(job.config.run.output), resume=job.config.run.resume)
+        try:
+            return _run(job, run)
+        finally:
+            run.close()
+    finally:
+        distributed.stop()
+
+
+def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
+    run.write_config(job.config, command="pretrain")
+    _announce(job, run)
+    _measure(job, run, prefix="untrained_", what="untrained backbone")
+    objective = _build_objective(job)
+    learner = make_learner(job.setting, objective, exempt_vectors=True)
+    restored = restore(run, learner) if job.config.run.resume else None
+    progress = restored or Progress()
+    stopped_by = fit_run(job.setting, run, learner, progress, _training_batches(job, progress))
+    if stopped_by is None and distributed.is_main():
+        save_network(job.setting.network, run.backbone)
+        heads = {
+            name: tensor.cpu().contiguous() for name, tensor in job.method.state_dict().items()
+        }
+        write_whole(run.heads, safetensors.torch.save(heads))
+        run.add_metrics(
+            {
+                "train_seconds": round(progress.seconds, 1),
+                "num_steps": progress.step,
+                "num_skipped_images": len(job.setting.images.bad_images.skipped),
+            }
+        )
+        _measure(job, run, prefix="", what="backbone")
+    distributed.barrier()
+    return RunResult(run.path, read_metrics(run.path), stopped_by)
+
+
+def prepare_pretraining(config: PretrainConfig, device: torch.device) -> PretrainJob:
+    """Check a configuration, open its data, build its networks, fill in what follows the data.
+
+    Raises:
+        DistillError: Anything that cannot be met; nothing is written.
+    """
+    check_pretraining(config)
+    name = backbone_name(config.backbone.arch, width=config.backbone.width)  # refuses unknown ones
+    source = data_or_default(config.images.data)
+    config = replace(config, images=replace(config.images, data=source))
+    data = open_images(source)
+    config = with_output(config, config.method.method, name, data.name)
+    require_usable(given(config.run.output), resume=config.run.resume)
+    images = training_images(data, config.images, seed=config.run.seed)
+    facts = DataFacts(
+        num_images=len(images.trained),
+        native_size=data.native_size,
+        augmentation=default_pretraining_augmentation(data),
+        min_image_size=1,
+        default_num_workers=default_num_workers(data.train),
+    )
+    config = resolve_pretraining(config, facts)
+    precision = pick_precision(config.run.precision, device)
+    config = replace(config, run=replace(config.run, precision=precision))
+    if config.run.resume:
+        require_same_run(config)
+    _require_divisible(config)
+    backbone = _build_backbone(config, data)
+    setting = TrainingSetting(
+        images=images,
+        evaluator=evaluator_of(
+            images, device=device, precision=precision, num_workers=config.images.num_workers
+        ),
+        network=place(backbone, device),
+        optimization=config.optimization,
+        run=config.run,
+        drop_last=True,  # every step has the same number of negatives
+        accumulate=config.accumulation.accumulate,
+    )
+    assert setting.batches_per_epoch  # refuses fewer images than a batch
+    method = build_method(config.method, backbone.embedding_dim).to(device)
+    return PretrainJob(config=config, setting=setting, method=method)
+
+
+def _require_divisible(config: PretrainConfig) -> None:
+    """Refuse a batch that ranks cannot share equally."""
+    batch_size, ranks = given(config.optimization.batch_size), distributed.world_size()
+    if batch_size % ranks or batch_size // ranks < 2 * config.accumulation.accumulate:
+        raise DistillError(
+            f"--batch-size {batch_size} cannot be shared by {ranks} processes with at least "
+            f"{2 * config.accumulation.accumulate} images each; choose a larger multiple of {ranks}"
+        )
+
+
+def _build_backbone(config: PretrainConfig, data: ImageData) -> EmbeddingNetwork:
+    torch.manual_seed(config.run.seed)
+    options = config.backbone
+    return build_backbone(
+        backbone_name(options.arch, width=options.width, stem=given(options.stem)),
+        image_size=given(config.images.image_size),
+        crop_fraction=0.875 if data.native_size is None else 1.0,  # small images have no margin
+    )
+
+
+def _build_objective(job: PretrainJob) -> Pretraining:
+    beta, target_momentum = method_schedules(job.config.method, job.setting)
+    return Pretraining(
+        job.setting.network,
+        job.method,
+        beta=beta,
+        target_momentum=target_momentum,
+        seed=job.config.run.seed,
+        device=job.setting.device,
+        precision=job.setting.evaluator.precision,
+    )
+
+
+def _training_batches(job: PretrainJob, progress: Progress) -> Iterable[Batch]:
+    """Return this rank's batches from where `progress` stands to the end of the run."""
+    setting, options = job.setting, job.config.images
+    kind = given(job.config.views.augmentation)
+    views = two_views(given(options.image_size), kind)
+    return training_loader(
+        TrainingViews(
+            setting.images.data.train,
+            setting.images.trained,
+            views.view,
+            views.second_view,
+            distortion=views.draw,
+            seed=setting.run.seed,
+        ),
+        batch_size=given(setting.optimization.batch_size),
+        num_epochs=setting.num_epochs,
+        start_epoch=progress.epoch,
+        start_batch=progress.batch,
+        num_workers=options.num_workers,
+        drop_last=setting.drop_last,
+        pin_memory=setting.device.type == "cuda",
+        shard=(distributed.rank(), distributed.world_size()),
+    )
+
+
+def _announce(job: PretrainJob, run: RunDirectory) -> None:
+    setting, optimization = job.setting, job.config.optimization
+    say(
+        f"{job.config.method.method} pre-trains {setting.network.spec.name} "
+        f"({num_parameters(setting.network) / 1e6:.1f} M parameters, "
+        f"{setting.network.embedding_dim}-d) through heads of "
+        f"{num_parameters(job.method) / 1e6:.1f} M, {describe_setting(setting)}; "
+        f"run directory {run.path}"
+    )
+    batch_size, parts = given(optimization.batch_size), setting.accumulate
+    if distributed.world_size() > 1:
+        say(f"batches of {batch_size} images over {distributed.world_size()} processes")
+    if parts > 1:
+        say(
+            f"every batch of {batch_size} is computed in {parts} parts: negatives and batch "
+            f"statistics come from {batch_size // parts} images, not from {batch_size}"
+        )
+
+
+def _measure(job: PretrainJob, run: RunDirectory, *, prefix: str, what: str) -> None:
+    """Measure the backbone where the data allows it, unless metrics.json has it already."""
+    if not distributed.is_main():
+        return
+    evaluator, known = job.setting.evaluator, read_metrics(run.path)
+    why_not = evaluator.why_not()
+    if why_not is not None:
+        say(f"nearest neighbour and cluster alignment are skipped: {why_not}")
+        return
+    if prefix and f"{prefix}nn_accuracy" in known:
+        return
+    measured: dict[str, Any] = evaluator.measure(job.setting.network, what=what)
+    run.add_metrics({prefix + name: value for name, value in measured.items()})

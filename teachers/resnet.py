@@ -1,0 +1,90 @@
+"""ResNets of any depth and width for pre-training, with torchvision's names and blocks.
+
+Source: He et al., CVPR 2016; the width multiplies every stage, stem included, as in SimCLR (Chen et
+al., ICML 2020), unlike torchvision's wide ResNets, whose factor widens the bottlenecks alone. The
+last BatchNorm of a residual branch starts at gamma 0 (Goyal et al., 2017), so that every block
+starts as the identity. At width 1 and with the ImageNet stem, weights are interchangeable with
+torchvision's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_BLOCKS = {
+    18: ("BasicBlock", (2, 2, 2, 2)),
+    34: ("BasicBlock", (3, 4, 6, 3)),
+    50: ("Bottleneck", (3, 4, 6, 3)),
+    101: ("Bottleneck", (3, 4, 23, 3)),
+    152: ("Bottleneck", (3, 8, 36, 3)),
+}
+DEPTHS = tuple(_BLOCKS)
+WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+STEMS = ("imagenet", "small")
+_BASE_WIDTH = 64
+
+
+class ResNet(nn.Module):
+    """A ResNet without classifier: normalized images (B, 3, S, S) -> pooled (B, D).
+
+    Args:
+        depth: One of `DEPTHS`.
+        width: Factor of every stage's width, one of `WIDTHS`.
+        stem: `imagenet`: 7 x 7 convolution of stride 2 and max-pool of stride 2; `small`: 3 x 3 of
+            stride 1 and no pool, for images below 64 px.
+    """
+
+    def __init__(self, depth: int, *, width: float = 1.0, stem: str = "imagenet") -> None:
+        super().__init__()
+        from torchvision.models import resnet
+
+        block_name, num_blocks = _BLOCKS[depth]
+        block = getattr(resnet, block_name)
+        base = round(_BASE_WIDTH * width)
+        is_small = stem == "small"
+        size, stride, padding = (3, 1, 1) if is_small else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, base, size, stride=stride, padding=padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if is_small else nn.MaxPool2d(3, stride=2, padding=1)
+        in_width = base
+        for stage, number in enumerate(num_blocks):
+            planes = base * 2**stage
+            blocks = _stage(block, in_width, planes, number, stride=1 if stage == 0 else 2)
+            self.add_module(f"layer{stage + 1}", blocks)
+            in_width = planes * block.expansion
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.embedding_dim = in_width
+        _initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed normalized images."""
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in range(1, 5):
+            features = self.get_submodule(f"layer{stage}")(features)
+        return torch.flatten(self.avgpool(features), 1)
+
+
+def _stage(block: type, in_width: int, planes: int, number: int, *, stride: int) -> nn.Sequential:
+    """Build the blocks of a stage, the first with a projection shortcut where shapes change."""
+    out_width = planes * block.expansion  # type: ignore[attr-defined]
+    shortcut = None
+    if stride != 1 or in_width != out_width:
+        convolution = nn.Conv2d(in_width, out_width, 1, stride=stride, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_width))
+    blocks = [block(in_width, planes, stride, shortcut)]
+    blocks += [block(out_width, planes) for _ in range(number - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _initialize(network: nn.Module) -> None:
+    """Draw convolutions as He et al. (2015) and set the last gamma of every branch to zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for last in ("bn3", "bn2"):
+            norm = getattr(module, last, None)
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.zeros_(norm.weight)
+                break
