@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -53,6 +54,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute in float32 to its last digits: no autocast, no TF32 in convolutions, no chance.
+
+    cuDNN's convolutions are in TF32 by default, whose 10 bits would drown the difference between
+    the embeddings of two images that are almost the same.
+    """
+    exact = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False
+    )
+    with torch.autocast(device.type, enabled=False), exact:
+        yield
 
 
 def images_per_pass(image_size: int, device: torch.device) -> int:

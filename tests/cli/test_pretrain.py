@@ -177,7 +177,9 @@ def test_torchrun_shares_a_run_and_continues_it(make_folder, tmp_path):
     ]
     command += ["-m", "distill", *short(data, tmp_path / "two", *flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("everything is in") == 1
     assert "batches of 8 images over 2 processes" in done.stdout

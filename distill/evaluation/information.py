@@ -1,0 +1,128 @@
+"""How much of an image an encoder keeps, from its unit vectors of two views, in nats.
+
+The definitions of Lee et al., Compressive Visual Representations, NeurIPS 2021, section 2, put to
+any encoder f with unit vectors: z ~ e(.|x) = vMF(f(x), kappa_e) stands for the first view x, and
+b(.|y) = vMF(f(y), kappa_b) is what the second view y foretells of it. The kappas are given, not
+those that a method was trained with, and b is f itself, whatever a method foretells with, so that
+numbers of different methods compare where D is the same.
+
+Expectations over z are exact (`distill.losses.von_mises_fisher`), except in I(Y;Z), whose z are
+sampled from a seed. Everything is computed in float64.
+
+Shapes: N images, D width of f, B images that a view is told apart from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.losses.von_mises_fisher import (
+    check_kappa,
+    entropy,
+    mean_cosine,
+    residual_constant,
+    sample,
+)
+
+CONTRAST = 256
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the unit vectors of two views say; means over images, nats.
+
+    Attributes:
+        residual_information: kappa_b A_D(kappa_e) (1 - f(x) . f(y)) >= 0: the part of the bound on
+            I(X;Z|Y) that depends on f. The same for z of the second view, by symmetry.
+        residual_constant: The rest of the bound, of D and the kappas alone, >= 0.
+        information_y_z: Lower bound on I(Y;Z), at most log(2B - 1).
+        entropy_e: E[-log e(z|x)], of D and kappa_e alone.
+        entropy_b: E[-log b(z|y)] = entropy_e + residual_constant + residual_information.
+        view_kl: KL(e(.|x) || e(.|y)) = kappa_e A_D(kappa_e) (1 - f(x) . f(y)).
+        view_cosine: f(x) . f(y), in [-1, 1].
+    """
+
+    residual_information: float
+    residual_constant: float
+    information_y_z: float
+    entropy_e: float
+    entropy_b: float
+    view_kl: float
+    view_cosine: float
+
+
+def measure_information(
+    first: Tensor, second: Tensor, *, kappa_e: float, kappa_b: float, seed: int = 0
+) -> Information:
+    """Measure an encoder by its unit vectors of two views of every image.
+
+    Args:
+        first: f of the first views, N x D with D >= 2, unit, any float dtype, on the CPU.
+        second: f of the second views, N x D, in the same order.
+        kappa_e: Concentration of e(z|x), > 0.
+        kappa_b: Concentration of b(z|y), > 0.
+        seed: Of the z in I(Y;Z).
+
+    Raises:
+        DistillError: A concentration is not positive and finite, or D is below 2.
+    """
+    check_kappa("kappa_e", kappa_e)
+    check_kappa("kappa_b", kappa_b)
+    assert first.shape == second.shape
+    first, second = F.normalize(first.double()), F.normalize(second.double())
+    dim = first.shape[1]
+    apart = float((first - second).square().sum(1).mean() / 2)  # 1 - cosine, exactly 0 for equal f
+    expected = mean_cosine(dim, kappa_e)
+    residual, constant = kappa_b * expected * apart, residual_constant(dim, kappa_e, kappa_b)
+    generator = torch.Generator().manual_seed(seed)
+    z = sample(first, kappa_e, generator=generator)
+    return Information(
+        residual_information=residual,
+        residual_constant=constant,
+        information_y_z=float(contrastive_information(z, first, second, kappa_b=kappa_b).mean()),
+        entropy_e=entropy(dim, kappa_e),
+        entropy_b=entropy(dim, kappa_e) + constant + residual,
+        view_kl=kappa_e * expected * apart,
+        view_cosine=1 - apart,
+    )
+
+
+def contrastive_information(
+    z: Tensor, first: Tensor, second: Tensor, *, kappa_b: float, contrast: int = CONTRAST
+) -> Tensor:
+    """Return log(2B - 1) + log softmax of kappa_b z . f, whose mean bounds I(Y;Z) from below.
+
+    z of an image is told apart, by its other view, from both views of B images, its own first view
+    left out. B = min(contrast, N) is the same for every image: the batches are cut in the given
+    order, and the last one reaches back for as many as it lacks.
+
+    Args:
+        z: Samples around `first`, N x D.
+        first: f of the first views, N x D.
+        second: f of the second views, N x D.
+        kappa_b: The factor of the cosines.
+        contrast: B, where there are as many images.
+
+    Returns:
+        Nats, (N,), each at most log(2B - 1).
+    """
+    num_images = len(z)
+    size = min(contrast, num_images)
+    parts = []
+    for start in range(0, num_images, size):
+        rows = slice(min(start, num_images - size), min(start + size, num_images))
+        bound = _batch_information(z[rows], first[rows], second[rows], kappa_b)
+        parts.append(bound[start - rows.start :])
+    return torch.cat(parts)
+
+
+def _batch_information(z: Tensor, first: Tensor, second: Tensor, kappa_b: float) -> Tensor:
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    across, within = kappa_b * z @ second.T, kappa_b * z @ first.T
+    logits = torch.cat([across, within.masked_fill(own, -math.inf)], dim=1)
+    return math.log(2 * len(z) - 1) + logits.log_softmax(dim=1).diagonal()

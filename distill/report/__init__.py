@@ -1,0 +1,1 @@
+"""Draws what was measured, for people to look at."""
