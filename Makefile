@@ -4,15 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := distill teachers students tools tests
 
-.PHONY: help install format lint test test-slow bench clean
+.PHONY: help demo install format lint test test-slow bench clean
 
 help:
+	@echo "make demo       the quick start: distil the shipped teacher on digits, end with a table"
 	@echo "make install    create $(VENV) with the pinned development dependencies"
 	@echo "make format     rewrite the code with ruff"
 	@echo "make lint       check format, lint and types"
 	@echo "make test       run the default tests"
 	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
 	@echo "make bench      compare the blocked anchor loss with the plain formula"
+
+demo: install
+	$(BIN)/python tools/demo.py
 
 install: $(VENV)/.installed
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from distill.cli.parse import flag_value, parse
-from distill.jobs.configure import base_config
+from distill.cli.parse import parse
+from distill.cli.training import default_config, print_recipe, report
 from distill.pretrain_config import PretrainConfig
 
 _EXAMPLES = """Pre-train a teacher without labels: SimCLR, C-SimCLR, BYOL or C-BYOL.
@@ -41,29 +40,18 @@ class PretrainCommand:
 
 def run(argv: list[str]) -> int:
     """Run `distill pretrain`; return the exit status."""
-    output = flag_value(argv, "--output")
-    base = base_config(
-        command="pretrain",
-        recipe=flag_value(argv, "--recipe") or "default",
-        resume_from=Path(output) if "--resume" in argv and output else None,
-    )
+    default = PretrainCommand(default_config(argv, command="pretrain"))
     command = parse(
-        PretrainCommand,
-        argv,
-        prog="distill pretrain",
-        description=_EXAMPLES,
-        default=PretrainCommand(base),
+        PretrainCommand, argv, prog="distill pretrain", description=_EXAMPLES, default=default
     )
     if command.print_config:
         return _print_config(command.config)
-    from distill.cli.outcome import report
     from distill.jobs.pretrain import pretrain
 
     return report(pretrain(command.config), command="distill pretrain")
 
 
 def _print_config(config: PretrainConfig) -> int:
-    from distill.cli.outcome import print_recipe
     from distill.engine.device import pick_device
     from distill.jobs.pretrain import prepare_pretraining
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from distill.cli.parse import flag_value, parse
+from distill.cli.parse import parse
+from distill.cli.training import default_config, print_recipe, report
 from distill.config import TrainConfig
-from distill.jobs.configure import base_config
 
 _EXAMPLES = """Train a student from a frozen teacher.
 
@@ -40,25 +39,18 @@ class TrainCommand:
 
 def run(argv: list[str]) -> int:
     """Run `distill train`; return the exit status."""
-    output = flag_value(argv, "--output")
-    resume = "--resume" in argv
-    base = base_config(
-        recipe=flag_value(argv, "--recipe") or "default",
-        resume_from=Path(output) if resume and output else None,
-    )
+    default = TrainCommand(default_config(argv, command="train"))
     command = parse(
-        TrainCommand, argv, prog="distill train", description=_EXAMPLES, default=TrainCommand(base)
+        TrainCommand, argv, prog="distill train", description=_EXAMPLES, default=default
     )
     if command.print_config:
         return _print_config(command.config)
-    from distill.cli.outcome import report
     from distill.jobs.train import train
 
     return report(train(command.config), command="distill")
 
 
 def _print_config(config: TrainConfig) -> int:
-    from distill.cli.outcome import print_recipe
     from distill.jobs.prepare import prepare
 
     return print_recipe(lambda: prepare(config).config)

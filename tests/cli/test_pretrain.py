@@ -13,7 +13,6 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.engine import loop
 from distill.weights import read_state_dict
 
 TINY = ["pretrain", "--width", "0.125", "--image-size", "32", "--num-workers", "0"]
@@ -85,27 +84,10 @@ def test_beta_rises_as_asked(make_folder, tmp_path):
     assert set(betas[len(betas) // 2 :]) == {2.0}
 
 
-def stop_after(monkeypatch, batches: int) -> None:
-    """Make the loop see a SIGTERM after a number of batches, as if it had arrived then."""
-    counter = {"left": batches}
-
-    class Stop(loop.StopRequest):
-        @property
-        def received(self):
-            counter["left"] -= 1
-            return "SIGTERM" if counter["left"] <= 0 else None
-
-        @received.setter
-        def received(self, value):
-            pass
-
-    monkeypatch.setattr(loop, "StopRequest", Stop)
-
-
 @pytest.mark.parametrize("batches", [3, 4])  # inside the first epoch, at its end
 @pytest.mark.parametrize("flags", ["--method c-byol", "--method c-simclr --optimizer lars"])
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    make_folder, tmp_path, monkeypatch, capsys, batches, flags
+    make_folder, tmp_path, monkeypatch, stop_after, capsys, batches, flags
 ):
     data, flags = make_folder(), [*flags.split(), "--epochs", "2", "--log-every", "1"]
     assert run(short(data, tmp_path / "whole", *flags)) == 0

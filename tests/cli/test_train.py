@@ -16,7 +16,6 @@ from PIL import Image
 
 import distill
 from distill.cli.main import run
-from distill.engine import loop
 from distill.weights import read_state_dict
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
@@ -162,27 +161,10 @@ def test_printed_configuration_is_a_recipe(make_folder, tmp_path, capsys):
     }
 
 
-def stop_after(monkeypatch, batches: int) -> None:
-    """Make the loop see a SIGTERM after a number of batches, as if it had arrived then."""
-    counter = {"left": batches}
-
-    class Stop(loop.StopRequest):
-        @property
-        def received(self):
-            counter["left"] -= 1
-            return "SIGTERM" if counter["left"] <= 0 else None
-
-        @received.setter
-        def received(self, value):
-            pass
-
-    monkeypatch.setattr(loop, "StopRequest", Stop)
-
-
 @pytest.mark.parametrize("variant", ["two-queue-momentum", "one-queue"])
 @pytest.mark.parametrize("batches", [3, 5, 7])  # inside the first epoch, at its end, in the second
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    make_folder, tmp_path, monkeypatch, variant, batches
+    make_folder, tmp_path, monkeypatch, stop_after, variant, batches
 ):
     data = make_folder(num_train=14)
     flags = ["--epochs", "3", "--holdout", "0.05", "--variant", variant, "--log-every", "1"]

@@ -1,14 +1,36 @@
-"""What a training command says at its end."""
+"""What `distill train` and `distill pretrain` share: defaults, and what they say at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from distill.cli.parse import flag_value
+from distill.jobs.configure import base_config
 
 if TYPE_CHECKING:
     from distill.jobs.fitting import RunResult
+
+
+def default_config(argv: Sequence[str], *, command: str) -> Any:
+    """Return what flags override: the recipe that they name, or the run that they continue.
+
+    Args:
+        argv: Arguments after the subcommand.
+        command: `train` or `pretrain`.
+
+    Raises:
+        DistillError: Unknown recipe, or no run to continue.
+    """
+    output = flag_value(argv, "--output")
+    return base_config(
+        command=command,
+        recipe=flag_value(argv, "--recipe") or "default",
+        resume_from=Path(output) if "--resume" in argv and output else None,
+    )
 
 
 def report(result: RunResult, *, command: str) -> int:
