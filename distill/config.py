@@ -95,7 +95,7 @@ class OptimizationOptions:
     """Optimizer, schedule, length."""
 
     epochs: int | None = None
-    """Passes over the training images; None: 100, and 20 below 5,000 images."""
+    """Passes over the training images; None: 100, below 5,000 images 20 (pre-training: 200)."""
     batch_size: int | None = None
     """Images per step; None: a power of two from 32 to 256, by the number of images."""
     optimizer: Literal["sgd", "adamw", "lars"] = "adamw"

@@ -25,8 +25,7 @@ class BackboneOptions:
     width: float = 1.0
     """Factor of the width of every stage: 0.125, 0.25, 0.5, 1, 2 or 4."""
     stem: Literal["imagenet", "small"] | None = None
-    """imagenet: 7 x 7 of stride 2 and a max-pool; small: 3 x 3 of stride 1; None: small below 64
-    px."""
+    """imagenet: 7 x 7, stride 2, max-pool; small: 3 x 3; None: small below 64 pixels."""
 
 
 @dataclass(frozen=True)

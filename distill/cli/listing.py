@@ -55,7 +55,7 @@ def _teachers() -> list[tuple[str, str]]:
     return [
         *((name, spec.summary) for name, spec in TEACHERS.items()),
         *_LIBRARIES,
-        ("RUN", "the student of a run directory"),
+        ("RUN", "a run directory: its student or its pre-trained backbone"),
     ]
 
 
@@ -91,6 +91,7 @@ _LIBRARIES = [
 _RECIPES = {
     "train default": "what is not given follows the data",
     "train published": "CompRess, NeurIPS 2020, literally",
+    "pretrain digits-cbyol": "the shipped teacher digits-cbyol",
     "pretrain default": "what is not given follows method and data",
     "pretrain published-300": "Compressive Visual Representations, NeurIPS 2021, 300 epochs",
     "pretrain published-1000": "the same, 1000 epochs",

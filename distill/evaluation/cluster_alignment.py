@@ -5,6 +5,8 @@ clusters as classes, 20 iterations, no subsampling; every image belongs to its n
 cluster and a class score |cluster and class| / |cluster|, and the one-to-one mapping with the
 largest sum of scores is found by the Hungarian algorithm on the training images. The number is the
 accuracy of that mapping on the validation images. K-means is FAISS's, on the GPU when it sees one.
+Departure: k-means starts ten times and the start with the least distances counts, since one start
+gave from 0.61 to 0.79 on scikit-learn's digits, by seed alone.
 
 Shapes: N training images, M validation images, D width, K clusters, C classes.
 """
@@ -25,6 +27,7 @@ from distill.evaluation.nearest_neighbour import (
 )
 
 NUM_ITERATIONS = 20
+NUM_RESTARTS = 10
 _MAX_SEED = 2**31 - 1  # FAISS keeps seeds and counts in a C int
 
 
@@ -36,6 +39,7 @@ def cluster_alignment(
     *,
     num_clusters: int | None = None,
     seed: int = 0,
+    restarts: int = NUM_RESTARTS,
 ) -> float:
     """Return the share of validation images whose class is the one that their cluster stands for.
 
@@ -46,6 +50,7 @@ def cluster_alignment(
         val_labels: (M,) classes, at least 0.
         num_clusters: From 1 to N; None: as many as there are classes among the training images.
         seed: Picks the first centroids; from 0 to 2^31 - 1.
+        restarts: Of k-means, see `kmeans`; 1 as published.
 
     Raises:
         DistillError: See `require_labels` and `kmeans`; embeddings of different widths.
@@ -55,7 +60,7 @@ def cluster_alignment(
     require_same_width(train_features, val_features)
     if num_clusters is None:
         num_clusters = len(np.unique(train_labels))
-    centroids = kmeans(train_features, num_clusters, seed=seed)
+    centroids = kmeans(train_features, num_clusters, seed=seed, restarts=restarts)
     table = contingency(
         nearest_centroids(train_features, centroids),
         train_labels,
@@ -73,7 +78,7 @@ def kmeans(
     *,
     seed: int,
     num_iterations: int = NUM_ITERATIONS,
-    restarts: int = 1,
+    restarts: int = NUM_RESTARTS,
 ) -> np.ndarray:
     """Cluster L2-normalized embeddings by Euclidean distance; every image takes part.
 
