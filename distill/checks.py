@@ -126,10 +126,11 @@ def _pretraining_contradictions(config: PretrainConfig) -> list[str]:
             "two different ones; use photo or glyph"
         )
     parts = config.accumulation.accumulate
-    if optimization.batch_size is not None and parts * 2 > optimization.batch_size:
+    size = optimization.batch_size
+    if parts > 1 and size is not None and parts * 2 > size:
         problems.append(
-            f"--accumulate {parts} cuts a batch of {optimization.batch_size} into parts of fewer "
-            "than 2 images; lower it or raise --batch-size"
+            f"--accumulate {parts} cuts a batch of {size} into parts of fewer than 2 images; lower "
+            "it or raise --batch-size"
         )
     return problems
 

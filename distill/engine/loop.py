@@ -76,6 +76,13 @@ class Meter:
         self.loss_sum, self.num_losses, self.num_images = 0.0, 0, 0
         self.waited, self.started = 0.0, time.perf_counter()
 
+    def add(self, loss: float | None, *, num_images: int, waited: float) -> None:
+        """Count a batch of all ranks; `loss` is None when it gave none, `waited` in seconds."""
+        self.loss_sum += loss or 0.0
+        self.num_losses += loss is not None
+        self.num_images += num_images
+        self.waited += waited
+
     def read(self) -> dict[str, float]:
         """Return the averages and start anew."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
@@ -132,10 +139,7 @@ def fit(
             num_images = len(batch.index) * distributed.world_size()
             loss = _advance(learner, batch, settings, progress)
             for one in (meter, epoch_meter):
-                one.waited += waited
-                one.num_images += num_images
-                one.loss_sum += loss or 0.0
-                one.num_losses += loss is not None
+                one.add(loss, num_images=num_images, waited=waited)
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
             bar.update(num_images)

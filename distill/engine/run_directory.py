@@ -29,6 +29,7 @@ from distill.errors import DistillError
 from distill.files import write_whole
 from distill.options import flattened, read_yaml
 
+STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
 _VERSIONS = "versions"
 _COMMAND = "command"
 
@@ -73,17 +74,17 @@ class RunDirectory:
     @property
     def student(self) -> Path:
         """File of the trained student."""
-        return self.path / "student.safetensors"
+        return self.path / STUDENT
 
     @property
     def backbone(self) -> Path:
         """File of the pre-trained backbone."""
-        return self.path / "backbone.safetensors"
+        return self.path / BACKBONE
 
     @property
     def heads(self) -> Path:
         """File of the heads that a backbone was pre-trained through."""
-        return self.path / "heads.safetensors"
+        return self.path / HEADS
 
     @property
     def log(self) -> Path:

@@ -12,16 +12,14 @@ import torch
 from distill.anchors.queue import AnchorQueue
 from distill.checks import check
 from distill.config import TrainConfig
-from distill.data.sources import ImageData, open_images
+from distill.data.sources import ImageData
 from distill.data.transforms import default_augmentation
-from distill.data.views import default_num_workers
 from distill.engine.device import pick_device, pick_precision, require_memory
-from distill.engine.resolve import DataFacts, given, resolve
-from distill.engine.run_directory import require_usable
+from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
-from distill.jobs.configure import require_same_run, with_output
-from distill.jobs.images import data_or_default, training_images
-from distill.jobs.setting import TrainingSetting, evaluator_of
+from distill.jobs.configure import require_same_run
+from distill.jobs.images import training_images
+from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from students.registry import student_spec
@@ -54,20 +52,10 @@ def prepare(config: TrainConfig) -> Job:
     check(config)
     device = pick_device(config.run.device)
     spec = student_spec(str(config.networks.student))
-    source = data_or_default(config.images.data)
-    config = replace(config, images=replace(config.images, data=source))
-    data = open_images(source)
-    config = with_output(
-        config, str(config.networks.teacher), str(config.networks.student), data.name
-    )
-    require_usable(given(config.run.output), resume=config.run.resume)
+    config, data = open_data(config, str(config.networks.teacher), str(config.networks.student))
     images = training_images(data, config.images, seed=config.run.seed)
-    facts = DataFacts(
-        num_images=len(images.trained),
-        native_size=data.native_size,
-        augmentation=default_augmentation(data),
-        min_image_size=spec.min_image_size,
-        default_num_workers=default_num_workers(data.train),
+    facts = data_facts(
+        images, augmentation=default_augmentation(data), min_image_size=spec.min_image_size
     )
     teacher = _load_teacher(config)
     config = resolve(

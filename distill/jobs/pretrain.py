@@ -12,23 +12,29 @@ from torch import nn
 
 from distill import distributed
 from distill.checks import check_pretraining
-from distill.data.sources import ImageData, open_images
+from distill.data.sources import ImageData
 from distill.data.two_views import default_pretraining_augmentation, two_views
-from distill.data.views import Batch, TrainingViews, default_num_workers, training_loader
+from distill.data.views import Batch, TrainingViews, training_loader
 from distill.engine.checkpoint import Progress
 from distill.engine.device import pick_device, pick_precision
 from distill.engine.log import say
 from distill.engine.pretraining import Pretraining
-from distill.engine.resolve import DataFacts, given
+from distill.engine.resolve import given
 from distill.engine.resolve_pretraining import resolve_pretraining
-from distill.engine.run_directory import RunDirectory, read_metrics, require_usable
+from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.errors import DistillError
 from distill.files import write_whole
-from distill.jobs.configure import require_same_run, with_output
+from distill.jobs.configure import require_same_run
 from distill.jobs.fitting import RunResult, fit_run, make_learner, restore
-from distill.jobs.images import data_or_default, training_images
+from distill.jobs.images import training_images
 from distill.jobs.methods import build_method, method_schedules
-from distill.jobs.setting import TrainingSetting, describe_setting, evaluator_of
+from distill.jobs.setting import (
+    TrainingSetting,
+    data_facts,
+    describe_setting,
+    evaluator_of,
+    open_data,
+)
 from distill.networks import EmbeddingNetwork, num_parameters, place
 from distill.pretrain_config import PretrainConfig
 from distill.weights import save_network
@@ -105,18 +111,10 @@ def prepare_pretraining(config: PretrainConfig, device: torch.device) -> Pretrai
     """
     check_pretraining(config)
     name = backbone_name(config.backbone.arch, width=config.backbone.width)  # refuses unknown ones
-    source = data_or_default(config.images.data)
-    config = replace(config, images=replace(config.images, data=source))
-    data = open_images(source)
-    config = with_output(config, config.method.method, name, data.name)
-    require_usable(given(config.run.output), resume=config.run.resume)
+    config, data = open_data(config, config.method.method, name)
     images = training_images(data, config.images, seed=config.run.seed)
-    facts = DataFacts(
-        num_images=len(images.trained),
-        native_size=data.native_size,
-        augmentation=default_pretraining_augmentation(data),
-        min_image_size=1,
-        default_num_workers=default_num_workers(data.train),
+    facts = data_facts(
+        images, augmentation=default_pretraining_augmentation(data), min_image_size=1
     )
     config = resolve_pretraining(config, facts)
     precision = pick_precision(config.run.precision, device)

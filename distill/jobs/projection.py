@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.engine.run_directory import read_config
+from distill.engine.run_directory import HEADS, read_config
 from distill.errors import DistillError
 from distill.jobs.methods import build_method
 from distill.networks import EmbeddingNetwork
@@ -16,8 +16,6 @@ from distill.pretrain_config import PretrainConfig
 from distill.weights import mismatches, read_state_dict
 from teachers.heads import directions
 from teachers.trained import load_trained
-
-HEADS = "heads.safetensors"
 
 
 class Projection(nn.Module):

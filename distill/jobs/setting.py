@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from distill.config import OptimizationOptions, RunOptions
 from distill.data.epochs import num_batches
-from distill.engine.resolve import given
+from distill.data.sources import ImageData, open_images
+from distill.data.views import default_num_workers
+from distill.engine.resolve import DataFacts, given
+from distill.engine.run_directory import require_usable
+from distill.jobs.configure import Config, with_output
 from distill.jobs.evaluator import Evaluator
-from distill.jobs.images import TrainingImages
+from distill.jobs.images import TrainingImages, data_or_default
 from distill.networks import EmbeddingNetwork
 
 
@@ -56,6 +60,40 @@ class TrainingSetting:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.num_epochs * self.batches_per_epoch
+
+
+def open_data(config: Config, *names: str) -> tuple[Config, ImageData]:
+    """Open the images of a job and settle its run directory, named after `names` and the data.
+
+    Returns:
+        The configuration with data and output filled in, and the images.
+
+    Raises:
+        DistillError: No such data, or a run directory that cannot be written to.
+    """
+    source = data_or_default(config.images.data)
+    config = replace(config, images=replace(config.images, data=source))
+    data = open_images(source)
+    config = with_output(config, *names, data.name)
+    require_usable(given(config.run.output), resume=config.run.resume)
+    return config, data
+
+
+def data_facts(images: TrainingImages, *, augmentation: str, min_image_size: int) -> DataFacts:
+    """Return what the options of a job follow.
+
+    Args:
+        images: Of the job.
+        augmentation: That suits the data.
+        min_image_size: Smallest side in pixels that the trained network accepts.
+    """
+    return DataFacts(
+        num_images=len(images.trained),
+        native_size=images.data.native_size,
+        augmentation=augmentation,
+        min_image_size=min_image_size,
+        default_num_workers=default_num_workers(images.data.train),
+    )
 
 
 def evaluator_of(

@@ -80,6 +80,10 @@ def test_mistakes(mistake, argv: str, message: str):
     assert message in mistake(*argv.split())
 
 
+def test_one_mistake_is_one_complaint(mistake):
+    assert "--accumulate" not in mistake("pretrain", "--batch-size", "1")
+
+
 def test_an_empty_folder(mistake, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert "empty" in mistake(*TINY, "--data", "empty")
