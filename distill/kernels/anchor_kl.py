@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill.errors import DistillError, UnknownNameError
-from distill.kernels.blocked import loss_and_gradient
+from distill.kernels.blocked import BlockedScan
 from distill.kernels.reference import reference_anchor_kl
+from distill.kernels.scan import Scan, divergence
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -75,34 +77,35 @@ def anchor_kl(
         return loss(teacher, student, teacher_anchors, student_anchors, **options)
 
 
-class _BlockedLoss(torch.autograd.Function):
-    """Joins autograd to a kernel that evaluates the gradient together with the loss."""
+class _ScanLoss(torch.autograd.Function):
+    """Joins autograd to a scan, which evaluates the gradient together with the loss."""
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, banks: tuple[Tensor, Tensor], options: Any
-    ) -> Tensor:
-        loss, gradient = loss_and_gradient(teacher, student, *banks, **options)
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, student: Tensor, scan: Callable[..., Scan], temperature: float) -> Tensor:
+        scanned = scan(with_gradient=True)
+        gradient = scanned.gradient(scanned.statistics[:2])
+        ctx.save_for_backward(gradient.mul_(1 / (len(student) * temperature)))
         ctx.student_dtype = student.dtype
-        return loss
+        return divergence(scanned.statistics)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.student_dtype), None, None, None
+        return (gradient * upstream).to(ctx.student_dtype), None, None
 
 
-def _blocked_anchor_kl(teacher: Tensor, student: Tensor, *banks: Tensor, **options: Any) -> Tensor:
+def _by_scan(scan: Callable[..., Scan], *operands: Tensor, **options: Any) -> Tensor:
+    student = operands[1]
     if torch.is_grad_enabled() and student.requires_grad:
-        return _BlockedLoss.apply(student, teacher, banks, options)
+        temperature = options["temperatures"][1]
+        return _ScanLoss.apply(student, partial(scan, *operands, **options), temperature)
     with torch.no_grad():
-        return loss_and_gradient(teacher, student, *banks, **options, with_gradient=False)[0]
+        return divergence(scan(*operands, **options, with_gradient=False).statistics)
 
 
 _TABLE: dict[str, Callable[..., Tensor]] = {
-    "blocked": _blocked_anchor_kl,
+    "blocked": partial(_by_scan, BlockedScan),
     "reference": reference_anchor_kl,
 }
 IMPLEMENTATIONS = ("auto", *_TABLE)

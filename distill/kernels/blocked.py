@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from distill.kernels.products import NUM_IMAGES, similarities, weighted_sums
+from distill.kernels.scan import merged
 
 # Stands for minus infinity in an excluded anchor's logit: far below any real one, yet finite, so
 # that a block of nothing else gets weight zero in the merge, and a row of nothing else has equal p
@@ -44,17 +45,8 @@ _LOGITS_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 24}
 _kept = threading.local()
 
 
-def loss_and_gradient(
-    teacher: Tensor,
-    student: Tensor,
-    teacher_anchors: Tensor,
-    student_anchors: Tensor,
-    *,
-    temperatures: tuple[float, float],
-    self_mask: tuple[Tensor, Tensor] | None = None,
-    with_gradient: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Evaluate the batch mean of KL(p || q) and its gradient with respect to `student`.
+class BlockedScan:
+    """One pass over the anchors, and the second one that the gradient needs; see `Scan`.
 
     Args:
         teacher: Embeddings, B x Dt, any float dtype.
@@ -63,59 +55,59 @@ def loss_and_gradient(
         student_anchors: Bank, K x Ds, same dtype; the same object when both sides read one bank.
         temperatures: The teacher's and the student's, > 0.
         self_mask: Image indices of the rows (B) and of the anchors (K), int64; see `anchor_kl`.
-        with_gradient: False skips the record and pass 2.
-
-    Returns:
-        The loss, 0-d float32, and the gradient, B x Ds in float32 (float64 for float64 banks), or
-        None without `with_gradient`.
+        with_gradient: False skips the record; `gradient` cannot be called then.
     """
-    B, K = len(student), len(student_anchors)
-    banks = (teacher_anchors, student_anchors)
-    logit_blocks = _LogitBlocks((teacher, student), banks, temperatures, self_mask)
-    blocks, dtype, device = logit_blocks.bounds, logit_blocks.dtype, student.device
-    num_logits = 2 * B * logit_blocks.num_per_block
-    workspace = torch.empty(num_logits, dtype=dtype, device=device)
-    record = _record(2 * B * K if with_gradient else num_logits, dtype, device)
-    exponentials = []
-    peak = torch.empty(len(blocks), 2, B, dtype=dtype, device=device)
-    mass = torch.empty_like(peak)
-    gap = torch.empty_like(peak[:, 0])
-    for index, (start, stop) in enumerate(blocks):
-        logits = _leading(workspace, (2, stop - start, B))
-        block = _leading(record[2 * B * start :] if with_gradient else record, logits.shape)
-        logit_blocks.write(index, logits)
-        torch.amax(logits, 1, out=peak[index])
-        torch.sub(logits, peak[index, :, None], out=block).exp_()
-        torch.sum(block, 1, out=mass[index])
-        torch.sum(logits[0].sub_(logits[1]).mul_(block[0]), 0, out=gap[index])
-        exponentials.append(block)
-    loss, scales = _merge(peak.double(), mass.double(), gap.double())
-    if not with_gradient:
-        return loss, None
-    gradient = torch.zeros(B, student_anchors.shape[1], dtype=dtype, device=device)
-    for (start, stop), block, scale in zip(blocks, exponentials, scales.to(dtype), strict=True):
-        difference = block[1].mul_(scale[1]).addcmul_(block[0], scale[0], value=-1)
-        anchors = logit_blocks.student_bank.block(start, stop)
-        gradient += weighted_sums(difference.to(anchors.dtype), anchors)
-    return loss, gradient.mul_(1 / (B * temperatures[1]))
 
+    def __init__(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        teacher_anchors: Tensor,
+        student_anchors: Tensor,
+        *,
+        temperatures: tuple[float, float],
+        self_mask: tuple[Tensor, Tensor] | None = None,
+        with_gradient: bool = True,
+    ) -> None:
+        B, K = len(student), len(student_anchors)
+        banks = (teacher_anchors, student_anchors)
+        logit_blocks = _LogitBlocks((teacher, student), banks, temperatures, self_mask)
+        blocks, dtype, device = logit_blocks.bounds, logit_blocks.dtype, student.device
+        num_logits = 2 * B * logit_blocks.num_per_block
+        workspace = torch.empty(num_logits, dtype=dtype, device=device)
+        record = _record(2 * B * K if with_gradient else num_logits, dtype, device)
+        exponentials = []
+        peak, mass = torch.empty(2, len(blocks), 2, B, dtype=dtype, device=device)
+        gap = torch.empty_like(peak[:, :1])
+        for index, (start, stop) in enumerate(blocks):
+            logits = _leading(workspace, (2, stop - start, B))
+            block = _leading(record[2 * B * start :] if with_gradient else record, logits.shape)
+            logit_blocks.write(index, logits)
+            torch.amax(logits, 1, out=peak[index])
+            torch.sub(logits, peak[index, :, None], out=block).exp_()
+            torch.sum(block, 1, out=mass[index])
+            torch.sum(logits[0].sub_(logits[1]).mul_(block[0]), 0, out=gap[index, 0])
+            exponentials.append(block)
+        self._logit_blocks, self._exponentials, self._peak = logit_blocks, exponentials, peak
+        lse = peak.double() + mass.double().log()
+        self.statistics = merged(torch.cat([lse, gap.double() / mass[:, :1]], 1))
 
-def _merge(peak: Tensor, mass: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """Combine the statistics of all blocks.
+    def gradient(self, lse: Tensor) -> Tensor:
+        """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32 (float64 for float64 banks).
 
-    Args:
-        peak: Largest logit per block, side and row, num_blocks x 2 x B, float64.
-        mass: Sum of exp(logit - peak), likewise.
-        gap: Sum of the teacher's exponentials times the logit gap, num_blocks x B, float64.
+        May be called once: it overwrites the record.
 
-    Returns:
-        The loss, 0-d float32, and exp(peak - lse), num_blocks x 2 x B: what makes p and q of a
-        block's exponentials.
-    """
-    lse = torch.logsumexp(peak + mass.log(), 0)
-    scale = (peak - lse).exp_()
-    divergence = (scale[:, 0] * gap).sum(0) - lse[0] + lse[1]
-    return divergence.mean().float(), scale
+        Args:
+            lse: Log-sum-exps of teacher and student over all anchors, 2 x B, float64.
+        """
+        bank, blocks = self._logit_blocks.student_bank, self._logit_blocks.bounds
+        scales = (self._peak - lse).exp_().to(self._logit_blocks.dtype)
+        gradient = scales.new_zeros(scales.shape[2], bank.width)
+        for (start, stop), block, scale in zip(blocks, self._exponentials, scales, strict=True):
+            difference = block[1].mul_(scale[1]).addcmul_(block[0], scale[0], value=-1)
+            anchors = bank.block(start, stop)
+            gradient += weighted_sums(difference.to(anchors.dtype), anchors)
+        return gradient
 
 
 class _LogitBlocks:
@@ -168,7 +160,7 @@ class _Bank:
     """Reads a bank (K x D) block by block as an operand for matrix products."""
 
     def __init__(self, anchors: Tensor, num_per_block: int) -> None:
-        self._anchors = anchors
+        self._anchors, self.width = anchors, anchors.shape[1]
         self._wide: Tensor | None = None
         self.product_dtype = anchors.dtype
         if anchors.dtype == torch.float16:
