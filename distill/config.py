@@ -86,7 +86,7 @@ class MethodOptions:
     projection_dim: int | None = None
     """Width of a linear layer after the student, dropped after training; None: the teacher's width
     for one queue, else no layer; 0: no layer."""
-    loss_implementation: Literal["auto", "blocked", "reference"] = "auto"
+    loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
 
 

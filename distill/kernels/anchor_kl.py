@@ -6,13 +6,12 @@ Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020. With anchors A_t (K 
     loss = (1 / B) sum_i KL(p_i || q_i)      d loss / d s_i = sum_j (q_ij - p_ij) A_s[j] / (B tau_s)
 
 This file checks the operands, picks an implementation and joins it to autograd; the arithmetic is
-in `reference.py` (float64, obvious) and `blocked.py` (any device). Limits: differentiable once, in
-the student only; rows are used as given, so the caller normalizes.
+in `reference.py` (float64, obvious), `blocked.py` (any device) and `fused/` (CUDA, in Triton).
+Limits: differentiable once, in the student only; rows are used as given, so the caller normalizes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.errors import DistillError, UnknownNameError
+from distill.errors import UnknownNameError
+from distill.kernels import fused
 from distill.kernels.blocked import BlockedScan
+from distill.kernels.operands import check_mask, check_num_real, check_operands, check_temperature
 from distill.kernels.reference import reference_anchor_kl
 from distill.kernels.scan import Scan, divergence
-
-BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def anchor_kl(
@@ -38,6 +37,7 @@ def anchor_kl(
     teacher_temperature: float = 0.04,
     student_temperature: float = 0.04,
     self_mask: tuple[Tensor, Tensor] | None = None,
+    num_real: int | None = None,
     implementation: str = "auto",
 ) -> Tensor:
     """Return the batch mean of KL(p || q) over the anchors, in nats.
@@ -53,6 +53,7 @@ def anchor_kl(
         self_mask: Image index of each row (B, int64, >= 0) and of each anchor (K, int64, -1 for no
             image). Anchor j leaves both softmaxes of row i where they are equal; a row that loses
             every anchor adds 0 to the sum over the batch and has no gradient.
+        num_real: Only the first so many anchors count, 1 to K; the others are not read. None: all.
         implementation: One of `IMPLEMENTATIONS`; "auto" picks the fastest that can run.
 
     Returns:
@@ -62,19 +63,23 @@ def anchor_kl(
         DistillError: An operand's shape, dtype, device or temperature cannot be used, or the
             implementation is unknown.
     """
-    loss = find_implementation(implementation)
-    _check_operands(teacher, student, teacher_anchors, student_anchors)
+    check_implementation(implementation)
+    check_operands(teacher, student, teacher_anchors, student_anchors)
     check_temperature("teacher_temperature", teacher_temperature)
     check_temperature("student_temperature", student_temperature)
     if self_mask is not None:
-        _check_mask(self_mask, student, student_anchors)
+        check_mask(self_mask, student, student_anchors)
+    banks = (teacher_anchors, student_anchors)
+    if num_real is not None:
+        check_num_real(num_real, student_anchors)
+        banks, self_mask = _first(num_real, banks, self_mask)
     options = {
         "temperatures": (float(teacher_temperature), float(student_temperature)),
         "self_mask": self_mask,
     }
     # The operands' own precision counts here, not that of a surrounding autocast region.
     with torch.autocast(student.device.type, enabled=False):
-        return loss(teacher, student, teacher_anchors, student_anchors, **options)
+        return _implementation(implementation, student_anchors)(teacher, student, *banks, **options)
 
 
 class _ScanLoss(torch.autograd.Function):
@@ -104,80 +109,33 @@ def _by_scan(scan: Callable[..., Scan], *operands: Tensor, **options: Any) -> Te
         return divergence(scan(*operands, **options, with_gradient=False).statistics)
 
 
-_TABLE: dict[str, Callable[..., Tensor]] = {
-    "blocked": partial(_by_scan, BlockedScan),
-    "reference": reference_anchor_kl,
-}
-IMPLEMENTATIONS = ("auto", *_TABLE)
+IMPLEMENTATIONS = ("auto", "blocked", "reference", "triton")
 
 
-def find_implementation(name: str) -> Callable[..., Tensor]:
-    """Return what a name in `IMPLEMENTATIONS` stands for; raise `UnknownNameError` for another."""
+def check_implementation(name: str) -> None:
+    """Raise `UnknownNameError` for a name that is not in `IMPLEMENTATIONS`."""
     if name not in IMPLEMENTATIONS:
         raise UnknownNameError("implementation", name, IMPLEMENTATIONS)
-    return _TABLE["blocked" if name == "auto" else name]
 
 
-def _check_operands(
-    teacher: Tensor, student: Tensor, teacher_anchors: Tensor, student_anchors: Tensor
-) -> None:
-    named = {
-        "teacher": teacher,
-        "student": student,
-        "teacher_anchors": teacher_anchors,
-        "student_anchors": student_anchors,
-    }
-    for name, tensor in named.items():
-        if tensor.ndim != 2 or 0 in tensor.shape:
-            raise DistillError(
-                f"{name} has shape {tuple(tensor.shape)}; it must be a matrix with at least one "
-                "row and one column"
-            )
-        if not tensor.is_floating_point():
-            raise DistillError(f"{name} is {tensor.dtype}; it must hold floating-point numbers")
-        if tensor.device != student.device:
-            raise DistillError(
-                f"{name} is on {tensor.device} and student on {student.device}; move them together"
-            )
-    _check_equal("rows", 0, teacher=teacher, student=student)
-    _check_equal("rows", 0, teacher_anchors=teacher_anchors, student_anchors=student_anchors)
-    _check_equal("columns", 1, teacher=teacher, teacher_anchors=teacher_anchors)
-    _check_equal("columns", 1, student=student, student_anchors=student_anchors)
-    dtypes = (teacher_anchors.dtype, student_anchors.dtype)
-    if dtypes[0] not in BANK_DTYPES or dtypes[0] != dtypes[1]:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in BANK_DTYPES)
-        raise DistillError(
-            f"teacher_anchors are {dtypes[0]} and student_anchors {dtypes[1]}; both must have one "
-            f"dtype out of {allowed}"
-        )
+def _implementation(name: str, bank: Tensor) -> Callable[..., Tensor]:
+    if name == "reference":
+        return reference_anchor_kl
+    if name == "triton":
+        fused.require(bank)
+    # Triton's interpreter is for tests: "auto" leaves the CPU to the blocked products.
+    if name == "triton" or (name == "auto" and bank.is_cuda and fused.why_not(bank) is None):
+        from distill.kernels.fused.scan import FusedScan
+
+        return partial(_by_scan, FusedScan)
+    return partial(_by_scan, BlockedScan)
 
 
-def _check_equal(what: str, axis: int, **pair: Tensor) -> None:
-    (first, a), (second, b) = pair.items()
-    if a.shape[axis] != b.shape[axis]:
-        raise DistillError(
-            f"{first} has shape {tuple(a.shape)} and {second} {tuple(b.shape)}; they must have "
-            f"equally many {what}"
-        )
-
-
-def check_temperature(name: str, temperature: float) -> None:
-    """Raise `DistillError` unless a temperature is positive and finite."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise DistillError(f"{name} is {temperature}; it must be positive and finite")
-
-
-def _check_mask(mask: tuple[Tensor, Tensor], student: Tensor, anchors: Tensor) -> None:
-    for name, index, owner in zip(
-        ("image_index", "anchor_index"), mask, (student, anchors), strict=True
-    ):
-        if index.shape != owner.shape[:1] or index.dtype != torch.int64:
-            raise DistillError(
-                f"self_mask's {name} is {index.dtype} of shape {tuple(index.shape)}; it must be "
-                f"int64 of shape {tuple(owner.shape[:1])}"
-            )
-        if index.device != owner.device:
-            raise DistillError(
-                f"self_mask's {name} is on {index.device} and the embeddings on {owner.device}; "
-                "move them together"
-            )
+def _first(
+    number: int, banks: tuple[Tensor, Tensor], self_mask: tuple[Tensor, Tensor] | None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """View the first anchors of both banks, which stay one object when they are one."""
+    teacher = banks[0][:number]
+    student = teacher if banks[0] is banks[1] else banks[1][:number]
+    mask = None if self_mask is None else (self_mask[0], self_mask[1][:number])
+    return (teacher, student), mask

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.anchors import AnchorQueue
-from distill.kernels.anchor_kl import anchor_kl, check_temperature, find_implementation
+from distill.kernels.anchor_kl import anchor_kl, check_implementation
+from distill.kernels.operands import check_temperature
 
 
 class CompRess(nn.Module):
@@ -52,7 +53,7 @@ class CompRess(nn.Module):
         super().__init__()
         check_temperature("teacher_temperature", teacher_temperature)
         check_temperature("student_temperature", student_temperature)
-        find_implementation(implementation)
+        check_implementation(implementation)
         self.queue = queue
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature

@@ -336,6 +336,6 @@ def test_mistakes_are_told(mistake):
 
 
 def test_auto_is_a_choice():
-    assert IMPLEMENTATIONS == ("auto", "blocked", "reference")
+    assert IMPLEMENTATIONS == ("auto", "blocked", "reference", "triton")
     tensors = operands(4, 9, 8, 6)
     assert anchor_kl(*tensors).item() == anchor_kl(*tensors, implementation="blocked").item()

@@ -1,0 +1,48 @@
+"""The anchor KL in Triton: both similarities, both softmaxes, the loss and its gradient, fused.
+
+This file says whether it can run and imports nothing of Triton, so that it costs nothing where
+there is none. Limits: NVIDIA GPUs from compute capability 8.0, or Triton's interpreter on a CPU
+(TRITON_INTERPRET=1 in the environment before Python starts).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(bank: Tensor) -> str | None:
+    """Return why the fused kernels cannot run on a bank; None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if bank.dtype not in DTYPES:
+        return f"the banks are {bank.dtype} and it takes float32, bfloat16 and float16"
+    if bank.device.type == "cpu" and interpreted():
+        return None
+    if bank.device.type != "cuda":
+        return f"the operands are on {bank.device} and it needs a CUDA device"
+    capability = torch.cuda.get_device_capability(bank.device)
+    if capability < (8, 0):
+        return f"the device has compute capability {'.'.join(map(str, capability))}, it needs 8.0"
+    return None
+
+
+def require(bank: Tensor) -> None:
+    """Raise `DistillError` when the fused kernels cannot run on a bank."""
+    reason = why_not(bank)
+    if reason is not None:
+        raise DistillError(
+            f"implementation triton cannot run: {reason}; use auto, which picks one that can"
+        )
+
+
+def interpreted() -> bool:
+    """Return whether Triton's kernels run in its interpreter in this process."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
