@@ -1,0 +1,214 @@
+"""What a plan costs, counted: bytes that the kernels ask for, bytes from device memory, FLOP.
+
+Requested bytes follow from the kernels' loads and stores, number by number (a test compares them
+with what the interpreter loads and stores). How many of them come from device memory is a model of
+the L2 cache, stated here:
+
+- Programs that run together and read the same tile read it once: row tiles of one tile of anchors
+  in the first pass, all row and column tiles of one share in the second, as many programs at a time
+  as there are multiprocessors. More of them than that read it once per wave.
+- Half of the L2 holds what is used again and again or written and soon read: the embeddings, the
+  statistics, partial sums, a chunk's record, when they fit; the just-written tile of the record.
+
+The time of a pass is the larger of memory bytes over bandwidth and FLOP over the rate, plus a
+launch. A pass that recomputes logits cannot overlap its two products with the exponentials between
+them, which is taken as `CHAIN_SECONDS` per tile. Constants of that kind are assumptions, not
+measurements: measured plans (`tuning.py`) go before predicted ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill.kernels.fused.devices import Device
+from distill.kernels.fused.plan import ITEMSIZE, Plan, Problem
+
+LAUNCH_SECONDS = 3e-6
+CHAIN_SECONDS = 0.4e-6
+_INDEX, _STATISTIC, _LSE = 8, 4, 8  # bytes of an int64, a float32, a float64
+MERGED_ROWS = 16  # rows that a program of the merge takes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one kernel, all of its launches together."""
+
+    name: str
+    launches: int
+    loaded: int
+    stored: int
+    memory: int
+    flop: int
+    seconds: float
+
+    @property
+    def requested(self) -> int:
+        """Bytes that the kernel asks for, loads and stores."""
+        return self.loaded + self.stored
+
+
+def floor_bytes(problem: Problem) -> int:
+    """Bytes that no plan can avoid: banks (the student's twice), embeddings, gradient."""
+    p, size = problem, ITEMSIZE[problem.dtype]
+    teacher_bank = 0 if p.one_bank else p.n * p.Dt  # one bank is read for both, and once more
+    return size * (teacher_bank + 2 * p.n * p.Ds + p.B * (p.Dt + p.Ds)) + 4 * p.B * p.Ds
+
+
+def floor_flop(problem: Problem) -> int:
+    """Products that no plan can avoid: 2 B n (Dt + 2 Ds)."""
+    return 2 * problem.B * problem.n * (problem.Dt + 2 * problem.Ds)
+
+
+def floor_seconds(problem: Problem, device: Device) -> float:
+    """Return the time of the floor: the larger of its bytes and its FLOP, without launches."""
+    return max(
+        floor_bytes(problem) / device.bandwidth, floor_flop(problem) / device.rate(problem.dtype)
+    )
+
+
+def costs(plan: Plan, problem: Problem, device: Device) -> list[Cost]:
+    """Count every kernel of a plan.
+
+    Args:
+        plan: What is launched.
+        problem: Its sizes.
+        device: Gives the rates, the L2 capacity and the number of multiprocessors.
+
+    Returns:
+        First pass, merge, second pass, and the sum of the shares with the mean of the rows.
+    """
+    bounds = range(0, problem.n, plan.chunk)
+    chunks = [min(plan.chunk, problem.n - start) for start in bounds]
+    parts = [_of_chunk(plan, problem, n, device) for n in chunks]
+    return [_added(column) for column in zip(*parts, strict=True)]
+
+
+def predicted_seconds(plan: Plan, problem: Problem, device: Device) -> float:
+    """Return the time of a plan by the model above."""
+    return sum(cost.seconds for cost in costs(plan, problem, device))
+
+
+def _of_chunk(plan: Plan, problem: Problem, n: int, device: Device) -> list[Cost]:
+    count = _Count(plan, problem, n, device)
+    return [count.first(), count.merge(), count.second(), count.finish()]
+
+
+def _added(costs: tuple[Cost, ...]) -> Cost:
+    total = costs[0]
+    for cost in costs[1:]:
+        total = Cost(
+            cost.name,
+            launches=total.launches + cost.launches,
+            loaded=total.loaded + cost.loaded,
+            stored=total.stored + cost.stored,
+            memory=total.memory + cost.memory,
+            flop=total.flop + cost.flop,
+            seconds=total.seconds + cost.seconds,
+        )
+    return total
+
+
+class _Count:
+    """Counts the kernels of one chunk of n anchors."""
+
+    def __init__(self, plan: Plan, problem: Problem, n: int, device: Device) -> None:
+        self.plan, self.problem, self.n, self.device = plan, problem, n, device
+        self.R, self.N, self.C = plan.padded(problem, n)
+        self.size = ITEMSIZE[problem.dtype]
+        self.record_size = 4 if problem.dtype == "fp32" else 2
+        self.num_parts = self.N // plan.first.block_s
+
+    def first(self) -> Cost:
+        """Both similarities; record and statistics."""
+        p, tile = self.problem, self.plan.first
+        row_tiles, tiles = self.R // tile.block_b, self.N // tile.block_k
+        programs, parts = row_tiles * tiles, tile.block_k // tile.block_s
+        index = _INDEX if p.has_mask else 0
+        entries = tile.block_b * tile.block_k
+        if p.one_bank:
+            loaded = self.size * p.Dt * (2 * tile.block_b + tile.block_k)
+            loaded += index * (tile.block_b + tile.block_k)
+        else:
+            loaded = self.size * p.Dt * (tile.block_b + tile.block_k)
+            loaded += parts * self.size * p.Ds * (tile.block_b + tile.block_s)
+            loaded += index * (tile.block_b + tile.block_k + parts * (tile.block_b + tile.block_s))
+            loaded += self.record_size * entries
+        stored = self.plan.num_records * self.record_size * entries
+        stored += _STATISTIC * tile.block_b * (1 + 4 * parts)
+        waves = -(-row_tiles // self.device.num_sms)
+        embeddings = self.size * p.B * (p.Dt + p.Ds)
+        banks = self.size * self.n * (p.Dt if p.one_bank else p.Dt + p.Ds)
+        again = 1 if self._stays(embeddings) else -(-programs // self.device.num_sms)
+        memory = waves * banks + again * embeddings + self._record_memory()
+        flop = 2 * self.R * self.N * (self._padded(p.Dt) + self._padded(p.Ds))
+        return self._cost("first pass", programs * loaded, programs * stored, memory, flop)
+
+    def merge(self) -> Cost:
+        """Statistics of all parts into three numbers per row."""
+        B = self.problem.B
+        loaded = 7 * _STATISTIC * self.num_parts * B
+        memory = 0 if self._stays(loaded) else loaded
+        return self._cost("merge", loaded, 3 * _LSE * B, memory, 0)
+
+    def second(self) -> Cost:
+        """The sums over the student's anchors."""
+        p, tile, plan = self.problem, self.plan.second, self.plan
+        row_tiles, column_tiles = self.R // tile.block_b, self.C // tile.block_c
+        sweeps = row_tiles * column_tiles * plan.sides
+        recomputes = plan.record == "teacher"
+        num_tiles = -(-self.n // tile.block_n)
+        records = 2 if plan.record == "both" else 1
+        loaded = sweeps * plan.num_shares * 2 * _LSE * tile.block_b
+        loaded += (
+            sweeps
+            * num_tiles
+            * records
+            * tile.block_b
+            * (self.record_size * tile.block_n + _STATISTIC)
+        )
+        loaded += row_tiles * plan.sides * num_tiles * tile.block_n * self.size * p.Ds
+        products = column_tiles * tile.block_c
+        flop = plan.sides * 2 * self.R * num_tiles * tile.block_n * products
+        if recomputes:
+            loaded += plan.num_shares * row_tiles * self.size * tile.block_b * p.Ds
+            loaded += self._indices() * sweeps * num_tiles * (tile.block_b + tile.block_n)
+            flop *= 2
+        stored = sweeps * plan.num_shares * 4 * tile.block_b * tile.block_c
+        waves = -(-sweeps // self.device.num_sms)
+        memory = waves * (self.size * self.n * p.Ds + self._record_memory())
+        memory += 0 if self._stays(stored) else stored
+        chain = 0.0
+        if recomputes:
+            programs = sweeps * plan.num_shares
+            chain = CHAIN_SECONDS * num_tiles * sweeps / min(programs, self.device.num_sms)
+        return self._cost("second pass", loaded, stored, memory, flop, chain=chain)
+
+    def finish(self) -> Cost:
+        """Sum of the shares, gradient, mean of the rows' divergences: by PyTorch."""
+        p = self.problem
+        partial = 4 * self.plan.sides * self.plan.num_shares * p.B * p.Ds
+        gradient = 4 * p.B * p.Ds
+        memory = gradient + (0 if self._stays(partial) else partial)
+        cost = self._cost("sum of shares", partial + 3 * _LSE * p.B, gradient, memory, 0)
+        return Cost(
+            cost.name, 2, cost.loaded, cost.stored, cost.memory, 0, cost.seconds + LAUNCH_SECONDS
+        )
+
+    def _cost(
+        self, name: str, loaded: int, stored: int, memory: int, flop: int, *, chain: float = 0.0
+    ) -> Cost:
+        busy = max(memory / self.device.bandwidth, flop / self.device.rate(self.problem.dtype))
+        return Cost(name, 1, loaded, stored, memory, flop, busy + chain + LAUNCH_SECONDS)
+
+    def _stays(self, num_bytes: int) -> bool:
+        return num_bytes <= self.device.l2_bytes // 2
+
+    def _record_memory(self) -> int:
+        num_bytes = self.plan.num_records * self.record_size * self.R * self.N
+        return 0 if self._stays(num_bytes) else num_bytes
+
+    def _indices(self) -> int:
+        return _INDEX if self.problem.has_mask else 0
+
+    def _padded(self, width: int) -> int:
+        return -(-width // self.plan.first.block_d) * self.plan.first.block_d

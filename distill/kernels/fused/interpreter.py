@@ -1,0 +1,31 @@
+"""Repairs Triton's interpreter, which runs the kernels on a CPU for tests.
+
+It keeps bfloat16 numbers as 16-bit integers and multiplies them as such, and leaves float16
+products to a routine of NumPy's without BLAS. A GPU multiplies both exactly and adds in float32, so
+operands are widened to float32 first. Seen in Triton 3.9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def repair() -> None:
+    """Let products of 16-bit operands be those of a GPU; may be called again."""
+    interpreter.InterpreterBuilder.create_dot = _dot
+
+
+def _dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+    product = np.matmul(_widened(a), _widened(b))
+    return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+def _widened(operand: Any) -> np.ndarray:
+    if operand.dtype.scalar == tl.bfloat16:
+        bits = operand.data.view(np.uint16).astype(np.uint32)
+        return (bits << 16).view(np.float32)
+    return operand.data.astype(np.float32)

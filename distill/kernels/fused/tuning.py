@@ -1,0 +1,96 @@
+"""Plans that were measured, kept on disk per device: autotuning that runs when it is asked to.
+
+`anchor_kl` itself never measures: it would wait for the device in the middle of a step. It takes
+the plan that `tune` found for the same device, dtype, widths and rounded sizes, if there is one.
+The file is JSON, one per device, in $DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else
+~/.cache/distill; removing it is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from distill.files import write_whole
+from distill.kernels.fused.choice import candidates, make_plan
+from distill.kernels.fused.devices import Device
+from distill.kernels.fused.plan import FirstTile, Plan, Problem, SecondTile
+
+FORMAT = 1
+
+
+def tune(problem: Problem, device: Device, seconds: Callable[[Plan], float]) -> Plan:
+    """Measure every candidate, keep the fastest on disk and return it.
+
+    Args:
+        problem: Sizes to measure at.
+        device: As PyTorch names it; the file is named after it.
+        seconds: Measures a plan; a plan that cannot run on the device returns infinity.
+
+    Raises:
+        RuntimeError: No plan could run.
+    """
+    measured = [(seconds(plan), plan) for plan in candidates(problem, device)]
+    best, plan = min(measured, key=lambda pair: pair[0])
+    if best == float("inf"):
+        raise RuntimeError(f"no plan can run on {device.name}")
+    path = _path(device.name)
+    entries = _read(path) | {_key(problem): {"seconds": best, **asdict(plan)}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"format": FORMAT, "plans": entries}, indent=1) + "\n"
+    write_whole(path, content.encode())
+    _kept.cache_clear()
+    return plan
+
+
+def tuned_plan(problem: Problem, device: Device) -> Plan | None:
+    """Return the plan that was measured on a device for a problem of this kind, if any."""
+    entry = _kept(_path(device.name)).get(_key(problem))
+    if entry is None:
+        return None
+    # The number of shares and the chunks follow the exact sizes.
+    return make_plan(
+        problem, device, entry["record"], FirstTile(**entry["first"]), SecondTile(**entry["second"])
+    )
+
+
+def cache_folder() -> Path:
+    """Return the folder of what may be removed at any time."""
+    if "DISTILL_CACHE" in os.environ:
+        return Path(os.environ["DISTILL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
+
+
+def _key(problem: Problem) -> str:
+    """Name a kind of problem: a queue that fills up must not look for a new plan at every step."""
+    p = problem
+    rows, anchors = ((number - 1).bit_length() for number in (p.B, p.n))
+    banks = "one bank" if p.one_bank else "two banks"
+    mask = "masked" if p.has_mask else "unmasked"
+    return f"{p.dtype} {p.Dt} {p.Ds} {banks} {mask} 2^{rows} rows 2^{anchors} anchors"
+
+
+def _path(device: str) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in device)
+    return cache_folder() / "kernels" / f"{name}.json"
+
+
+@lru_cache
+def _kept(path: Path) -> dict[str, Any]:
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the plans of a file; none when it is missing, damaged or of another format."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    return content["plans"]
