@@ -56,7 +56,7 @@ def make_plan(
 
 def _first_tiles(problem: Problem, tiles: Tiles) -> tuple[FirstTile, ...]:
     if problem.dtype == "fp32":
-        return tiles.first_float
+        return tiles.first_float_one_bank if problem.one_bank else tiles.first_float
     return tiles.first_one_bank if problem.one_bank else tiles.first
 
 

@@ -29,7 +29,8 @@ class Tiles:
         first_one_bank: First pass over one bank, 16-bit.
         second: Second pass from the record of both sides, 16-bit.
         second_narrow: Second pass with the student's logits recomputed, 16-bit.
-        first_float: First pass, float32, one bank or two.
+        first_float: First pass over two banks, float32.
+        first_float_one_bank: First pass over one bank, float32.
         second_float: Second pass, float32.
     """
 
@@ -37,7 +38,8 @@ class Tiles:
     first_one_bank: tuple[FirstTile, ...]
     second: tuple[SecondTile, ...]
     second_narrow: tuple[SecondTile, ...]
-    first_float: tuple[FirstTile, ...] = (FirstTile(64, 64, 64, 32, 8, 3),)
+    first_float: tuple[FirstTile, ...] = (FirstTile(64, 64, 32, 32, 8, 3),)
+    first_float_one_bank: tuple[FirstTile, ...] = (FirstTile(64, 64, 64, 32, 8, 3),)
     second_float: tuple[SecondTile, ...] = (SecondTile(64, 32, 64, 8, 3),)
 
 
@@ -64,7 +66,9 @@ TILES = {
         _FIRST, _FIRST_ONE_BANK, (SecondTile(128, 32, 256, 8, 3), *_SECOND[1:]), _SECOND_NARROW
     ),
     90: Tiles(_FIRST, _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW),
-    100: Tiles(_FIRST, _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW),
+    100: Tiles(
+        (*_FIRST[:2], FirstTile(64, 128, 64, 64, 4, 3)), _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW
+    ),
 }
 
 

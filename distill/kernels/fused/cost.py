@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill.kernels.fused.devices import Device
-from distill.kernels.fused.plan import ITEMSIZE, Plan, Problem
+from distill.kernels.fused.plan import ITEMSIZE, Plan, Problem, round_up
 
 LAUNCH_SECONDS = 3e-6
 CHAIN_SECONDS = 0.4e-6
 _INDEX, _STATISTIC, _LSE = 8, 4, 8  # bytes of an int64, a float32, a float64
-MERGED_ROWS = 16  # rows that a program of the merge takes
+MERGED_ROWS, MERGED_PARTS = 16, 64  # that a program of the merge reads at a time
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,14 @@ class _Count:
         banks = self.size * self.n * (p.Dt if p.one_bank else p.Dt + p.Ds)
         again = 1 if self._stays(embeddings) else -(-programs // self.device.num_sms)
         memory = waves * banks + again * embeddings + self._record_memory()
-        flop = 2 * self.R * self.N * (self._padded(p.Dt) + self._padded(p.Ds))
+        flop = 2 * self.R * self.N * (round_up(p.Dt, tile.block_d) + round_up(p.Ds, tile.block_d))
         return self._cost("first pass", programs * loaded, programs * stored, memory, flop)
 
     def merge(self) -> Cost:
         """Statistics of all parts into three numbers per row."""
         B = self.problem.B
-        loaded = 7 * _STATISTIC * self.num_parts * B
+        parts = round_up(self.num_parts, MERGED_PARTS)
+        loaded = 7 * _STATISTIC * parts * round_up(B, MERGED_ROWS)
         memory = 0 if self._stays(loaded) else loaded
         return self._cost("merge", loaded, 3 * _LSE * B, memory, 0)
 
@@ -209,6 +210,3 @@ class _Count:
 
     def _indices(self) -> int:
         return _INDEX if self.problem.has_mask else 0
-
-    def _padded(self, width: int) -> int:
-        return -(-width // self.plan.first.block_d) * self.plan.first.block_d

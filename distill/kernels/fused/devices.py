@@ -6,6 +6,7 @@ L2 capacities from the architecture white papers.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from distill.kernels.fused.plan import Dtype
@@ -47,8 +48,8 @@ DEVICES = {
 
 
 def find_device(name: str, capability: tuple[int, int]) -> Device:
-    """Return the entry whose name is in `name` (as CUDA reports it), else one of its generation."""
+    """Return the entry whose name is a word of `name`, as CUDA says it, else its generation's."""
     for known in DEVICES.values():
-        if known.name in name:
+        if re.search(rf"\b{known.name}\b", name):
             return known
     return DEVICES["B200" if capability >= (10, 0) else "H100" if capability >= (9, 0) else "A100"]

@@ -24,43 +24,39 @@ def merge(
     BLOCK_R: tl.constexpr,
 ):
     """Write the log-sum-exps and the mean gap between the logits; a program takes BLOCK_R rows."""
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    ok = row < B
+    lane = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    row = tl.minimum(lane, B - 1)
     stride = num_parts.to(tl.int64) * R
     highest_t = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     highest_s = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     for first in range(0, num_parts, BLOCK_P):
-        part = first + tl.arange(0, BLOCK_P)
-        inside = (part < num_parts)[:, None] & ok[None, :]
-        peak_t = _load(teacher_peaks, part // PARTS, R, row, inside, float("-inf"))
-        peak_s = _load(statistics, part, R, row, inside, float("-inf"))
+        part = tl.minimum(first + tl.arange(0, BLOCK_P), num_parts - 1)
+        peak_t = _load(teacher_peaks, part // PARTS, R, row)
+        peak_s = _load(statistics, part, R, row)
         highest_t = tl.maximum(highest_t, tl.max(peak_t, 0))
         highest_s = tl.maximum(highest_s, tl.max(peak_s, 0))
     mass_t = tl.zeros((BLOCK_R,), tl.float64)
     mass_s = tl.zeros((BLOCK_R,), tl.float64)
     gap = tl.zeros((BLOCK_R,), tl.float64)
     for first in range(0, num_parts, BLOCK_P):
-        part = first + tl.arange(0, BLOCK_P)
-        inside = (part < num_parts)[:, None] & ok[None, :]
-        peak_t = _load(teacher_peaks, part // PARTS, R, row, inside, 0.0)
-        peak_s = _load(statistics, part, R, row, inside, 0.0)
-        part_s = _load(statistics + stride, part, R, row, inside, 0.0)
-        part_t = _load(statistics + 2 * stride, part, R, row, inside, 0.0).to(tl.float64)
-        part_gap = _load(statistics + 3 * stride, part, R, row, inside, 0.0).to(tl.float64)
+        inside = (first + tl.arange(0, BLOCK_P) < num_parts)[:, None]
+        part = tl.minimum(first + tl.arange(0, BLOCK_P), num_parts - 1)
+        peak_t = _load(teacher_peaks, part // PARTS, R, row)
+        peak_s = _load(statistics, part, R, row)
+        weight_t = tl.where(inside, tl.exp2(peak_t - highest_t[None, :]), 0.0).to(tl.float64)
+        weight_s = tl.where(inside, tl.exp2(peak_s - highest_s[None, :]), 0.0).to(tl.float64)
+        part_t = _load(statistics + 2 * stride, part, R, row).to(tl.float64)
+        part_gap = _load(statistics + 3 * stride, part, R, row).to(tl.float64)
         part_gap += part_t * (peak_t.to(tl.float64) - peak_s.to(tl.float64))
-        weight_t = tl.exp2(peak_t - highest_t[None, :]).to(tl.float64)
-        weight_s = tl.exp2(peak_s - highest_s[None, :])
         mass_t += tl.sum(weight_t * part_t, 0)
-        mass_s += tl.sum((weight_s * part_s).to(tl.float64), 0)
+        mass_s += tl.sum(weight_s * _load(statistics + stride, part, R, row), 0)
         gap += tl.sum(weight_t * part_gap, 0)
     place = merged + row
-    tl.store(place, (highest_t + tl.log2(mass_t)) * _LN2, mask=ok)
-    tl.store(place + B, (highest_s + tl.log2(mass_s)) * _LN2, mask=ok)
-    tl.store(place + 2 * B, gap * _LN2 / mass_t, mask=ok)
+    tl.store(place, (highest_t + tl.log2(mass_t)) * _LN2, mask=lane < B)
+    tl.store(place + B, (highest_s + tl.log2(mass_s)) * _LN2, mask=lane < B)
+    tl.store(place + 2 * B, gap * _LN2 / mass_t, mask=lane < B)
 
 
 @triton.jit
-def _load(matrix, line, stride, row, ok, other):
-    return tl.load(
-        matrix + line[:, None].to(tl.int64) * stride + row[None, :], mask=ok, other=other
-    )
+def _load(matrix, line, stride, row):
+    return tl.load(matrix + line[:, None].to(tl.int64) * stride + row[None, :])

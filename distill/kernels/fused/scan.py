@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.kernels.fused import interpreted
 from distill.kernels.fused.choice import choose
-from distill.kernels.fused.cost import MERGED_ROWS
+from distill.kernels.fused.cost import MERGED_PARTS, MERGED_ROWS
 from distill.kernels.fused.devices import DEVICES, Device, find_device
 from distill.kernels.fused.first_pass import first_pass
 from distill.kernels.fused.merge import merge
@@ -156,7 +156,7 @@ class FusedScan:
             R,
             statistics.shape[1],
             PARTS=tile.block_k // tile.block_s,
-            BLOCK_P=64,
+            BLOCK_P=MERGED_PARTS,
             BLOCK_R=MERGED_ROWS,
         )
         return _Chunk(start, stop, record, teacher_peaks, statistics, output)

@@ -61,8 +61,8 @@ def second_pass(
     lane = tl.arange(0, BLOCK_B)
     row = tl.minimum(rows + lane, B - 1).to(tl.int64)
     column = columns + tl.arange(0, BLOCK_C)
-    high_t, low_t = _split(tl.load(lse + row) * _LOG2E)
-    high_s, low_s = _split(tl.load(lse + B + row) * _LOG2E)
+    high_t, low_t = _base_2(tl.load(lse + row))
+    high_s, low_s = _base_2(tl.load(lse + B + row))
     if SIDES == 2:
         high_t, low_t = tl.where(side == 0, high_t, high_s), tl.where(side == 0, low_t, low_s)
     if RECOMPUTE:
@@ -111,7 +111,12 @@ def _share_of(place, peaks, high, low):
 
 
 @triton.jit
-def _split(value):
-    """Write a float64 as the sum of two float32, so that differences lose nothing."""
+def _base_2(lse):
+    """Return a log-sum-exp over log 2 as a sum of two float32, so that differences lose nothing.
+
+    A row without anchors has no probabilities: minus infinity is what makes them 0.
+    """
+    value = lse * _LOG2E
     high = value.to(tl.float32)
-    return high, (value - high).to(tl.float32)
+    low = (value - high).to(tl.float32)
+    return high, tl.where(high > EXCLUDED / 2, low, float("inf"))
