@@ -5,7 +5,10 @@ rank has to call the ones that exchange, in the same order.
 
 A gradient that crosses ranks is that of the sum of all ranks' losses. DistributedDataParallel
 divides the parameters' gradients by the number of ranks, so that with equal local batches and a
-loss that is the mean over the local rows the network receives the gradient of the global mean.
+loss that is the mean over the local rows the network receives the gradient of the global mean. It
+does so too, whatever the local batches, where every rank returns the global mean itself.
+
+Rows of which ranks have unequal numbers: `distill.row_exchange`.
 
 `torch.distributed.nn.functional` has the same two operations; newer PyTorch deprecates them.
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.anchors.checks import check_batch, check_sizes, check_states, describe, tensors_of
 from distill.anchors.shards import Shard, copy_shared, num_held, write
-from distill.errors import DistillError, UnknownNameError
+from distill.errors import UnknownNameError
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INITS = ("empty", "random")
 NO_IMAGE = -1
 
@@ -86,7 +86,7 @@ class AnchorQueue:
         seed: int = 0,
         shard: Shard = (0, 1),
     ) -> None:
-        _check_sizes(size, teacher_dim, student_dim, dtype)
+        check_sizes(size, teacher_dim, student_dim, dtype)
         if init not in INITS:
             raise UnknownNameError("queue init", init, INITS)
         assert 0 <= shard[0] < shard[1]
@@ -119,7 +119,7 @@ class AnchorQueue:
     @property
     def num_bytes(self) -> int:
         """Memory of banks and image indices on this rank."""
-        return sum(tensor.nbytes for tensor in _tensors(self.state_dict()))
+        return sum(tensor.nbytes for tensor in tensors_of(self.state_dict()))
 
     @staticmethod
     def required_bytes(
@@ -137,7 +137,7 @@ class AnchorQueue:
         Raises:
             DistillError: A size or width below 1, or an unsupported dtype.
         """
-        _check_sizes(size, teacher_dim, student_dim, dtype)
+        check_sizes(size, teacher_dim, student_dim, dtype)
         row = (teacher_dim + (student_dim or 0)) * dtype.itemsize + torch.int64.itemsize
         return num_held(size, (0, num_shards)) * row
 
@@ -163,7 +163,7 @@ class AnchorQueue:
             DistillError: A shape does not fit; nothing is written then.
         """
         batch: list[Tensor | None] = [teacher] if self.one_bank else [teacher, student]
-        self._check_batch(batch, image_index)
+        check_batch(batch, image_index, self._banks)
         num_skipped = max(0, len(teacher) - self.size)
         start = (self.pointer + num_skipped) % self.size
         for bank, rows in zip(self._banks, batch, strict=True):
@@ -196,10 +196,10 @@ class AnchorQueue:
         Raises:
             DistillError: An entry is missing, unknown or does not fit; nothing is restored then.
         """
-        self._check_shards(shards)
-        own = _tensors(self.state_dict())
+        check_states(shards, self.state_dict(), size=self.size)
+        own = tensors_of(self.state_dict())
         for rank, state in enumerate(shards):
-            for mine, theirs in zip(own, _tensors(state), strict=True):
+            for mine, theirs in zip(own, tensors_of(state), strict=True):
                 copy_shared(mine, theirs, shard=self.shard, saved_shard=(rank, len(shards)))
         self.pointer, self.num_real = shards[0]["pointer"], shards[0]["num_real"]
 
@@ -207,7 +207,7 @@ class AnchorQueue:
         rank, num_ranks = self.shard
         part = f" on rank {rank} of {num_ranks}" if self.is_sharded else ""
         return (
-            f"AnchorQueue({_describe(self.size, self._banks)}, {self.num_real} of {self.size} "
+            f"AnchorQueue({describe(self.size, self._banks)}, {self.num_real} of {self.size} "
             f"real, {self.num_bytes / 2**20:.0f} MiB{part})"
         )
 
@@ -220,69 +220,3 @@ class AnchorQueue:
         for start in range(0, self.size, 4096):
             rows = torch.empty(min(4096, self.size - start), bank.shape[1])
             self._write(bank, start, rows.uniform_(-bound, bound, generator=generator))
-
-    def _check_shards(self, shards: tuple[dict[str, Any], ...]) -> None:
-        """Refuse what is not all the shards of one queue of this one's size, widths and dtype."""
-        own = self.state_dict()
-        for rank, state in enumerate(shards):
-            if state.keys() != own.keys():
-                raise DistillError(
-                    f"the queue's state holds {sorted(state)}; it must hold {sorted(own)}"
-                )
-            n = num_held(self.size, (rank, len(shards)))
-            if [(bank.shape[1], bank.dtype) for bank in state["banks"]] != [
-                (bank.shape[1], bank.dtype) for bank in self._banks
-            ] or any(len(tensor) != n for tensor in _tensors(state)):
-                saved = sum(len(shard["image_index"]) for shard in shards)
-                raise DistillError(
-                    f"the saved queue has banks {_describe(saved, state['banks'])}, this one "
-                    f"{_describe(self.size, self._banks)}; build it with the saved size, widths "
-                    "and dtype"
-                )
-        moments = {(state["pointer"], state["num_real"]) for state in shards}
-        if len(moments) != 1:
-            raise DistillError(
-                f"the {len(shards)} shards of the saved queue were written at different steps; use "
-                "those of one checkpoint"
-            )
-        pointer, num_real = moments.pop()
-        if not (0 <= pointer < self.size and 0 <= num_real <= self.size):
-            raise DistillError(
-                f"the queue's state has pointer {pointer} and {num_real} real anchors; neither "
-                f"fits a queue of {self.size}"
-            )
-
-    def _check_batch(self, batch: list[Tensor | None], image_index: Tensor) -> None:
-        num_rows = len(image_index)
-        if image_index.ndim != 1 or image_index.dtype != torch.int64:
-            raise DistillError(
-                f"image_index is {image_index.dtype} of shape {tuple(image_index.shape)}; it must "
-                "be int64 with one entry per row"
-            )
-        for name, bank, rows in zip(("teacher", "student"), self._banks, batch, strict=False):
-            shape = None if rows is None else tuple(rows.shape)
-            if shape != (num_rows, bank.shape[1]):
-                raise DistillError(
-                    f"{name} has shape {shape}; {num_rows} image indices and a bank of width "
-                    f"{bank.shape[1]} want {(num_rows, bank.shape[1])}"
-                )
-
-
-def _check_sizes(size: int, teacher_dim: int, student_dim: int | None, dtype: torch.dtype) -> None:
-    named = {"size": size, "teacher_dim": teacher_dim, "student_dim": student_dim}
-    for name, value in named.items():
-        if value is not None and value < 1:
-            raise DistillError(f"the queue's {name} is {value}; it must be at least 1")
-    if dtype not in DTYPES:
-        allowed = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
-        raise DistillError(f"the queue's dtype is {dtype}; it must be one of {allowed}")
-
-
-def _tensors(state: dict[str, Any]) -> list[Tensor]:
-    return [*state["banks"], state["image_index"]]
-
-
-def _describe(size: int, banks: list[Tensor]) -> str:
-    return " and ".join(
-        f"{size} x {bank.shape[1]} {str(bank.dtype).removeprefix('torch.')}" for bank in banks
-    )

@@ -43,7 +43,7 @@ def write(buffer: Tensor, start: int, rows: Tensor, *, size: int, shard: Shard) 
 def copy_shared(buffer: Tensor, saved: Tensor, *, shard: Shard, saved_shard: Shard) -> None:
     """Copy the anchors that two shards of one queue have in common, out of a saved buffer.
 
-    They are every so many rows of both, so nothing but them is read and nothing is kept between.
+    Nothing but these anchors is read, and nothing is kept in between.
 
     Args:
         buffer: Of `shard`; changed in place.
@@ -55,7 +55,8 @@ def copy_shared(buffer: Tensor, saved: Tensor, *, shard: Shard, saved_shard: Sha
     common = math.gcd(num_ranks, num_saved)
     if (rank - saved_rank) % common:
         return  # no anchor lies on both
-    anchor = next(g for g in range(saved_rank, num_ranks * num_saved, num_saved)
-                  if g % num_ranks == rank)  # fmt: skip
-    source = saved[anchor // num_saved :: num_ranks // common]
-    buffer[anchor // num_ranks :: num_saved // common] = source
+    own = range(rank, num_ranks * num_saved, num_ranks)
+    first = next(anchor for anchor in own if anchor % num_saved == saved_rank)
+    # From there on, every lcm(num_ranks, num_saved)-th anchor: regular steps through both buffers.
+    source = saved[first // num_saved :: num_ranks // common]
+    buffer[first // num_ranks :: num_saved // common] = source

@@ -21,7 +21,7 @@ from distill.losses import CompRess
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
-K, DT, DS, SIDE = 30, 10, 6, 10
+K, DT, DS, SIDE = 31, 10, 6, 10
 VARIANTS = ["one-queue", "two-queue", "two-queue-momentum"]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
