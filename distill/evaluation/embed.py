@@ -18,9 +18,7 @@ from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
 from distill.engine.log import progress_bar
 from distill.networks import EmbeddingNetwork
-from distill.row_exchange import gather_rows, row_counts
-
-_ROWS_PER_EXCHANGE = 4096
+from distill.row_exchange import gather_array
 
 
 @dataclass(frozen=True)
@@ -110,19 +108,5 @@ def gather_embeddings(mine: Embeddings) -> Embeddings:
     if distributed.world_size() == 1:
         return mine
     bad = distributed.union(set(mine.bad))
-    features, labels, index = map(_gathered, (mine.features, mine.labels, mine.index))
+    features, labels, index = map(gather_array, (mine.features, mine.labels, mine.index))
     return Embeddings(features, labels, index, tuple(sorted(bad)))
-
-
-def _gathered(rows: np.ndarray) -> np.ndarray:
-    """Return the rows of all ranks, exchanged a few at a time: a GPU need not hold them all."""
-    counts = row_counts(len(rows))
-    everything = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
-    of_ranks = np.split(everything, np.cumsum(counts)[:-1])
-    for start in range(0, max(counts), _ROWS_PER_EXCHANGE):
-        part = torch.from_numpy(rows[start : start + _ROWS_PER_EXCHANGE])
-        sizes = [min(max(count - start, 0), _ROWS_PER_EXCHANGE) for count in counts]
-        gathered = gather_rows(part.to(distributed.exchange_device()), sizes).cpu()
-        for space, found in zip(of_ranks, gathered.split(sizes), strict=True):
-            space[start : start + len(found)] = found.numpy()
-    return everything

@@ -1,15 +1,9 @@
-import itertools
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
-from distill import distributed
 from distill.data.sources import open_images
-from distill.evaluation import embed as module
-from distill.evaluation.embed import Embeddings, embed, gather_embeddings
+from distill.evaluation.embed import embed, gather_embeddings
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
@@ -69,26 +63,9 @@ def test_evaluation_mode_and_back(make_folder):
     assert trained.training
 
 
-def share(folder: Path, first_part: int) -> Embeddings:
-    """Embed a part of the images on each of two ranks, of which one may have none."""
-    module._ROWS_PER_EXCHANGE = 5
-    part = np.split(np.arange(36), [first_part])[distributed.rank()]
-    images = open_images(folder).train
-    return gather_embeddings(embed(network(), images, device=CPU, precision="fp32", indices=part))
-
-
-def shares(folder: Path) -> list[Embeddings]:
-    return [share(folder, first_part) for first_part in (9, 0, 36)]
-
-
-@pytest.mark.ddp
-def test_ranks_share_the_work_and_have_all_of_it(make_folder, run_ranks):
-    folder = make_folder()
-    (folder / "train" / "class0" / "003.png").write_bytes(b"not an image")
-    images = open_images(folder).train
-    alone = embed(network(), images, device=CPU, precision="fp32")
-    for found in itertools.chain(*run_ranks(shares, 2, folder)):
-        for name in ("features", "labels", "index"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
-        assert found.bad == alone.bad
-        assert len(found.bad) == 1
+def test_no_images_have_no_embeddings(make_folder):
+    images = open_images(make_folder()).train
+    found = embed(network(), images, device=CPU, precision="fp32", indices=np.arange(0))
+    assert found.features.shape == (0, 3 * 6 * 6)
+    assert (found.features.dtype, found.index.dtype) == (np.float32, np.int64)
+    assert gather_embeddings(found) is found
