@@ -56,10 +56,11 @@ class Distillation:
     ) -> None:
         self.network = nn.Sequential(student, projection or nn.Identity()).to(device)
         synchronize_batch_norm(self.network, device)
+        self.parallel = distributed.data_parallel(self.network, device)
         self.teacher = teacher
         self.compress = compress
+        # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
-        self.parallel = distributed.data_parallel(self.network, device)
         self.image_size = student.input.image_size
         self.device = device
         self.precision = precision

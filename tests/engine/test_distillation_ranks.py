@@ -52,11 +52,12 @@ def build(variant: str, sharding: str) -> Learner:
     queue = AnchorQueue(K, DT, None if one_queue else DS, shard=shard)
     network = student()
     rows = torch.randn(NUM_IMAGES, DT, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(distributed.rank())  # the first rank's weights are everybody's
     objective = Distillation(
         network,
         CachedTeacher(rows, CPU),
         CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
-        projection=nn.Linear(DS, DT) if one_queue else None,
+        projection=nn.Linear(DS, DT if one_queue else DS),
         momentum=0.9 if variant == "two-queue-momentum" else None,
         device=CPU,
         precision="fp32",
