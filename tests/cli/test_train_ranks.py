@@ -32,7 +32,7 @@ def log_lines(output: Path) -> list[dict]:
 
 
 @pytest.mark.ddp
-def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path):
+def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys):
     data, outputs = make_folder(num_train=9, num_val=3), [tmp_path / "one", tmp_path / "three"]
     (data / "train" / "class1" / "000.png").write_bytes(b"not an image")
     flags = [*TINY, "--data", str(data), "--variant", "two-queue-momentum", "--queue-size", "19"]
@@ -64,3 +64,11 @@ def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path):
     assert log_lines(outputs[1])[-1]["loss"] == pytest.approx(logs[0][-1]["loss"], rel=1e-4)
     assert len(list(folder.iterdir())) == (1 + 3) + (1 + 1)
     assert yaml.safe_load((outputs[1] / "config.yaml").read_text())["queue_sharding"] == "ranks"
+    # The newest checkpoint is that of the one, and the one before it was written by three.
+    checkpoints(folder)[-1].unlink()
+    next(folder.glob("*.queue-1-of-3.pt")).unlink()
+    capsys.readouterr()
+    assert run(["--output", str(outputs[1]), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "queue-1-of-3.pt is missing; put a copy there or start a new run" in error
+    assert len(error.splitlines()) == 1
