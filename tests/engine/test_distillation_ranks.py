@@ -22,7 +22,8 @@ from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
 K, DT, DS, SIDE = 31, 10, 6, 10
-VARIANTS = ["one-queue", "two-queue", "two-queue-momentum"]
+RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
+RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
 BATCHES = [7, 2, 9, 1, 8, 2, 23, 2, 12, 7]
@@ -122,8 +123,7 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
 def sittings(folder: Path, stop: int) -> dict[str, dict[str, Any]]:
     return {
         f"{variant}-{sharding}": sitting(folder / f"{variant}-{sharding}", stop, variant, sharding)
-        for variant in VARIANTS
-        for sharding in ("ranks", "none")
+        for variant, sharding in RUNS
     }
 
 
