@@ -75,6 +75,8 @@ class MethodOptions:
     """empty: only real anchors count; random: as published; prefill: one pass before training."""
     queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Storage of the anchors."""
+    queue_sharding: Literal["ranks", "none"] = "ranks"
+    """Under torchrun. ranks: every process holds its share of the anchors; none: all of them."""
     temperature: float = 0.04
     """Temperature of the teacher's softmax, and of the student's unless given."""
     student_temperature: float | None = None

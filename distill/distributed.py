@@ -5,7 +5,10 @@ rank has to call the ones that exchange, in the same order.
 
 A gradient that crosses ranks is that of the sum of all ranks' losses. DistributedDataParallel
 divides the parameters' gradients by the number of ranks, so that with equal local batches and a
-loss that is the mean over the local rows the network receives the gradient of the global mean.
+loss that is the mean over the local rows the network receives the gradient of the global mean. It
+does so too, whatever the local batches, where every rank returns the global mean itself.
+
+Rows of which ranks have unequal numbers: `distill.row_exchange`.
 
 `torch.distributed.nn.functional` has the same two operations; newer PyTorch deprecates them.
 
@@ -15,6 +18,7 @@ Shapes: B rows on every rank, W ranks.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,6 +28,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
+
+# The others wait while the first rank measures a network, which takes hours on large sets; a rank
+# that died is not waited for, because torchrun ends them all.
+PATIENCE = timedelta(days=1)
 
 
 def start(device: torch.device) -> torch.device:
@@ -43,7 +51,7 @@ def start(device: torch.device) -> torch.device:
     _require_torchrun()
     if device.type == "cuda":
         device = _take_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return device
 
 
@@ -79,6 +87,11 @@ def world_size() -> int:
 def launched_size() -> int:
     """Return how many processes torchrun started, whether they have joined or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def num_local_ranks() -> int:
+    """Return how many of the processes run on this machine and share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _is_started() else 1
 
 
 def is_main() -> bool:
@@ -121,7 +134,7 @@ def mean_over_ranks(value: float) -> float:
     """Return the mean of the ranks' values, the same on every rank."""
     if world_size() == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64, device=_exchange_device())
+    total = torch.tensor(value, dtype=torch.float64, device=exchange_device())
     dist.all_reduce(total)
     return total.item() / world_size()
 
@@ -130,9 +143,24 @@ def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on one rank at least, the same on every rank."""
     if world_size() == 1:
         return flag
-    highest = torch.tensor(int(flag), device=_exchange_device())
+    highest = torch.tensor(int(flag), device=exchange_device())
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     return bool(highest.item())
+
+
+def union(names: set[str]) -> set[str]:
+    """Return the names that any rank has, the same on every rank."""
+    if world_size() == 1:
+        return names
+    of_ranks: list[set[str]] = [set()] * world_size()
+    dist.all_gather_object(of_ranks, names)
+    return set().union(*of_ranks)
+
+
+def exchange_device() -> torch.device:
+    """Return where a small tensor must lie to be exchanged."""
+    is_nccl = _is_started() and dist.get_backend() == "nccl"
+    return torch.device("cuda" if is_nccl else "cpu")
 
 
 def barrier() -> None:
@@ -172,10 +200,6 @@ def _summed(tensor: Tensor) -> Tensor:
 
 def _is_started() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _exchange_device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def _require_torchrun() -> None:

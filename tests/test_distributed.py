@@ -41,6 +41,7 @@ def exchange(folder: Path) -> dict[str, Any]:
         "untouched": torch.equal(summed_from.detach(), rows(rank)),
         "mean": distributed.mean_over_ranks(rank + 0.1),
         "any": [distributed.any_rank(flag) for flag in (rank == 1, rank == 0, False, True)],
+        "names": distributed.union({"both", f"rank {rank}"}),
         "waited": arrives_last(folder, rank),
     }
 
@@ -79,6 +80,7 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
         assert result["untouched"]
         assert result["mean"] == pytest.approx(0.6)
         assert result["any"] == [True, True, False, True]
+        assert result["names"] == {"both", "rank 0", "rank 1"}
         assert result["waited"]
 
 
@@ -96,6 +98,8 @@ def test_one_process_needs_no_start():
     assert torch.equal(distributed.all_reduce_sum(tensor), tensor)
     assert distributed.mean_over_ranks(0.3) == 0.3
     assert [distributed.any_rank(flag) for flag in (True, False)] == [True, False]
+    assert distributed.union({"a"}) == {"a"}
+    assert distributed.num_local_ranks() == 1
     distributed.barrier()
     distributed.stop()
 
@@ -134,7 +138,9 @@ def chosen(monkeypatch):
     devices = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", devices.append)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **_: devices.append(backend)
+    )
     for variable, value in {"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -21,6 +21,9 @@ examples:
   distill --teacher r50-mocov2 --teacher-weights moco_v2_800ep_pretrain.pth.tar
       --student alexnet --data imagenet --recipe published
       a published checkpoint, the paper's settings
+  torchrun --nproc-per-node 8 -m distill train --teacher timm:resnet50 --student resnet18
+      --data imagenet --recipe published
+      batches and anchors shared by eight processes
   distill --output runs/photos --resume
       go on with a run that was stopped
   distill --teacher pixels --student resnet18 --print-config > my.yaml
@@ -51,6 +54,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print_config(config: TrainConfig) -> int:
+    from distill.engine.device import pick_device
     from distill.jobs.prepare import prepare
 
-    return print_recipe(lambda: prepare(config).config)
+    return print_recipe(lambda: prepare(config, pick_device(config.run.device)).config)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill import distributed
 from distill.data.batch import BadItem, Batch, Item, collate
 from distill.data.epochs import NO_IMAGE, EpochSampler
 from distill.data.images import Images
@@ -182,11 +183,11 @@ def evaluation_loader(
 def default_num_workers(images: Images) -> int:
     """Return how many loader processes suit the images: none for a small set held in memory.
 
-    Otherwise one for each core this process may use, at most eight.
+    Otherwise one for each core this process may use, at most eight; ranks share out the cores.
     """
     if images.in_memory and len(images) <= _SMALL_SET:
         return 0
-    return min(_MAX_WORKERS, num_usable_cores())
+    return min(_MAX_WORKERS, max(1, num_usable_cores() // distributed.num_local_ranks()))
 
 
 def num_usable_cores() -> int:

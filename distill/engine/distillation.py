@@ -3,22 +3,31 @@
 One step, in the order of the paper (CompRess, NeurIPS 2020): teacher and student embed the batch,
 both are compared with the anchors that lie in the queue, the optimizer moves the student, the
 momentum copy follows, and only then is the batch enqueued.
+
+Under several ranks each embeds its part of the batch. BatchNorm is synchronized, the student's and
+the copy's; gradients are averaged by DistributedDataParallel; what is enqueued is gathered first,
+the teacher's rows once for loss and queue. A step is that of one process with the global batch,
+however unequal the parts: one may be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill import distributed
 from distill.data.views import Batch
+from distill.engine.batch_norm import synchronize_batch_norm
+from distill.engine.checkpoint import Shard
 from distill.engine.device import autocast
 from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
 from distill.losses.compress import CompRess
 from distill.networks import EmbeddingNetwork
+from distill.row_exchange import gather_rows, row_counts
 
 
 class Distillation:
@@ -46,30 +55,39 @@ class Distillation:
         precision: str,
     ) -> None:
         self.network = nn.Sequential(student, projection or nn.Identity()).to(device)
+        synchronize_batch_norm(self.network, device)
+        self.parallel = distributed.data_parallel(self.network, device)
         self.teacher = teacher
         self.compress = compress
+        # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
+        self.image_size = student.input.image_size
         self.device = device
         self.precision = precision
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
 
     def train_mode(self) -> None:
         """Put the student into train mode."""
-        self.network.train()
+        self.parallel.train()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the student's and the projection's parameters."""
         return self.network.parameters()
 
+    def accepts(self, row_counts: Sequence[int]) -> bool:
+        """Return whether the ranks have two images together, as BatchNorm needs."""
+        return sum(row_counts) >= 2
+
     def loss(self, batch: Batch) -> Tensor | None:
         """Return KL(teacher || student) over the anchors; None while the queue has none."""
-        teacher, index = self.teacher(batch), batch.index.to(self.device)
-        views = batch.view.to(self.device, non_blocking=True)
+        counts = row_counts(len(batch.index))
+        teacher, index = self._known(batch, counts)
+        views = self._views(batch)
         with autocast(self.device, self.precision):
-            student = self.network(views)
+            student = self.parallel(views)
             key = student.detach() if self.copy is None else self.copy(views)
-        self._to_enqueue = (teacher, key.float(), index)
-        return self.compress(teacher, student.float(), index)
+        self._to_enqueue = (teacher, self._gathered_key(key, counts), index)
+        return self.compress(teacher, student.float(), index, counts)
 
     def after_step(self, *, stepped: bool) -> None:
         """Let the momentum copy follow, then enqueue the batch."""
@@ -82,27 +100,50 @@ class Distillation:
     @torch.no_grad()
     def fill(self, batch: Batch) -> bool:
         """Enqueue a batch without learning from it; return whether the queue is now full."""
-        views = batch.view.to(self.device)
+        counts = row_counts(len(batch.index))
         network = self.network if self.copy is None else self.copy.network
         with autocast(self.device, self.precision):
-            key = network(views)
-        self.compress.enqueue(self.teacher(batch), key.float(), batch.index.to(self.device))
+            key = network(self._views(batch))
+        teacher, index = self._known(batch, counts)
+        self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
+
+    def _views(self, batch: Batch) -> Tensor:
+        """Return the student's views; without images there are none, of the usual size."""
+        if len(batch.index) == 0:
+            side = self.image_size
+            return batch.view.new_empty(0, 3, side, side, device=self.device)
+        return batch.view.to(self.device, non_blocking=True)
+
+    def _known(self, batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the teacher's embeddings and the indices of all ranks' images."""
+        teacher, index = self.teacher(batch), batch.index.to(self.device)
+        return gather_rows(teacher, counts), gather_rows(index, counts)
+
+    def _gathered_key(self, key: Tensor, counts: Sequence[int]) -> Tensor:
+        """Return the student's side of all ranks' anchors; one queue has none, so as it came."""
+        return key.float() if self.compress.queue.one_bank else gather_rows(key.float(), counts)
 
     def metrics(self) -> dict[str, float]:
         """Return the number of anchors that are real."""
         return {"num_anchors": self.compress.queue.num_real}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return student, projection, momentum copy and queue; the teacher is not part of it."""
-        state = {"network": self.network.state_dict(), "queue": self.compress.queue.state_dict()}
+        """Return student, projection and momentum copy; the teacher is not part of it."""
+        state: dict[str, Any] = {"network": self.network.state_dict()}
         if self.copy is not None:
             state["copy"] = self.copy.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+    def shard(self) -> Shard:
+        """Return this rank's part of the queue."""
+        queue = self.compress.queue
+        return Shard(*queue.shard, queue.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+        """Restore what `state_dict` and every rank's `shard` returned."""
         self.network.load_state_dict(state["network"])
-        self.compress.queue.load_state_dict(state["queue"])
+        # Until there were shards, the queue of the one process lay in the state.
+        self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
         if self.copy is not None:
             self.copy.load_state_dict(state["copy"])

@@ -3,7 +3,7 @@
 For every batch, whole or in parts: loss and, when there is one, backward; then check it, clip,
 optimizer, schedule; then what follows the step. After every epoch: the nearest-neighbour check and
 a checkpoint, as asked. A stop request is honoured after the step in progress, with a checkpoint.
-Several ranks take every step together, and one rank's bad image or stop request counts for all.
+Several ranks take every step together, and one rank's stop request counts for all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from distill.engine.interrupts import StopRequest
 from distill.engine.log import RunLog, progress_bar, say
 from distill.engine.objective import Objective
 from distill.errors import NonFiniteLossError
+from distill.row_exchange import row_counts
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class Learner:
     schedule: torch.optim.lr_scheduler.LambdaLR
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint must restore, torch's random state included."""
+        """Return what a checkpoint must restore and all ranks share, torch's random state included.
+
+        What each rank holds a part of is the objective's `shard`.
+        """
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -58,9 +62,9 @@ class Learner:
             "rng": torch.get_rng_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.objective.load_state_dict(state["objective"])
+    def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+        """Restore what `state_dict` and the objective's `shard` on every rank returned."""
+        self.objective.load_state_dict(state["objective"], shards)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
@@ -136,8 +140,10 @@ def fit(
         for batch in batches:
             waited = time.perf_counter() - clock
             on_bad_images(batch.bad)
-            num_images = len(batch.index) * distributed.world_size()
-            loss = _advance(learner, batch, settings, progress)
+            counts = row_counts(len(batch.index))
+            num_images, loss = sum(counts), None
+            if learner.objective.accepts(counts):
+                loss = _advance(learner, batch, settings, progress)
             for one in (meter, epoch_meter):
                 one.add(loss, num_images=num_images, waited=waited)
             progress.batch += 1
@@ -164,10 +170,6 @@ def _advance(
 ) -> float | None:
     """Learn from one batch; return its loss, or None when it gave none."""
     objective = learner.objective
-    # BatchNorm needs two images, and ranks need equal numbers of them.
-    too_few = len(batch.index) < 2 or (distributed.world_size() > 1 and len(batch.bad) > 0)
-    if distributed.any_rank(too_few):
-        return None
     learner.optimizer.zero_grad(set_to_none=True)
     value = _backward(objective, batch, settings.accumulate)
     if value is None:
@@ -190,9 +192,10 @@ def _advance(
 
 def _backward(objective: Objective, batch: Batch, num_parts: int) -> float | None:
     """Add up the gradients of a batch's parts; return its loss, or None when it gave none."""
-    value = 0.0
-    for part in batch.split(num_parts):
-        share = len(part.index) / len(batch.index)
+    value, parts = 0.0, batch.split(num_parts)
+    for part in parts:
+        # A rank without images has one empty part, and as much of the loss as the others.
+        share = 1.0 if len(parts) == 1 else len(part.index) / len(batch.index)
         loss = objective.loss(part)
         if loss is None:
             return None

@@ -7,12 +7,13 @@ self-supervised pre-training can be another without a second loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from distill.data.views import Batch
+from distill.engine.checkpoint import Shard
 
 
 class Objective(Protocol):
@@ -26,8 +27,16 @@ class Objective(Protocol):
         """Yield the parameters that the optimizer moves."""
         ...
 
+    def accepts(self, row_counts: Sequence[int]) -> bool:
+        """Return whether a batch can be learnt from, given its number of images on every rank."""
+        ...
+
     def loss(self, batch: Batch) -> Tensor | None:
-        """Return the loss of a batch, or None when there is nothing to learn from it yet."""
+        """Return the loss of a batch, or None when there is nothing to learn from it yet.
+
+        `batch` is this rank's part of one that `accepts`; the mean over the ranks is the loss of
+        the whole.
+        """
         ...
 
     def after_step(self, *, stepped: bool) -> None:
@@ -39,9 +48,13 @@ class Objective(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint must restore."""
+        """Return everything that a checkpoint must restore and that is the same on all ranks."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+    def shard(self) -> Shard | None:
+        """Return what a checkpoint must restore and each rank holds a part of; None for nothing."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+        """Restore what `state_dict` and every rank's `shard` returned, on any number of ranks."""
         ...

@@ -10,7 +10,7 @@ their negatives, so that a step is that of one process with the global batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -124,6 +124,10 @@ class Pretraining:
         """Yield the parameters of backbone and heads; the target's are not among them."""
         return self.online.parameters()
 
+    def accepts(self, row_counts: Sequence[int]) -> bool:
+        """Return whether all ranks have equally many images, as the methods need, and two."""
+        return min(row_counts) >= 2 and min(row_counts) == max(row_counts)
+
     def loss(self, batch: Batch) -> Tensor:
         """Return the method's loss of both views of a batch."""
         images = self._distorted(batch)
@@ -167,7 +171,10 @@ class Pretraining:
             state["copy"] = self.copy.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def shard(self) -> None:
+        """Return that every rank holds everything."""
+
+    def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]] = ()) -> None:
         """Restore what `state_dict` returned."""
         self.online.load_state_dict(state["online"])
         self.step, self._num_draws = state["step"], state["num_draws"]

@@ -71,6 +71,8 @@ class OnlineTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Embed the teacher's view of the batch."""
+        if len(batch.index) == 0:  # such views have no size
+            return torch.empty(0, self.embedding_dim, device=self.device)
         views = batch.view if batch.second_view is None else batch.second_view
         batch_size = self.batch_size or images_per_pass(views.shape[-1], self.device)
         with autocast(self.device, self.precision):

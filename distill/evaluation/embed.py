@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distill import distributed
 from distill.data.images import Images
 from distill.data.transforms import evaluation_view
 from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
 from distill.engine.log import progress_bar
 from distill.networks import EmbeddingNetwork
+from distill.row_exchange import gather_array
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,22 @@ def embed(
             index.append(batch.index.numpy())
             bar.update(len(batch.index) + len(batch.bad))
     network.train(was_training)
+    if not features:  # no index was given
+        features = [np.zeros((0, network.embedding_dim), np.float32)]
+        labels, index = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     return Embeddings(
         np.concatenate(features), np.concatenate(labels), np.concatenate(index), tuple(bad)
     )
+
+
+def gather_embeddings(mine: Embeddings) -> Embeddings:
+    """Join what every rank embedded, in the order of the ranks; all ranks call it together.
+
+    Returns:
+        The embeddings of all ranks, the same on every rank; `mine` itself with one rank.
+    """
+    if distributed.world_size() == 1:
+        return mine
+    bad = distributed.union(set(mine.bad))
+    features, labels, index = map(gather_array, (mine.features, mine.labels, mine.index))
+    return Embeddings(features, labels, index, tuple(sorted(bad)))

@@ -21,7 +21,7 @@ _FREE_TO_CHANGE = frozenset(
     {
         *("output", "resume", "recipe", "data", "teacher_weights", "student_weights"),
         *("device", "num_workers", "teacher_batch_size", "loss_implementation", "on_bad_image"),
-        *("log_every", "nn_every", "checkpoint_every"),
+        *("log_every", "nn_every", "checkpoint_every", "queue_sharding"),
     }
 )
 

@@ -1,17 +1,18 @@
-"""Runs the training loop of a job: restore, log, check between epochs, checkpoints."""
+"""Runs a training job, in one process or several: restore, loop, log, checks, checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest, save_checkpoint
+from distill.engine.device import pick_device
 from distill.engine.log import RunLog, say
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
@@ -19,8 +20,17 @@ from distill.engine.optimizer import build_optimizer, build_schedule
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.errors import NonFiniteLossError
+from distill.jobs.configure import Config
 from distill.jobs.monitor import HoldoutMonitor
 from distill.jobs.setting import TrainingSetting
+
+
+class _Configured(Protocol):
+    @property
+    def config(self) -> Any: ...
+
+
+Job = TypeVar("Job", bound=_Configured)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,31 @@ class RunResult:
     output: Path
     metrics: dict[str, Any]
     stopped_by: str | None
+
+
+def run_job(
+    config: Config,
+    prepare: Callable[[Config, torch.device], Job],
+    train: Callable[[Job, RunDirectory], RunResult],
+) -> RunResult:
+    """Join the other processes if there are any, prepare the job, open its run directory, train.
+
+    Args:
+        config: Of the job.
+        prepare: Checks it and returns the job on this process's device; writes nothing.
+        train: Does the work.
+    """
+    device = distributed.start(pick_device(config.run.device))
+    try:
+        job = prepare(config, device)
+        distributed.barrier()  # all have looked at the run directory before the first writes there
+        run = RunDirectory(given(job.config.run.output), resume=job.config.run.resume)
+        try:
+            return train(job, run)
+        finally:
+            run.close()
+    finally:
+        distributed.stop()
 
 
 def make_learner(
@@ -58,13 +93,13 @@ def restore(run: RunDirectory, learner: Learner) -> Progress | None:
     """Put the newest checkpoint of a run into `learner`; None when there is none yet.
 
     Raises:
-        DistillError: The checkpoint is damaged.
+        DistillError: A file of the checkpoint is missing or damaged.
     """
     restored = load_newest(run.checkpoints)
     if restored is None:
         return None
-    progress, state = restored
-    learner.load_state_dict(state)
+    progress, state, shards = restored
+    learner.load_state_dict(state, shards)
     say(f"continuing after step {progress.step}, {progress.epoch} epochs are complete")
     return progress
 
@@ -87,10 +122,10 @@ def fit_run(
 
     def save() -> None:
         _require_finite(learner, progress)
-        if distributed.is_main():
-            save_checkpoint(run.checkpoints, progress, learner.state_dict())
+        save_checkpoint(run.checkpoints, progress, learner.state_dict(), learner.objective.shard())
 
     def on_epoch_end(epoch: int) -> dict[str, float]:
+        setting.images.bad_images.share()
         values = check_holdout(epoch) if distributed.is_main() else {}
         if epoch == setting.num_epochs or epoch % setting.run.checkpoint_every == 0:
             save()
@@ -116,6 +151,15 @@ def fit_run(
         )
     finally:
         log.close()
+
+
+def training_metrics(setting: TrainingSetting, progress: Progress) -> dict[str, Any]:
+    """Return what a finished run says of itself: seconds, steps, images left out."""
+    return {
+        "train_seconds": round(progress.seconds, 1),
+        "num_steps": progress.step,
+        "num_skipped_images": len(setting.images.bad_images.skipped),
+    }
 
 
 def _holdout_check(setting: TrainingSetting) -> Callable[[int], dict[str, float]]:

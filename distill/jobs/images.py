@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from distill import distributed
 from distill.config import ImageOptions
 from distill.data.images import Images
 from distill.data.scan import check_images, scan_is_cheap
@@ -69,9 +70,16 @@ class BadImages:
                 f"{descriptions[0]} cannot be read as an image; remove it, or pass "
                 "--on-bad-image skip"
             )
-        for description in set(descriptions) - self.skipped:
+        self._add(set(descriptions))
+
+    def share(self) -> None:
+        """Let every rank know what any of them skipped; all ranks call it together."""
+        self._add(distributed.union(self.skipped))
+
+    def _add(self, descriptions: set[str]) -> None:
+        for description in sorted(descriptions - self.skipped):
             say(f"skipped {description}: cannot be read as an image")
-        self.skipped.update(descriptions)
+        self.skipped |= descriptions
 
 
 @dataclass(frozen=True)

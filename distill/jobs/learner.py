@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from distill import distributed
 from distill.anchors.queue import AnchorQueue
 from distill.data.transforms import training_view
 from distill.data.views import Batch, TrainingViews, training_loader
@@ -19,8 +20,9 @@ from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
 from distill.evaluation.embed import Embeddings
 from distill.jobs.fitting import make_learner, restore
-from distill.jobs.prepare import QUEUE_DTYPES, Job
+from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
 from distill.losses.compress import CompRess
+from distill.row_exchange import row_counts
 
 
 def build_learner(
@@ -42,7 +44,7 @@ def build_learner(
 
 
 def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterable[Batch]:
-    """Return the batches from where `progress` stands to the end of the last epoch."""
+    """Return this rank's batches from where `progress` stands to the end of the last epoch."""
     setting, options = job.setting, job.config.images
     view = training_view(
         given(options.image_size),
@@ -60,6 +62,7 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
         num_workers=options.num_workers,
         drop_last=setting.drop_last,
         pin_memory=setting.device.type == "cuda",
+        shard=(distributed.rank(), distributed.world_size()),
     )
 
 
@@ -88,6 +91,7 @@ def _build_objective(job: Job, teacher: Teacher) -> Distillation:
         device=job.setting.device,
         init="random" if method.queue_init == "random" else "empty",
         seed=job.config.run.seed,
+        shard=queue_shard(method),
     )
     compress = CompRess(
         queue,
@@ -114,6 +118,7 @@ def _prefill(job: Job, objective: Distillation) -> None:
     with progress_bar(objective.compress.queue.size, description="prefill the queue") as bar:
         for batch in training_batches(job, Progress(epoch=beyond), num_epochs=beyond + 1):
             job.setting.images.bad_images(batch.bad)
-            bar.update(len(batch.index))
-            if len(batch.index) > 1 and objective.fill(batch):
+            counts = row_counts(len(batch.index))
+            bar.update(sum(counts))
+            if objective.accepts(counts) and objective.fill(batch):
                 break

@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from distill import distributed
 from distill.anchors.queue import AnchorQueue
+from distill.anchors.shards import Shard
 from distill.checks import check
-from distill.config import TrainConfig
+from distill.config import MethodOptions, TrainConfig
 from distill.data.sources import ImageData
 from distill.data.transforms import default_augmentation
-from distill.engine.device import pick_device, pick_precision, require_memory
+from distill.engine.device import pick_precision, require_memory
 from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.images import training_images
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
+from distill.kernels.anchor_kl import check_implementation
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from students.registry import student_spec
@@ -43,14 +46,20 @@ class Job:
     teacher: EmbeddingNetwork
 
 
-def prepare(config: TrainConfig) -> Job:
+def prepare(config: TrainConfig, device: torch.device) -> Job:
     """Check a configuration, open its data and networks and fill in what follows the data.
+
+    Args:
+        config: As it was asked for.
+        device: Of this process.
 
     Raises:
         DistillError: Anything that cannot be met; nothing is written.
     """
     check(config)
-    device = pick_device(config.run.device)
+    check_implementation(
+        config.method.loss_implementation, sharded=queue_shard(config.method)[1] > 1
+    )
     spec = student_spec(str(config.networks.student))
     config, data = open_data(config, str(config.networks.teacher), str(config.networks.student))
     images = training_images(data, config.images, seed=config.run.seed)
@@ -84,6 +93,13 @@ def prepare(config: TrainConfig) -> Job:
         drop_last=len(images.trained) > batch_size and len(images.trained) % batch_size == 1,
     )
     return Job(config=config, setting=setting, teacher=place(teacher, device))
+
+
+def queue_shard(method: MethodOptions) -> Shard:
+    """Return which part of the anchors this process holds."""
+    if method.queue_sharding == "none":
+        return (0, 1)
+    return (distributed.rank(), distributed.world_size())
 
 
 def _load_teacher(config: TrainConfig) -> EmbeddingNetwork:
@@ -134,17 +150,20 @@ def _require_memory(
         teacher.embedding_dim,
         None if method.variant == "one-queue" else student_dim,
         QUEUE_DTYPES[method.queue_dtype],
+        num_shards=queue_shard(method)[1],
     )
+    here = distributed.num_local_ranks()  # they share the memory of the machine
+    of_processes = "" if here == 1 else f" in {here} processes"
     require_memory(
-        num_bytes,
+        num_bytes * (here if device.type == "cpu" else 1),
         device,
-        what=f"a queue of {queue_size:,} anchors",
+        what=f"a queue of {queue_size:,} anchors{of_processes}",
         remedy="lower --queue-size or use --queue-dtype bf16",
     )
     if config.networks.teacher_view == "centre":
         require_memory(
-            num_images * teacher.embedding_dim * 4,
+            num_images * teacher.embedding_dim * 4 * here,
             torch.device("cpu"),
-            what=f"keeping the teacher's embeddings of {num_images:,} images",
+            what=f"keeping the teacher's embeddings of {num_images:,} images{of_processes}",
             remedy="embed them at every step instead with --teacher-view student",
         )

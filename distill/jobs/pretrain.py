@@ -16,7 +16,7 @@ from distill.data.sources import ImageData
 from distill.data.two_views import default_pretraining_augmentation, two_views
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.engine.checkpoint import Progress
-from distill.engine.device import pick_device, pick_precision
+from distill.engine.device import pick_precision
 from distill.engine.log import say
 from distill.engine.pretraining import Pretraining
 from distill.engine.resolve import given
@@ -25,7 +25,14 @@ from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.errors import DistillError
 from distill.files import write_whole
 from distill.jobs.configure import require_same_run
-from distill.jobs.fitting import RunResult, fit_run, make_learner, restore
+from distill.jobs.fitting import (
+    RunResult,
+    fit_run,
+    make_learner,
+    restore,
+    run_job,
+    training_metrics,
+)
 from distill.jobs.images import training_images
 from distill.jobs.methods import build_method, method_schedules
 from distill.jobs.setting import (
@@ -63,17 +70,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
         DistillError: Anything about the request that cannot be met; nothing was written then.
         NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
     """
-    device = distributed.start(pick_device(config.run.device))
-    try:
-        job = prepare_pretraining(config, device)
-        distributed.barrier()  # all have looked at the run directory before the first writes there
-        run = RunDirectory(given(job.config.run.output), resume=job.config.run.resume)
-        try:
-            return _run(job, run)
-        finally:
-            run.close()
-    finally:
-        distributed.stop()
+    return run_job(config, prepare_pretraining, _run)
 
 
 def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
@@ -91,13 +88,7 @@ def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
             name: tensor.cpu().contiguous() for name, tensor in job.method.state_dict().items()
         }
         write_whole(run.heads, safetensors.torch.save(heads))
-        run.add_metrics(
-            {
-                "train_seconds": round(progress.seconds, 1),
-                "num_steps": progress.step,
-                "num_skipped_images": len(job.setting.images.bad_images.skipped),
-            }
-        )
+        run.add_metrics(training_metrics(job.setting, progress))
         _measure(job, run, prefix="", what="backbone")
     distributed.barrier()
     return RunResult(run.path, read_metrics(run.path), stopped_by)
@@ -207,8 +198,6 @@ def _announce(job: PretrainJob, run: RunDirectory) -> None:
         f"run directory {run.path}"
     )
     batch_size, parts = given(optimization.batch_size), setting.accumulate
-    if distributed.world_size() > 1:
-        say(f"batches of {batch_size} images over {distributed.world_size()} processes")
     if parts > 1:
         say(
             f"every batch of {batch_size} is computed in {parts} parts: negatives and batch "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from distill import distributed
 from distill.config import OptimizationOptions, RunOptions
 from distill.data.epochs import num_batches
 from distill.data.sources import ImageData, open_images
@@ -113,8 +114,12 @@ def evaluator_of(
 
 def describe_setting(setting: TrainingSetting) -> str:
     """Say in words which images are trained on, and where."""
-    images = setting.images
-    return (
+    images, num_ranks = setting.images, distributed.world_size()
+    words = (
         f"{len(images.trained):,} images of {images.data.name} and {len(images.held_out):,} held "
         f"out, on {setting.device} in {setting.evaluator.precision}"
     )
+    if num_ranks == 1:
+        return words
+    batch_size = given(setting.optimization.batch_size)
+    return f"{words}, batches of {batch_size} images over {num_ranks} processes"

@@ -6,13 +6,14 @@ Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020. With anchors A_t (K 
     loss = (1 / B) sum_i KL(p_i || q_i)      d loss / d s_i = sum_j (q_ij - p_ij) A_s[j] / (B tau_s)
 
 This file checks the operands, picks an implementation and joins it to autograd; the arithmetic is
-in `reference.py` (float64, obvious), `blocked.py` (any device) and `fused/` (CUDA, in Triton).
+in `reference.py` (float64, obvious), `blocked.py` (any device) and `fused/` (CUDA, in Triton), and
+`sharded.py` spreads either of the last two over the ranks that hold the anchors.
 Limits: differentiable once, in the student only; rows are used as given, so the caller normalizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.errors import UnknownNameError
+from distill import distributed
+from distill.errors import DistillError, UnknownNameError
 from distill.kernels import fused
 from distill.kernels.blocked import BlockedScan
 from distill.kernels.operands import check_mask, check_num_real, check_operands, check_temperature
 from distill.kernels.reference import reference_anchor_kl
 from distill.kernels.scan import Scan, divergence
+from distill.kernels.sharded import ShardedScan
 
 
 def anchor_kl(
@@ -39,12 +42,18 @@ def anchor_kl(
     self_mask: tuple[Tensor, Tensor] | None = None,
     num_real: int | None = None,
     implementation: str = "auto",
+    row_counts: Sequence[int] | None = None,
 ) -> Tensor:
     """Return the batch mean of KL(p || q) over the anchors, in nats.
 
+    Anchors may be spread over ranks (`row_counts`). All ranks then call this together, each with
+    its shard of the banks, which may be empty; together they hold at least one anchor.
+
     Args:
-        teacher: Teacher embeddings, B x Dt, any float dtype; a constant to autograd.
-        student: Student embeddings, B x Ds, any float dtype; the gradient flows to it.
+        teacher: Teacher embeddings, B x Dt, any float dtype; a constant to autograd. Over ranks,
+            of the rows of all ranks.
+        student: Student embeddings, B x Ds, any float dtype; the gradient flows to it. Over ranks,
+            of this rank's rows, of which there may be none.
         teacher_anchors: Teacher's bank, K x Dt, float32, bfloat16, float16 or float64.
         student_anchors: Student's bank, K x Ds, of the same dtype. The same object as
             `teacher_anchors` when both sides share one bank, which is then read once.
@@ -55,20 +64,23 @@ def anchor_kl(
             every anchor adds 0 to the sum over the batch and has no gradient.
         num_real: Only the first so many anchors count, 1 to K; the others are not read. None: all.
         implementation: One of `IMPLEMENTATIONS`; "auto" picks the fastest that can run.
+        row_counts: Rows of the batch on every rank, when the anchors are spread over ranks; None
+            when the banks hold all anchors.
 
     Returns:
-        The loss, 0-d float32.
+        The loss, 0-d float32; over ranks, the same on every rank, its gradient as
+        `distill.distributed` describes.
 
     Raises:
         DistillError: An operand's shape, dtype, device or temperature cannot be used, or the
-            implementation is unknown.
+            implementation is unknown or, over ranks, the reference.
     """
-    check_implementation(implementation)
-    check_operands(teacher, student, teacher_anchors, student_anchors)
+    check_implementation(implementation, sharded=row_counts is not None)
+    check_operands(teacher, student, teacher_anchors, student_anchors, row_counts)
     check_temperature("teacher_temperature", teacher_temperature)
     check_temperature("student_temperature", student_temperature)
     if self_mask is not None:
-        check_mask(self_mask, student, student_anchors)
+        check_mask(self_mask, teacher, student_anchors)
     banks = (teacher_anchors, student_anchors)
     if num_real is not None:
         check_num_real(num_real, student_anchors)
@@ -79,7 +91,8 @@ def anchor_kl(
     }
     # The operands' own precision counts here, not that of a surrounding autocast region.
     with torch.autocast(student.device.type, enabled=False):
-        return _implementation(implementation, student_anchors)(teacher, student, *banks, **options)
+        evaluate = _implementation(implementation, student_anchors, row_counts)
+        return evaluate(teacher, student, *banks, **options)
 
 
 class _ScanLoss(torch.autograd.Function):
@@ -89,7 +102,8 @@ class _ScanLoss(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, scan: Callable[..., Scan], temperature: float) -> Tensor:
         scanned = scan(with_gradient=True)
         gradient = scanned.gradient(scanned.statistics[:2])
-        ctx.save_for_backward(gradient.mul_(1 / (len(student) * temperature)))
+        num_rows = scanned.statistics.shape[1]
+        ctx.save_for_backward(gradient.mul_(1 / (num_rows * temperature)))
         ctx.student_dtype = student.dtype
         return divergence(scanned.statistics)
 
@@ -112,23 +126,36 @@ def _by_scan(scan: Callable[..., Scan], *operands: Tensor, **options: Any) -> Te
 IMPLEMENTATIONS = ("auto", "blocked", "reference", "triton")
 
 
-def check_implementation(name: str) -> None:
-    """Raise `UnknownNameError` for a name that is not in `IMPLEMENTATIONS`."""
+def check_implementation(name: str, *, sharded: bool = False) -> None:
+    """Raise `DistillError` for a name that is not in `IMPLEMENTATIONS` or cannot serve shards."""
     if name not in IMPLEMENTATIONS:
         raise UnknownNameError("implementation", name, IMPLEMENTATIONS)
+    if sharded and name == "reference":
+        raise DistillError(
+            "the reference loss wants all anchors in one process and they are spread over "
+            f"{distributed.world_size()}; use another loss implementation (--loss-implementation "
+            "auto) or keep all anchors on every rank (--queue-sharding none)"
+        )
 
 
-def _implementation(name: str, bank: Tensor) -> Callable[..., Tensor]:
+def _implementation(
+    name: str, bank: Tensor, row_counts: Sequence[int] | None
+) -> Callable[..., Tensor]:
     if name == "reference":
         return reference_anchor_kl
+    scan = _scan(name, bank)
+    return partial(_by_scan, scan if row_counts is None else partial(ShardedScan, scan, row_counts))
+
+
+def _scan(name: str, bank: Tensor) -> Callable[..., Scan]:
     if name == "triton":
         fused.require(bank)
     # Triton's interpreter is for tests: "auto" leaves the CPU to the blocked products.
     if name == "triton" or (name == "auto" and bank.is_cuda and fused.why_not(bank) is None):
         from distill.kernels.fused.scan import FusedScan
 
-        return partial(_by_scan, FusedScan)
-    return partial(_by_scan, BlockedScan)
+        return FusedScan
+    return BlockedScan
 
 
 def _first(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from distill import distributed
 from distill.errors import DistillError
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_operands(
-    teacher: Tensor, student: Tensor, teacher_anchors: Tensor, student_anchors: Tensor
+    teacher: Tensor,
+    student: Tensor,
+    teacher_anchors: Tensor,
+    student_anchors: Tensor,
+    row_counts: Sequence[int] | None = None,
 ) -> None:
     """Raise `DistillError` unless embeddings and banks fit each other; see `anchor_kl`."""
     named = {
@@ -23,7 +29,9 @@ def check_operands(
         "student_anchors": student_anchors,
     }
     for name, tensor in named.items():
-        if tensor.ndim != 2 or 0 in tensor.shape:
+        # A rank may have no row of the batch, or no anchor yet.
+        needed = tensor.shape[1:] if row_counts and tensor is not teacher else tensor.shape
+        if tensor.ndim != 2 or 0 in needed:
             raise DistillError(
                 f"{name} has shape {tuple(tensor.shape)}; it must be a matrix with at least one "
                 "row and one column"
@@ -34,7 +42,10 @@ def check_operands(
             raise DistillError(
                 f"{name} is on {tensor.device} and student on {student.device}; move them together"
             )
-    _check_equal("rows", 0, teacher=teacher, student=student)
+    if row_counts is None:
+        _check_equal("rows", 0, teacher=teacher, student=student)
+    else:
+        _check_row_counts(teacher, student, row_counts)
     _check_equal("rows", 0, teacher_anchors=teacher_anchors, student_anchors=student_anchors)
     _check_equal("columns", 1, teacher=teacher, teacher_anchors=teacher_anchors)
     _check_equal("columns", 1, student=student, student_anchors=student_anchors)
@@ -44,6 +55,16 @@ def check_operands(
         raise DistillError(
             f"teacher_anchors are {dtypes[0]} and student_anchors {dtypes[1]}; both must have one "
             f"dtype out of {allowed}"
+        )
+
+
+def _check_row_counts(teacher: Tensor, student: Tensor, row_counts: Sequence[int]) -> None:
+    found, wanted = (len(teacher), len(student)), (sum(row_counts), row_counts[distributed.rank()])
+    if found != wanted:
+        raise DistillError(
+            f"teacher has {found[0]} rows and student {found[1]}; over ranks with "
+            f"{list(row_counts)} rows rank {distributed.rank()} must bring {wanted[0]} (of all "
+            f"ranks) and {wanted[1]} (its own)"
         )
 
 
@@ -68,10 +89,10 @@ def check_num_real(num_real: int, anchors: Tensor) -> None:
         raise DistillError(f"num_real is {num_real}; it must be from 1 to {len(anchors)}")
 
 
-def check_mask(mask: tuple[Tensor, Tensor], student: Tensor, anchors: Tensor) -> None:
+def check_mask(mask: tuple[Tensor, Tensor], teacher: Tensor, anchors: Tensor) -> None:
     """Raise `DistillError` unless a self-mask fits embeddings and bank; see `anchor_kl`."""
     for name, index, owner in zip(
-        ("image_index", "anchor_index"), mask, (student, anchors), strict=True
+        ("image_index", "anchor_index"), mask, (teacher, anchors), strict=True
     ):
         if index.shape != owner.shape[:1] or index.dtype != torch.int64:
             raise DistillError(

@@ -7,7 +7,8 @@ both logits under the teacher's distribution, from which
     KL(p || q) = E_p[teacher logit - student logit] - lse_t + lse_s
 
 The second pass turns the log-sum-exps into the gradient. Between the two, statistics over several
-parts of the anchors can be merged: that is all that a bank spread over processes needs.
+parts of the anchors can be merged: that is all that a bank spread over processes needs
+(`distill.kernels.sharded`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def merged(parts: Tensor) -> Tensor:
     """Combine the statistics of P parts of the anchors, P x 3 x B, into those of all, 3 x B.
 
     A part without anchors has log-sum-exps of minus infinity and a gap of 0; one part at least has
-    anchors.
+    anchors. A row that loses all anchors of a part to the self-mask must have finite log-sum-exps
+    there, far below any real one: it may lose those of the other parts too.
     """
     lse = torch.logsumexp(parts[:, :2], 0)
     gap = (parts[:, 0] - lse[0]).exp().mul(parts[:, 2]).sum(0)

@@ -3,7 +3,12 @@
 Source: Abbasi Koohpayegani, Tejankar, Pirsiavash, CompRess: Self-Supervised Learning by Compressing
 Representations, NeurIPS 2020. Teacher and student embeddings of a batch are compared with the
 anchors of recent images; the loss is the batch mean of KL(teacher || student) between the two
-softmaxes of similarities (`distill.kernels.anchor_kl`). Shapes: B batch, Dt and Ds widths.
+softmaxes of similarities (`distill.kernels.anchor_kl`).
+
+Several ranks share the batch. The queue is either spread over them, and then every rank compares
+the rows of all ranks with its own anchors, or whole on each of them, which then compares its own
+rows. Both give the loss and the gradient of one process with the global batch.
+Shapes: B rows of all ranks, b of them on this rank, Dt and Ds widths.
 
 Departures from the published code, both optional: an image's own old embedding is left out of its
 softmaxes (`mask_self`), and the queue may start empty instead of random.
@@ -12,6 +17,8 @@ Limits: the caller evaluates the loss before it enqueues the batch, and saves th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +26,7 @@ from torch.nn import functional as F
 from distill.anchors import AnchorQueue
 from distill.kernels.anchor_kl import anchor_kl, check_implementation
 from distill.kernels.operands import check_temperature
+from distill.row_exchange import own_rows
 
 
 class CompRess(nn.Module):
@@ -38,7 +46,8 @@ class CompRess(nn.Module):
         implementation: Of `anchor_kl`.
 
     Raises:
-        DistillError: A temperature is not positive and finite, or the implementation is unknown.
+        DistillError: A temperature is not positive and finite, or the implementation is unknown or
+            cannot serve a queue that is spread over ranks.
     """
 
     def __init__(
@@ -53,43 +62,51 @@ class CompRess(nn.Module):
         super().__init__()
         check_temperature("teacher_temperature", teacher_temperature)
         check_temperature("student_temperature", student_temperature)
-        check_implementation(implementation)
+        check_implementation(implementation, sharded=queue.is_sharded)
         self.queue = queue
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
         self.mask_self = mask_self
         self.implementation = implementation
 
-    def forward(self, teacher: Tensor, student: Tensor, image_index: Tensor) -> Tensor | None:
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        image_index: Tensor,
+        row_counts: Sequence[int] | None = None,
+    ) -> Tensor | None:
         """Return the loss of a batch against the anchors enqueued so far.
 
         Args:
-            teacher: Teacher embeddings, B x Dt, any float dtype; need not be unit.
-            student: What the student says, B x Ds, any float dtype; need not be unit.
-            image_index: B, int64, >= 0; unused without `mask_self`.
+            teacher: Teacher embeddings of all ranks' rows, B x Dt, any float dtype; need not be
+                unit.
+            student: What the student says of this rank's rows, b x Ds, any float dtype; need not
+                be unit.
+            image_index: Of all ranks' rows, B, int64, >= 0; unused without `mask_self`.
+            row_counts: b of every rank; None in one process, where b = B.
 
         Returns:
-            The loss, 0-d float32, or None while the queue holds no anchor.
+            The loss, 0-d float32, whose mean over the ranks is the mean over the B rows; or None
+            while the queue holds no anchor. Its gradient is as `distill.distributed` describes.
 
         Raises:
             DistillError: Shapes, dtypes or devices do not fit each other or the queue.
         """
-        anchors = self.queue.anchors()
-        if len(anchors) == 0:
+        if self.queue.num_real == 0:
             return None
-        return anchor_kl(
-            _unit(teacher.detach()),
-            _unit(student),
-            anchors.teacher,
-            anchors.student,
-            teacher_temperature=self.teacher_temperature,
-            student_temperature=self.student_temperature,
-            self_mask=(image_index, anchors.image_index) if self.mask_self else None,
-            implementation=self.implementation,
-        )
+        if row_counts is None or self.queue.is_sharded:
+            return self._divergence(teacher, student, image_index, row_counts)
+        if len(student) == 0:
+            return student.sum()  # 0, and a backward pass that the other ranks wait for
+        mine = own_rows(row_counts)
+        weight = len(row_counts) * len(student) / sum(row_counts)
+        return weight * self._divergence(teacher[mine], student, image_index[mine], None)
 
     def enqueue(self, teacher: Tensor, key: Tensor | None, image_index: Tensor) -> None:
         """Replace the queue's oldest anchors with a batch; call it after the batch's `forward`.
+
+        The rows are those of all ranks, given to every rank.
 
         Args:
             teacher: B x Dt; need not be unit.
@@ -101,6 +118,26 @@ class CompRess(nn.Module):
             DistillError: A shape does not fit the queue.
         """
         self.queue.enqueue(teacher, key, image_index)
+
+    def _divergence(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        image_index: Tensor,
+        row_counts: Sequence[int] | None,
+    ) -> Tensor:
+        anchors = self.queue.anchors()
+        return anchor_kl(
+            _unit(teacher.detach()),
+            _unit(student),
+            anchors.teacher,
+            anchors.student,
+            teacher_temperature=self.teacher_temperature,
+            student_temperature=self.student_temperature,
+            self_mask=(image_index, anchors.image_index) if self.mask_self else None,
+            implementation=self.implementation,
+            row_counts=row_counts,
+        )
 
     def extra_repr(self) -> str:
         """Describe the settings and the queue."""

@@ -171,10 +171,3 @@ def test_torchrun_shares_a_run_and_continues_it(make_folder, tmp_path):
     assert "nn_accuracy" in json.loads((tmp_path / "two" / "metrics.json").read_text())
     # What two processes began, one goes on with.
     assert run(["pretrain", "--output", str(tmp_path / "two"), "--resume"]) == 0
-
-
-def test_distillation_refuses_torchrun(make_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    flags = ["--teacher", "pixels", "--student", "resnet18", "--output", str(tmp_path / "run")]
-    assert run(flags) == 2
-    assert "start it without torchrun" in capsys.readouterr().err

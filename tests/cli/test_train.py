@@ -16,6 +16,7 @@ from PIL import Image
 
 import distill
 from distill.cli.main import run
+from distill.engine.checkpoint import checkpoints
 from distill.weights import read_state_dict
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
     assert run(short(data, output, "--epochs", "4")) == 1
     error = capsys.readouterr().err
     assert "the loss is nan at step 7 (epoch 2)" in error
-    assert len(list(output.glob("checkpoints/*.pt"))) == 1
+    assert len(checkpoints(output / "checkpoints")) == 1
     monkeypatch.undo()
     assert run(["--output", str(output), "--resume"]) == 0
 
@@ -239,7 +240,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monk
     flags = ["--epochs", "2", "--holdout", "0"]
     assert run(short(make_folder(), output, *flags)) == 1
     assert "weights are not finite after step 9" in capsys.readouterr().err
-    assert len(list(output.glob("checkpoints/*.pt"))) == 1
+    assert len(checkpoints(output / "checkpoints")) == 1
 
 
 def test_bad_images_fail_or_are_skipped(make_folder, tmp_path, capsys):

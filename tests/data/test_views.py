@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill import distributed
 from distill.data import views as views_module
 from distill.data.images import ArrayImages, FolderImages
 from distill.data.transforms import evaluation_view, training_view
@@ -231,6 +232,10 @@ def test_default_workers(images, damaged, monkeypatch):
     assert default_num_workers(damaged) == 8
     monkeypatch.setattr(views_module, "num_usable_cores", lambda: 3)
     assert default_num_workers(damaged) == 3
+    monkeypatch.setattr(distributed, "num_local_ranks", lambda: 2)
+    assert default_num_workers(damaged) == 1
+    monkeypatch.setattr(distributed, "num_local_ranks", lambda: 4)
+    assert default_num_workers(damaged) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")

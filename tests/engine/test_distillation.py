@@ -118,7 +118,7 @@ def test_the_teacher_is_neither_trained_nor_saved(variant):
     teacher = objective.teacher.network
     assert not trained & {id(parameter) for parameter in teacher.parameters()}
     saved = objective.state_dict()
-    assert set(saved) <= {"network", "queue", "copy"}
+    assert set(saved) <= {"network", "copy"}
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     objective.train_mode()
     for number in range(3):
@@ -137,10 +137,30 @@ def test_state_round_trip(variant):
         first.after_step(stepped=True)
     with torch.no_grad():
         first.network[0].backbone[1].weight.add_(1)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), [first.shard().state])
     for objective in (first, second):
         objective.network.eval()
     torch.testing.assert_close(first.loss(batch(9)), second.loss(batch(9)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_state_from_before_there_were_shards(variant):
+    first, second = build(variant), build(variant)
+    first.loss(batch(0))
+    first.after_step(stepped=True)
+    state = {**first.state_dict(), "queue": first.compress.queue.state_dict()}
+    second.load_state_dict(state, [])
+    anchors = [objective.compress.queue.anchors() for objective in (first, second)]
+    assert len(anchors[0]) == 6
+    assert torch.equal(anchors[0].student, anchors[1].student)
+
+
+def test_without_images_there_are_views_and_embeddings_without_rows():
+    objective = build("one-queue")
+    nothing = batch(0)._replace(view=torch.empty(0, 3, 0, 0).byte(), index=torch.arange(0))
+    assert objective._views(nothing).shape == (0, 3, 2, 2)
+    assert objective.teacher(nothing).shape == (0, 5)
+    assert [objective.accepts(counts) for counts in ([2], [1, 0, 1], [0, 1])] == [True, True, False]
 
 
 def test_fill_stops_when_the_queue_is_full():

@@ -106,6 +106,12 @@ def test_distortions_are_applied_to_their_view():
     assert not torch.equal(changed[4:], plain[4:])
 
 
+def test_ranks_need_equally_many_images():
+    objective = pretraining(SimCLR)
+    counts = ([2], [1], [3, 3], [1, 1], [3, 2])
+    assert [objective.accepts(each) for each in counts] == [True, False, True, False, False]
+
+
 def _step(method_name: str, num_images: int) -> tuple[float, list[torch.Tensor]]:
     """Take the loss and the gradients of a batch, of which every rank has its part."""
     c_simclr.sample = lambda mu, kappa, generator: mu  # a fixed z

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from distill.data.sources import open_images
-from distill.evaluation.embed import embed
+from distill.evaluation.embed import embed, gather_embeddings
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
@@ -61,3 +61,11 @@ def test_evaluation_mode_and_back(make_folder):
     first, second = (embed(trained, images, device=CPU, precision="fp32") for _ in range(2))
     np.testing.assert_array_equal(first.features, second.features)
     assert trained.training
+
+
+def test_no_images_have_no_embeddings(make_folder):
+    images = open_images(make_folder()).train
+    found = embed(network(), images, device=CPU, precision="fp32", indices=np.arange(0))
+    assert found.features.shape == (0, 3 * 6 * 6)
+    assert (found.features.dtype, found.index.dtype) == (np.float32, np.int64)
+    assert gather_embeddings(found) is found

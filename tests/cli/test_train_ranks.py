@@ -1,0 +1,74 @@
+"""`distill train` under torchrun: the run of one process, shared by several, said once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.cli.main import run
+from distill.engine.checkpoint import checkpoints
+from distill.weights import read_state_dict
+
+TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
+TINY += ["--num-workers", "0", "--precision", "fp32", "--optimizer", "sgd"]
+TINY += ["--learning-rate", "0.003", "--log-every", "1"]  # larger steps magnify rounding
+
+
+def torchrun(num_ranks: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(num_ranks), "-m", "distill", "train", *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+
+
+def log_lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.ddp
+def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys):
+    data, outputs = make_folder(num_train=9, num_val=3), [tmp_path / "one", tmp_path / "three"]
+    (data / "train" / "class1" / "000.png").write_bytes(b"not an image")
+    flags = [*TINY, "--data", str(data), "--variant", "two-queue-momentum", "--queue-size", "19"]
+    flags += ["--batch-size", "11", "--epochs", "2", "--holdout", "0.1"]
+    flags += ["--on-bad-image", "skip", "--queue-init", "prefill"]
+    assert run([*flags, "--output", str(outputs[0])]) == 0
+    done = torchrun(3, *flags, "--output", str(outputs[1]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("everything is in") == 1
+    assert "batches of 11 images over 3 processes" in done.stdout
+    folder = outputs[1] / "checkpoints"
+    assert len(list(folder.iterdir())) == 2 * (1 + 3)
+    logs = [log_lines(output) for output in outputs]
+    for one, three in zip(*logs, strict=True):
+        assert one.keys() == three.keys()
+        assert (one["step"], one["num_anchors"]) == (three["step"], three["num_anchors"])
+        assert one["loss"] == pytest.approx(three["loss"], rel=1e-4)
+    metrics = [json.loads((output / "metrics.json").read_text()) for output in outputs]
+    assert metrics[0].keys() == metrics[1].keys()
+    assert metrics[0]["num_skipped_images"] == metrics[1]["num_skipped_images"] == 1
+    weights = [read_state_dict(output / "student.safetensors") for output in outputs]
+    for name, tensor in weights[0].items():
+        difference = (tensor.double() - weights[1][name].double()).norm()
+        assert difference <= 1e-4 * tensor.double().norm() + 1e-6, name
+    # What three processes began, one goes on with.
+    (outputs[1] / "student.safetensors").unlink()
+    checkpoints(folder)[-1].unlink()
+    assert run(["--output", str(outputs[1]), "--resume"]) == 0
+    assert log_lines(outputs[1])[-1]["loss"] == pytest.approx(logs[0][-1]["loss"], rel=1e-4)
+    assert len(list(folder.iterdir())) == (1 + 3) + (1 + 1)
+    assert yaml.safe_load((outputs[1] / "config.yaml").read_text())["queue_sharding"] == "ranks"
+    # The newest checkpoint is that of the one, and the one before it was written by three.
+    checkpoints(folder)[-1].unlink()
+    next(folder.glob("*.queue-1-of-3.pt")).unlink()
+    capsys.readouterr()
+    assert run(["--output", str(outputs[1]), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "queue-1-of-3.pt is missing; put a copy there or start a new run" in error
+    assert len(error.splitlines()) == 1
