@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := distill teachers students tools tests
 
-.PHONY: help demo install format lint test test-slow bench clean
+.PHONY: help demo install format lint test test-slow bench bench-gpu clean
 
 help:
 	@echo "make demo       the quick start: distil the shipped teacher on digits, end with a table"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       run the default tests"
 	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
 	@echo "make bench      compare the blocked anchor loss with the plain formula"
+	@echo "make bench-gpu  check the fused anchor loss on a CUDA GPU, tune it, time the published sizes"
 
 demo: install
 	$(BIN)/python tools/demo.py
@@ -42,6 +43,9 @@ test-slow: install
 
 bench: install
 	$(BIN)/python tools/bench_anchor_kl.py
+
+bench-gpu: install
+	$(BIN)/python tools/bench_gpu.py --published --tune
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

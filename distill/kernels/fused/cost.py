@@ -47,23 +47,25 @@ class Cost:
         return self.loaded + self.stored
 
 
-def floor_bytes(problem: Problem) -> int:
+def floor_bytes(problem: Problem, *, with_gradient: bool = True) -> int:
     """Bytes that no plan can avoid: banks (the student's twice), embeddings, gradient."""
     p, size = problem, ITEMSIZE[problem.dtype]
-    teacher_bank = 0 if p.one_bank else p.n * p.Dt  # one bank is read for both, and once more
-    return size * (teacher_bank + 2 * p.n * p.Ds + p.B * (p.Dt + p.Ds)) + 4 * p.B * p.Ds
+    teacher_bank = 0 if p.one_bank else p.n * p.Dt  # one bank is read for both
+    loss = size * (teacher_bank + p.n * p.Ds + p.B * (p.Dt + p.Ds))
+    return loss + (size * p.n * p.Ds + 4 * p.B * p.Ds if with_gradient else 0)
 
 
-def floor_flop(problem: Problem) -> int:
-    """Products that no plan can avoid: 2 B n (Dt + 2 Ds)."""
-    return 2 * problem.B * problem.n * (problem.Dt + 2 * problem.Ds)
+def floor_flop(problem: Problem, *, with_gradient: bool = True) -> int:
+    """Products that no plan can avoid: 2 B n (Dt + 2 Ds), without gradient 2 B n (Dt + Ds)."""
+    student = 2 * problem.Ds if with_gradient else problem.Ds
+    return 2 * problem.B * problem.n * (problem.Dt + student)
 
 
-def floor_seconds(problem: Problem, device: Device) -> float:
+def floor_seconds(problem: Problem, device: Device, *, with_gradient: bool = True) -> float:
     """Return the time of the floor: the larger of its bytes and its FLOP, without launches."""
-    return max(
-        floor_bytes(problem) / device.bandwidth, floor_flop(problem) / device.rate(problem.dtype)
-    )
+    num_bytes = floor_bytes(problem, with_gradient=with_gradient)
+    flop = floor_flop(problem, with_gradient=with_gradient)
+    return max(num_bytes / device.bandwidth, flop / device.rate(problem.dtype))
 
 
 def costs(plan: Plan, problem: Problem, device: Device) -> list[Cost]:

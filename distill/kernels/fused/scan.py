@@ -80,11 +80,12 @@ class FusedScan:
         self.plan = plan or plan_for(self.problem, student.device)
         self._with_gradient = with_gradient
         self._precision = _precision()
-        if self.plan.record == "chunks":
-            self.statistics, self._sums = self._fold(with_gradient)
-        else:
-            self._chunk = self._first_pass(0, self.problem.n)
-            self.statistics = self._chunk.merged
+        with torch.cuda.device_of(student):  # Triton launches on the current device
+            if self.plan.record == "chunks":
+                self.statistics, self._sums = self._fold(with_gradient)
+            else:
+                self._chunk = self._first_pass(0, self.problem.n)
+                self.statistics = self._chunk.merged
 
     def gradient(self, lse: Tensor) -> Tensor:
         """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32.
@@ -96,7 +97,8 @@ class FusedScan:
             assert self._sums is not None
             p, q = self._sums * _weight(self.statistics, lse)
             return q - p
-        return self._second_pass(self._chunk, lse)[0]
+        with torch.cuda.device_of(lse):
+            return self._second_pass(self._chunk, lse)[0]
 
     def _fold(self, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Return statistics and sums, 2 x B x Ds; p and q of a sum are over its chunks alone."""

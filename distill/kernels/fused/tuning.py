@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.files import write_whole
-from distill.kernels.fused.choice import candidates, make_plan
+from distill.kernels.fused.choice import candidates
 from distill.kernels.fused.devices import Device
 from distill.kernels.fused.plan import FirstTile, Plan, Problem, SecondTile
 
@@ -49,19 +49,26 @@ def tune(problem: Problem, device: Device, seconds: Callable[[Plan], float]) -> 
 
 
 def tuned_plan(problem: Problem, device: Device) -> Plan | None:
-    """Return the plan that was measured on a device for a problem of this kind, if any."""
+    """Return the plan that was measured on a device for a problem of this kind, if any.
+
+    It is a candidate of today: what is damaged, or was measured with tiles that are no longer
+    shipped, is ignored.
+    """
     entry = _kept(_path(device.name)).get(_key(problem))
     if entry is None:
         return None
+    try:
+        tiles = (entry["record"], FirstTile(**entry["first"]), SecondTile(**entry["second"]))
+    except (KeyError, TypeError):
+        return None
     # The number of shares and the chunks follow the exact sizes.
-    return make_plan(
-        problem, device, entry["record"], FirstTile(**entry["first"]), SecondTile(**entry["second"])
-    )
+    found = (p for p in candidates(problem, device) if (p.record, p.first, p.second) == tiles)
+    return next(found, None)
 
 
 def cache_folder() -> Path:
     """Return the folder of what may be removed at any time."""
-    if "DISTILL_CACHE" in os.environ:
+    if os.environ.get("DISTILL_CACHE"):
         return Path(os.environ["DISTILL_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
 
@@ -93,4 +100,5 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return {}
-    return content["plans"]
+    plans = content.get("plans")
+    return plans if isinstance(plans, dict) else {}
