@@ -155,8 +155,9 @@ def check(case: dict[str, object], device: torch.device, plan_with) -> None:
         lambda s: plain(tensors[0], s, tensors[2:], temperatures, mask), tensors[1]
     )
     found = fused(tensors, temperatures, mask, plan_with(problem, case["record"]))
-    # A hair: half a unit in the last place of the weights for 16 bits, of the logits for float32.
-    hair = {"fp32": 1e-6, "fp16": 2**-11, "bf16": 2**-8}[case["dtype"]]
+    # A hair: half a unit in the last place of the 16-bit weights, of the logits in float32.
+    of_logits = 2**-24 / case["temperature"]
+    hair = {"fp32": max(1e-6, of_logits), "fp16": 2**-11, "bf16": 2**-8}[case["dtype"]]
     scale = 1 / case["temperature"]  # logits are that large, and so is the loss's cancellation
     error = abs(found[0] - exact[0])
     assert error <= finite(abs(eager[0] - exact[0])) + hair * max(abs(exact[0]), 3e-3 * scale)
@@ -214,7 +215,7 @@ def test_the_launchers_own_plan(dtype, device):
     )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.fixed_dictionaries(
         {
@@ -307,17 +308,19 @@ def test_no_float32_matrix_of_rows_and_anchors(dtype, device, monkeypatch):
     tensors = operands(case, device)
     monkeypatch.setattr(choice, "CHUNK_BYTES", 2 * 4 * 64 * 512)
     choice.choose.cache_clear()
-    sizes, empty = [], torch.empty
+    shapes, empty = [], torch.empty
 
     def noted(*args, **kwargs):
         buffer = empty(*args, **kwargs)
-        sizes.append(buffer.numel() if buffer.dtype == torch.float32 else 0)
+        if buffer.dtype == torch.float32:
+            shapes.append(buffer.shape)
         return buffer
 
     monkeypatch.setattr(torch, "empty", noted)
     fused(tensors, (0.04, 0.04), None, None)
     choice.choose.cache_clear()
-    assert 0 < max(sizes) < 64 * 2000
+    assert shapes
+    assert not [shape for shape in shapes if shape[-2] >= 64 and shape[-1] >= 2000]
 
 
 @pytest.mark.gpu
