@@ -130,6 +130,7 @@ def first(
             "RECORD_STUDENT": both,
             "EVEN": even,
             "PRECISION": "ieee",
+            "ROWS": max(128, tile.block_b),
             "BLOCK_B": tile.block_b,
             "BLOCK_K": tile.block_k,
             "BLOCK_S": tile.block_s,
@@ -150,7 +151,7 @@ def second(
 ) -> Program:
     """Describe the second pass after a first one with the tile `before`."""
     constants = {
-        "ROWS": before.block_b,
+        "ROWS": max(before.block_b, tile.block_b),
         "SIDES": 2 if dtype == "fp32" else 1,
         "RECOMPUTE": recompute,
         "HAS_MASK": recompute,

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.anchors.checks import check_batch, check_sizes, check_states, describe, tensors_of
+from distill.anchors.enqueue import write_batch
 from distill.anchors.shards import Shard, copy_shared, num_held, write
 from distill.errors import UnknownNameError
 
@@ -165,14 +165,15 @@ class AnchorQueue:
         batch: list[Tensor | None] = [teacher] if self.one_bank else [teacher, student]
         check_batch(batch, image_index, self._banks)
         num_skipped = max(0, len(teacher) - self.size)
-        start = (self.pointer + num_skipped) % self.size
-        for bank, rows in zip(self._banks, batch, strict=True):
-            assert rows is not None
-            wide = rows[num_skipped:].to(
-                bank.device, torch.promote_types(torch.float32, bank.dtype)
-            )
-            self._write(bank, start, F.normalize(wide))
-        self._write(self._image_index, start, image_index[num_skipped:].to(self.device))
+        write_batch(
+            self._banks,
+            self._image_index,
+            [rows[num_skipped:] for rows in batch if rows is not None],
+            image_index[num_skipped:],
+            start=(self.pointer + num_skipped) % self.size,
+            size=self.size,
+            shard=self.shard,
+        )
         self.pointer = (self.pointer + len(teacher)) % self.size
         self.num_real = min(self.size, self.num_real + len(teacher))
 
@@ -211,12 +212,10 @@ class AnchorQueue:
             f"real, {self.num_bytes / 2**20:.0f} MiB{part})"
         )
 
-    def _write(self, buffer: Tensor, start: int, rows: Tensor) -> None:
-        write(buffer, start, rows, size=self.size, shard=self.shard)
-
     def _fill_uniform(self, bank: Tensor, generator: torch.Generator) -> None:
         bound = math.sqrt(3 / bank.shape[1])
         # Drawn on the CPU in float32, all of them on every rank: the same rows everywhere.
         for start in range(0, self.size, 4096):
             rows = torch.empty(min(4096, self.size - start), bank.shape[1])
-            self._write(bank, start, rows.uniform_(-bound, bound, generator=generator))
+            rows.uniform_(-bound, bound, generator=generator)
+            write(bank, start, rows, size=self.size, shard=self.shard)

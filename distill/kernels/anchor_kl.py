@@ -150,8 +150,7 @@ def _implementation(
 def _scan(name: str, bank: Tensor) -> Callable[..., Scan]:
     if name == "triton":
         fused.require(bank)
-    # Triton's interpreter is for tests: "auto" leaves the CPU to the blocked products.
-    if name == "triton" or (name == "auto" and bank.is_cuda and fused.why_not(bank) is None):
+    if name == "triton" or (name == "auto" and fused.preferred(bank)):
         from distill.kernels.fused.scan import FusedScan
 
         return FusedScan

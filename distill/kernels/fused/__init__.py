@@ -34,6 +34,11 @@ def why_not(bank: Tensor) -> str | None:
     return None
 
 
+def preferred(bank: Tensor) -> bool:
+    """Return whether "auto" means the fused kernels: the interpreter is for tests alone."""
+    return bank.is_cuda and why_not(bank) is None
+
+
 def require(bank: Tensor) -> None:
     """Raise `DistillError` when the fused kernels cannot run on a bank."""
     reason = why_not(bank)

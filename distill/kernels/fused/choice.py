@@ -32,7 +32,7 @@ def candidates(problem: Problem, device: Device) -> list[Plan]:
         for record, seconds in _second_tiles(problem, tiles).items()
         for first in _first_tiles(problem, tiles)
         for second in seconds
-        if first.block_b % second.block_b == 0 and first.block_s % second.block_n == 0
+        if first.block_s % second.block_n == 0
     ]
 
 
@@ -40,16 +40,15 @@ def make_plan(
     problem: Problem, device: Device, record: Record, first: FirstTile, second: SecondTile
 ) -> Plan:
     """Complete a plan: the chunks, and as many shares as fill the multiprocessors once."""
+    rows = round_up(problem.B, max(first.block_b, second.block_b))
     chunk = problem.n
     if record == "chunks":
-        rows = round_up(problem.B, first.block_b)
         fitting = CHUNK_BYTES // (2 * 4 * rows) // first.block_k * first.block_k
         chunk = min(problem.n, max(first.block_k, fitting))
     sides = 2 if record == "chunks" else 1
-    rows = round_up(problem.B, first.block_b) // second.block_b
     columns = round_up(problem.Ds, second.block_c) // second.block_c
     num_tiles = -(-chunk // second.block_n)
-    wanted = max(1, device.num_sms // (rows * columns * sides))
+    wanted = max(1, device.num_sms // (rows // second.block_b * columns * sides))
     per_share = -(-num_tiles // min(wanted, num_tiles))
     return Plan(record, first, second, -(-num_tiles // per_share), chunk)
 

@@ -63,7 +63,10 @@ _SECOND_NARROW = (
 )
 TILES = {
     80: Tiles(
-        _FIRST, _FIRST_ONE_BANK, (SecondTile(128, 32, 256, 8, 3), *_SECOND[1:]), _SECOND_NARROW
+        (FirstTile(128, 256, 64, 32, 8, 4), *_FIRST[1:]),
+        _FIRST_ONE_BANK,
+        (SecondTile(128, 32, 256, 8, 3), *_SECOND[1:]),
+        _SECOND_NARROW,
     ),
     90: Tiles(_FIRST, _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW),
     100: Tiles(

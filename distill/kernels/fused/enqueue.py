@@ -7,6 +7,9 @@ but the owner skip it. Source of the queue: CompRess (Abbasi Koohpayegani et al.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,9 +18,9 @@ WIDEST = 16384  # columns of a row that a program keeps in its registers
 
 
 def enqueue_rows(
-    banks: list[Tensor],
+    banks: Sequence[Tensor],
     bank_index: Tensor,
-    rows: list[Tensor],
+    rows: Sequence[Tensor],
     image_index: Tensor,
     *,
     start: int,
@@ -37,23 +40,27 @@ def enqueue_rows(
     """
     if len(image_index) == 0:
         return
+    rows = [part.contiguous() for part in rows]
     widths = [bank.shape[1] for bank in banks]
     blocks = [triton.next_power_of_2(width) for width in widths]
-    enqueue[(len(image_index),)](
-        *(x.contiguous() for x in (rows[0], rows[-1], image_index)),
-        banks[0],
-        banks[-1],
-        bank_index,
-        start,
-        size,
-        *shard,
-        widths[0],
-        widths[-1],
-        ONE_BANK=len(banks) == 1,
-        BLOCK_T=blocks[0],
-        BLOCK_S=blocks[-1],
-        num_warps=8 if max(blocks) > 2048 else 4,
-    )
+    with torch.cuda.device_of(bank_index):  # Triton launches on the current device
+        enqueue[(len(image_index),)](
+            rows[0],
+            rows[-1],
+            image_index.contiguous(),
+            banks[0],
+            banks[-1],
+            bank_index,
+            start,
+            size,
+            *shard,
+            widths[0],
+            widths[-1],
+            ONE_BANK=len(banks) == 1,
+            BLOCK_T=blocks[0],
+            BLOCK_S=blocks[-1],
+            num_warps=8 if max(blocks) > 2048 else 4,
+        )
 
 
 @triton.jit(do_not_specialize=["start", "size", "rank", "num_ranks"])

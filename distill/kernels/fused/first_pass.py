@@ -11,7 +11,7 @@ of anchors are neighbours in the grid, so that they share the anchors through th
 anchors beyond the last are read as the last one: addresses without conditions need fewer registers.
 Record and statistics have room for whole tiles.
 
-Shapes: B rows, n anchors, Dt and Ds widths; R and N are B and n rounded up to BLOCK_B and
+Shapes: B rows, n anchors, Dt and Ds widths; R and N are B and n rounded up to ROWS and
 BLOCK_K, P = N / BLOCK_S parts.
 """
 
@@ -48,13 +48,14 @@ def first_pass(
     RECORD_STUDENT: tl.constexpr,
     EVEN: tl.constexpr,  # BLOCK_D divides both widths
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,  # R is a multiple of it, and it of BLOCK_B
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Fill the record and the statistics; the grid is tiles of anchors x tiles of rows, flat."""
-    row_tiles = tl.cdiv(B, BLOCK_B)
+    row_tiles = tl.cdiv(B, ROWS) * (ROWS // BLOCK_B)
     R = row_tiles.to(tl.int64) * BLOCK_B  # products of two sizes may not fit into 32 bits
     N = tl.cdiv(n, BLOCK_K).to(tl.int64) * BLOCK_K
     tile = tl.program_id(0) // row_tiles
@@ -176,7 +177,7 @@ def _pair(p, peak, below, statistics, stride):
     distribution that the second pass will read, however that was rounded.
     """
     p = p.to(tl.float32)
-    gap = tl.sum(p * (tl.log2(tl.maximum(p, 1e-38)) - below), 1)
+    gap = tl.sum(p * (tl.log2(tl.maximum(p, 1e-37)) - below), 1)
     tl.store(statistics, peak)
     tl.store(statistics + 2 * stride, tl.sum(p, 1))
     tl.store(statistics + 3 * stride, gap)

@@ -53,7 +53,7 @@ class FirstTile:
 
 @dataclass(frozen=True)
 class SecondTile:
-    """Configuration of the second pass; `block_b` divides the first pass's, `block_n` its parts."""
+    """Configuration of the second pass; `block_n` divides the first pass's parts."""
 
     block_b: int
     block_n: int
@@ -90,10 +90,15 @@ class Plan:
         """Sides whose exponentials are recorded."""
         return 1 if self.record == "teacher" else 2
 
+    @property
+    def rows(self) -> int:
+        """What the rows are padded to a multiple of, for both passes."""
+        return max(self.first.block_b, self.second.block_b)
+
     def padded(self, problem: Problem, n: int) -> tuple[int, int, int]:
         """Return R, N and C: rows, `n` anchors and columns rounded up to whole tiles."""
         return (
-            round_up(problem.B, self.first.block_b),
+            round_up(problem.B, self.rows),
             round_up(n, self.first.block_k),
             round_up(problem.Ds, self.second.block_c),
         )

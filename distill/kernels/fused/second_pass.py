@@ -36,7 +36,7 @@ def second_pass(
     width,
     student_scale,  # log2 e / temperature
     tiles_per_share,
-    ROWS: tl.constexpr,  # BLOCK_B of the first pass, a multiple of BLOCK_B
+    ROWS: tl.constexpr,  # R is a multiple of it, and it of BLOCK_B
     SIDES: tl.constexpr,  # 1: q - p; 2: p, then q
     RECOMPUTE: tl.constexpr,
     HAS_MASK: tl.constexpr,

@@ -2,12 +2,13 @@
 
 `anchor_kl` itself never measures: it would wait for the device in the middle of a step. It takes
 the plan that `tune` found for the same device, dtype, widths and rounded sizes, if there is one.
-The file is JSON, one per device, in $DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else
-~/.cache/distill; removing it is safe.
+The file is JSON, one per device and version of Triton, in $DISTILL_CACHE, else
+$XDG_CACHE_HOME/distill, else ~/.cache/distill; removing it is safe.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def tune(problem: Problem, device: Device, seconds: Callable[[Plan], float]) -> 
 
     Args:
         problem: Sizes to measure at.
-        device: As PyTorch names it; the file is named after it.
+        device: As PyTorch names it.
         seconds: Measures a plan; a plan that cannot run on the device returns infinity.
 
     Raises:
@@ -83,7 +84,8 @@ def _key(problem: Problem) -> str:
 
 
 def _path(device: str) -> Path:
-    name = "".join(c if c.isalnum() else "-" for c in device)
+    compiler = importlib.metadata.version("triton")
+    name = "".join(c if c.isalnum() else "-" for c in f"{device} Triton {compiler}")
     return cache_folder() / "kernels" / f"{name}.json"
 
 

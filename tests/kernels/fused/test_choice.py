@@ -44,7 +44,7 @@ def test_the_record_follows_the_shape():
 def test_tiles_of_both_passes_fit_each_other(device, K, dtype):
     problem = Problem(256, K, 2048, 100, dtype)
     for plan in candidates(problem, device):
-        assert plan.first.block_b % plan.second.block_b == 0
+        assert plan.rows % plan.first.block_b == plan.rows % plan.second.block_b == 0
         assert plan.first.block_s % plan.second.block_n == 0
         assert plan.first.block_k % plan.first.block_s == 0
         assert 1 <= plan.num_shares <= -(-plan.chunk // plan.second.block_n)
@@ -64,7 +64,7 @@ def test_two_passes_fill_the_multiprocessors():
 def test_float32_chunks_stay_within_their_bytes():
     problem = Problem(256, 128_000, 2048, 512, "fp32")
     plan = choose(problem, DEVICES["H100"])
-    rows = round_up(256, plan.first.block_b)
+    rows = round_up(256, plan.rows)
     assert 2 * 4 * rows * round_up(plan.chunk, plan.first.block_k) <= CHUNK_BYTES
     assert plan.chunk % plan.first.block_k == 0
 

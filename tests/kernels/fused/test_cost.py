@@ -30,6 +30,10 @@ CASES = {
         Problem(37, 200, 40, 40, "bf16", one_bank=True, has_mask=True),
         Plan("both", FirstTile(32, 64, 64, 16, 4, 1), SECOND, 2, 200),
     ),
+    "taller second pass": (
+        Problem(20, 200, 40, 24, "bf16"),
+        Plan("both", FirstTile(16, 64, 64, 16, 4, 1), SecondTile(64, 32, 32, 4, 1), 2, 200),
+    ),
     "chunks": (Problem(37, 200, 40, 24, "fp32"), Plan("chunks", FIRST, SECOND, 2, 128)),
 }
 

@@ -46,7 +46,7 @@ def test_the_fastest_plan_is_kept_on_disk_and_taken(cache):
     tuning._kept.cache_clear()  # as in another process
     assert tuned_plan(PROBLEM, H100) == best
     (file,) = (cache / "kernels").iterdir()
-    assert file.name == "H100.json"
+    assert file.name.startswith("H100-Triton-")
     (entry,) = json.loads(file.read_text())["plans"].values()
     assert entry["seconds"] == 1e-3
 
