@@ -25,6 +25,7 @@ class Case(NamedTuple):
     first_rank_has_none: bool = False
     dtype: torch.dtype = torch.float32
     mask_self: bool = True
+    implementation: str = "auto"
 
 
 CASES = {
@@ -38,6 +39,13 @@ CASES = {
     "no mask": Case(7, 60, mask_self=False),
     "float64": Case(dtype=torch.float64),
     "bfloat16": Case(dtype=torch.bfloat16),
+}
+
+
+FUSED = {
+    "fused": Case(7, 60, implementation="triton"),
+    "fused, one anchor, which rows 0 and 1 own": Case(7, 1, implementation="triton"),
+    "fused, bfloat16": Case(7, 60, dtype=torch.bfloat16, implementation="triton"),
 }
 
 
@@ -58,7 +66,8 @@ def step(case: Case, variant: str, sharding: str = "none") -> dict[str, Any]:
     shard = (rank, world) if sharding == "ranks" else (0, 1)
     queue = AnchorQueue(K, DT, student_dim, dtype=case.dtype, shard=shard)
     temperatures = {"teacher_temperature": 0.2, "student_temperature": 0.3}
-    compress = CompRess(queue, mask_self=case.mask_self, **temperatures)
+    how = {"mask_self": case.mask_self, "implementation": case.implementation}
+    compress = CompRess(queue, **how, **temperatures)
     n = case.num_enqueued
     # A batch of image 3 alone, then images that each have several anchors.
     compress.enqueue(rows(1, DT, 0), rows(1, DS, 1), torch.tensor([3]))
@@ -126,13 +135,29 @@ def test_ranks_are_one_process_with_the_global_batch(run_ranks, monkeypatch, wor
         assert f"rank {rank} must bring {2 * world} (of all ranks) and 2" in result["mistake"]
 
 
+def on_a_rank_fused() -> dict[str, Any]:
+    return {name: step(case, "two-queue", "ranks") for name, case in FUSED.items()}
+
+
+@pytest.mark.ddp
+def test_fused_ranks_are_one_process(run_ranks):
+    if torch.cuda.is_available():
+        pytest.skip("ranks on a CPU need Triton's interpreter")
+    ranks = run_ranks(on_a_rank_fused, 3)
+    for name, case in FUSED.items():
+        alone = step(case._replace(implementation="blocked"), "two-queue")
+        check([result[name] for result in ranks], alone, case, sharded=True)
+
+
 def check(found: list[dict], alone: dict, case: Case, *, sharded: bool) -> None:
     world = len(found)
     # bfloat16 rounds each block's share of the gradient, and the shards are other blocks.
     tolerance = 1e-2 if case.dtype == torch.bfloat16 else 1e-5
+    # The fused kernels do not round bfloat16 similarities, as PyTorch's products on a CPU do.
+    of_loss = tolerance if case.implementation == "triton" else 1e-5
     for result in found:
-        assert result["mean"] == pytest.approx(alone["loss"], rel=1e-5, abs=1e-6)
-        assert result["unrecorded"] == pytest.approx(alone["unrecorded"], rel=1e-5, abs=1e-6)
+        assert result["mean"] == pytest.approx(alone["loss"], rel=of_loss, abs=1e-6)
+        assert result["unrecorded"] == pytest.approx(alone["unrecorded"], rel=of_loss, abs=1e-6)
         if sharded:
             assert result["loss"] == found[0]["loss"]
     gradient = torch.cat([result["gradient"] for result in found]) / world
