@@ -88,6 +88,45 @@ def test_requested_bytes_are_those_of_the_kernels(case, monkeypatch):
     assert (traffic.loaded, traffic.stored) == counted(*CASES[case])
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_address_is_outside_its_tensor(case, monkeypatch):
+    """Beyond the last row, column or anchor nothing is touched, even if it would not matter."""
+    spans, empty = [], torch.empty
+
+    def noted(tensor):
+        spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes))
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: noted(empty(*args, **kwargs)))
+    init = scan.FusedScan._first_pass
+
+    def with_operands(self, start, stop):
+        for tensor in (*self._rows, *self._banks, *(self._mask or ())):
+            noted(tensor)
+        return init(self, start, stop)
+
+    monkeypatch.setattr(scan.FusedScan, "_first_pass", with_operands)
+    gradient = scan.FusedScan.gradient
+    monkeypatch.setattr(
+        scan.FusedScan, "gradient", lambda self, lse: gradient(self, noted(lse.contiguous()))
+    )
+    builder = interpreter.InterpreterBuilder
+    for name, place_of_mask in (("create_masked_load", 0), ("create_masked_store", 1)):
+        original = getattr(builder, name)
+
+        def checked(builder, ptrs, *rest, original=original, at=place_of_mask):
+            inside = np.broadcast_to(rest[at].data, ptrs.data.shape)
+            places = ptrs.data[inside].astype(np.int64)
+            if places.size:
+                size = ptrs.get_element_ty().primitive_bitwidth // 8
+                first, last = int(places.min()), int(places.max()) + size
+                assert any(low <= first and last <= high for low, high in spans)
+            return original(builder, ptrs, *rest)
+
+        monkeypatch.setattr(builder, name, checked)
+    run(*CASES[case])
+
+
 @triton.jit
 def _columns_twice(rows, column, width, EVEN: tl.constexpr):
     place = rows[:, None] + column[None, :]

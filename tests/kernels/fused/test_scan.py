@@ -285,6 +285,60 @@ def test_a_row_without_anchors_counts_nothing(device):
     assert gradient[1:].abs().min() > 0
 
 
+def test_no_rounding_gives_a_row_without_anchors_a_gradient(device):
+    """The log-sum-exp of hidden anchors is huge: a unit in its last place is, too."""
+    case = {"B": 3, "K": 300, "Dt": 24, "Ds": 40, "dtype": "bf16", "banks": "two"}
+    mask = (torch.tensor([7, 1, 2], device=device), torch.full((300,), 7, device=device))
+    for record in ("both", "teacher"):
+        scanned = scan.FusedScan(
+            *operands(case, device),
+            temperatures=(0.04, 0.04),
+            self_mask=mask,
+            plan=next(
+                each
+                for each in choice.candidates(
+                    plan.Problem(3, 300, 24, 40, "bf16", has_mask=True),
+                    scan.device_on_paper(device),
+                )
+                if each.record == record
+            ),
+        )
+        above = torch.nextafter(scanned.statistics[:2], torch.zeros(1, device=device).double())
+        gradient = scanned.gradient(above)
+        assert torch.equal(gradient[0], torch.zeros_like(gradient[0]))
+        assert gradient[1:].abs().min() > 0
+
+
+def test_large_logits_keep_probabilities_that_sum_to_one(device):
+    """Equal anchors have equal probabilities, whatever the temperatures: no gradient."""
+    anchors = F.normalize(torch.ones(700, 24, device=device))
+    rows = anchors[:9].clone()
+    scanned = scan.FusedScan(rows, rows, anchors, anchors.clone(), temperatures=(1e-3, 1.7e-3))
+    assert scanned.gradient(scanned.statistics[:2]).abs().max() < 1e-6
+
+
+def test_small_probabilities_survive_float16(device, plan_with):
+    """One of 20,000 anchors has a probability below float16's normal numbers."""
+    case = {"B": 2, "K": 20_000, "Dt": 8, "Ds": 8, "dtype": "fp16", "banks": "two"}
+    tensors = operands(case, device)
+    chosen = plan_with(plan.Problem(2, 20_000, 8, 8, "fp16"), "both")
+    exact = loss_and_gradient(
+        lambda s: reference_anchor_kl(tensors[0], s, *tensors[2:], temperatures=(1.0, 1.0)),
+        tensors[1],
+    )
+    gradient = fused(tensors, (1.0, 1.0), None, chosen)[1]
+    assert (gradient - exact[1]).abs().max() < 1e-3 * exact[1].abs().max()
+
+
+def test_tf32_only_where_pytorch_was_told_so():
+    assert scan._precision() == "ieee"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert scan._precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_results_are_the_same_bits_every_time(device):
     case = {"B": 37, "K": 700, "Dt": 24, "Ds": 40, "dtype": "bf16", "banks": "two"}
     tensors = operands(case, device)
