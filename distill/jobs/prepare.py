@@ -22,6 +22,7 @@ from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.images import training_images
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
+from distill.kernels import fused
 from distill.kernels.anchor_kl import check_implementation
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
@@ -60,6 +61,8 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     check_implementation(
         config.method.loss_implementation, sharded=queue_shard(config.method)[1] > 1
     )
+    if config.method.loss_implementation == "triton":
+        fused.require(torch.empty(0, dtype=QUEUE_DTYPES[config.method.queue_dtype], device=device))
     spec = student_spec(str(config.networks.student))
     config, data = open_data(config, str(config.networks.teacher), str(config.networks.student))
     images = training_images(data, config.images, seed=config.run.seed)

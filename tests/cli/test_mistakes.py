@@ -84,6 +84,12 @@ def test_one_mistake_is_one_complaint(mistake):
     assert "--accumulate" not in mistake("pretrain", "--batch-size", "1")
 
 
+def test_fused_kernels_without_a_gpu(mistake, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = mistake(*TINY, "--device", "cpu", "--loss-implementation", "triton")
+    assert "triton cannot run: the operands are on cpu" in found or "not installed" in found
+
+
 def test_an_empty_folder(mistake, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert "empty" in mistake(*TINY, "--data", "empty")

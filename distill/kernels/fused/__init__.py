@@ -44,7 +44,7 @@ def require(bank: Tensor) -> None:
     reason = why_not(bank)
     if reason is not None:
         raise DistillError(
-            f"implementation triton cannot run: {reason}; use auto, which picks one that can"
+            f"loss implementation triton cannot run: {reason}; use auto, which picks one that can"
         )
 
 
