@@ -17,6 +17,7 @@ Shapes: B rows on every rank, W ranks.
 
 from __future__ import annotations
 
+import inspect
 import os
 from datetime import timedelta
 from typing import Any
@@ -65,7 +66,11 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return module
     device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+    # The name from PyTorch 2.13 on and the one before: no exchange of buffers at every step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"device_ids": device_ids, name: False}
+    return DistributedDataParallel(module, **options)
 
 
 def stop() -> None:
