@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from gpu_report import plan_in_words
+
 from distill.kernels.fused.choice import candidates, choose
 from distill.kernels.fused.cost import (
     CHAIN_SECONDS,
@@ -44,7 +46,7 @@ def report(problem: Problem, device: Device) -> str:
         f"{' one bank' if problem.one_bank else ''} on {device.name}",
         f"floor       {_mb(floor_bytes(problem))} MB   {_gflop(floor_flop(problem))} GFLOP   "
         f"{_us(floor)} us",
-        f"plan        {words(plan)}",
+        f"plan        {plan_in_words(plan)}",
         f"{'kernel':16}{'launches':>9}{'requested MB':>14}{'memory MB':>11}{'GFLOP':>9}{'us':>9}",
     ]
     for row in rows:
@@ -72,16 +74,6 @@ def best_of_each_record(problem: Problem, device: Device) -> dict[str, Plan]:
         if predicted_seconds(plan, problem, device) < predicted_seconds(known, problem, device):
             best[plan.record] = plan
     return best
-
-
-def words(plan: Plan) -> str:
-    """Describe a plan in a line."""
-    first, second = plan.first, plan.second
-    return (
-        f"record {plan.record}; first pass {first.block_b} x {first.block_k} x {first.block_d}, "
-        f"second {second.block_b} x {second.block_c} x {second.block_n} in {plan.num_shares} "
-        f"shares; chunks of {plan.chunk}"
-    )
 
 
 def published() -> str:
