@@ -29,6 +29,14 @@ GRACE = 2.0  # seconds for the others to say what they died of, once one has fai
 TINY_STUDENT = "timm:test_resnet"  # 0.5 M parameters, embeds 32 px images in a millisecond
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep what tests cache out of the person's own cache folder; return the one they use."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DISTILL_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Folder of what the original programs computed."""

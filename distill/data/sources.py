@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.cache_folder import cache_folder
 from distill.data.folders import read_splits
 from distill.data.images import ArrayImages, Images, TorchvisionImages
 from distill.errors import DistillError, UnknownNameError
@@ -48,7 +49,7 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
     Args:
         spec: "digits", "CIFAR10", "CIFAR100", "STL10" or "ImageNet" in any case, or a folder.
         download_root: where torchvision datasets are kept; by default the environment variable
-            DISTILL_DATA_ROOT, else ~/.cache/distill/data.
+            DISTILL_DATA_ROOT, else data/ in the cache folder (`distill.cache_folder`).
 
     Returns:
         The dataset, images not yet decoded.
@@ -59,7 +60,7 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
     """
     open_named = _NAMED.get(spec.lower()) if isinstance(spec, str) else None
     if open_named is not None:
-        root = download_root or os.environ.get("DISTILL_DATA_ROOT") or "~/.cache/distill/data"
+        root = download_root or os.environ.get("DISTILL_DATA_ROOT") or cache_folder() / "data"
         return open_named(Path(os.path.expanduser(root)))
     if isinstance(spec, str) and not _looks_like_path(spec):
         raise UnknownNameError(

@@ -2,21 +2,20 @@
 
 `anchor_kl` itself never measures: it would wait for the device in the middle of a step. It takes
 the plan that `tune` found for the same device, dtype, widths and rounded sizes, if there is one.
-The file is JSON, one per device and version of Triton, in $DISTILL_CACHE, else
-$XDG_CACHE_HOME/distill, else ~/.cache/distill; removing it is safe.
+The file is JSON, one per device and version of Triton, in the cache folder; removing it is safe.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from distill.cache_folder import cache_folder
 from distill.files import write_whole
 from distill.kernels.fused.choice import candidates
 from distill.kernels.fused.devices import Device
@@ -65,13 +64,6 @@ def tuned_plan(problem: Problem, device: Device) -> Plan | None:
     # The number of shares and the chunks follow the exact sizes.
     found = (p for p in candidates(problem, device) if (p.record, p.first, p.second) == tiles)
     return next(found, None)
-
-
-def cache_folder() -> Path:
-    """Return the folder of what may be removed at any time."""
-    if os.environ.get("DISTILL_CACHE"):
-        return Path(os.environ["DISTILL_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
 
 
 def _key(problem: Problem) -> str:

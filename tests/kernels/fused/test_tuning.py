@@ -9,7 +9,7 @@ from distill.kernels.fused import tuning
 from distill.kernels.fused.choice import candidates, choose
 from distill.kernels.fused.devices import DEVICES
 from distill.kernels.fused.plan import Problem
-from distill.kernels.fused.tuning import cache_folder, tune, tuned_plan
+from distill.kernels.fused.tuning import tune, tuned_plan
 
 H100, A100 = DEVICES["H100"], DEVICES["A100"]
 PROBLEM = Problem(B=256, n=128_000, Dt=2048, Ds=512, dtype="bf16")
@@ -133,15 +133,3 @@ def test_it_is_an_error_when_no_plan_can_run(cache):
     with pytest.raises(RuntimeError, match="no plan can run on H100"):
         tune(PROBLEM, H100, lambda _: float("inf"))
     assert not (cache / "kernels").exists()
-
-
-def test_where_plans_are_kept(tmp_path, monkeypatch):
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("DISTILL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(cache_folder()) == "/somewhere/distill"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert str(cache_folder()) == "/home/someone/.cache/distill"
-    monkeypatch.setenv("DISTILL_CACHE", "")  # empty counts as not set
-    assert str(cache_folder()) == "/home/someone/.cache/distill"
