@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+import distill.torchvision_wheel  # noqa: F401  (before a test imports torchvision)
+
 if not torch.cuda.is_available():  # read when Triton is imported, which torch itself does not
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)  # two test processes share two cores
