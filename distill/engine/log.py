@@ -55,13 +55,23 @@ class RunLog:
         self._tensorboard.close()
 
 
-def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = "img") -> Any:
-    """Return a bar on standard error, shown only on a terminal."""
+def progress_bar(
+    total: int | None, *, initial: int = 0, description: str, unit: str = "img"
+) -> Any:
+    """Return a bar on standard error, shown only on a terminal.
+
+    Args:
+        total: What it counts to; None where that is not known.
+        initial: Where it starts.
+        description: What stands before it.
+        unit: What it counts; bytes ("B") are shown in kB, MB and so on.
+    """
     return tqdm(
         total=total,
         initial=initial,
         desc=description,
         unit=unit,
+        unit_scale=unit == "B",
         disable=None if distributed.is_main() else True,
         dynamic_ncols=True,
         smoothing=0.05,

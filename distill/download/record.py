@@ -1,0 +1,70 @@
+"""What was downloaded when: `NAME.json` beside the file.
+
+It outlives the file: the SHA-256 that was seen first is what later downloads of the URL must have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from distill.download.source import Content, DownloadError, Source
+from distill.files import write_whole
+
+
+@dataclass(frozen=True)
+class Record:
+    """A file that was whole.
+
+    Attributes:
+        url: Where it came from.
+        num_bytes: Its length; `bytes` in the file.
+        sha256: All hexadecimal digits.
+        fetched: When, ISO 8601 in UTC.
+    """
+
+    url: str
+    num_bytes: int
+    sha256: str
+    fetched: str
+
+
+def record_path(path: Path) -> Path:
+    """Return where the record of a file lies."""
+    return path.with_name(path.name + ".json")
+
+
+def read_record(path: Path) -> Record | None:
+    """Read the record of the file `path`; None when there is none.
+
+    Raises:
+        DownloadError: When it is damaged.
+    """
+    file = record_path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Record(
+            str(content["url"]),
+            int(content["bytes"]),
+            str(content["sha256"]),
+            str(content["fetched"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DownloadError(
+            f"{file.absolute()}, the record of a download, is damaged", "remove it"
+        ) from error
+
+
+def write_record(path: Path, source: Source, content: Content) -> None:
+    """Write the record of the file `path`, now."""
+    record = {
+        "url": source.url,
+        "bytes": content.num_bytes,
+        "sha256": content.sha256,
+        "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_whole(record_path(path), (json.dumps(record, indent=2) + "\n").encode())
