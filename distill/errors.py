@@ -15,11 +15,19 @@ class DistillError(ValueError):
 
 
 class UnknownNameError(DistillError):
-    """A name that no registry or folder knows."""
+    """A name that no registry or folder knows; `unlisted` names are suggested, but not listed."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        remedy: str = "",
+        *,
+        unlisted: Iterable[str] = (),
+    ) -> None:
         choices = sorted(known)
-        nearest = nearest_match(name, choices)
+        nearest = nearest_match(name, [*choices, *unlisted])
         hint = f"did you mean {nearest!r}? " if nearest else ""
         message = f"unknown {kind} {name!r}: {hint}known: {', '.join(choices)}"
         super().__init__(message + (f"; {remedy}" if remedy else ""))

@@ -27,3 +27,16 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path` by `written_whole`."""
     with written_whole(path) as file:
         file.write(content)
+
+
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for others to write to; rename it when all went well.
+
+    For writers that want a name rather than an open file; otherwise as `written_whole`.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -12,6 +12,7 @@ from torch import nn
 
 import distill.torchvision_wheel  # noqa: F401  (before anything imports torchvision)
 from distill.errors import DistillError, UnknownNameError
+from distill.layout import PyTorchLayout
 from distill.networks import InputSpec, Interpolation, NetworkSpec
 
 
@@ -51,7 +52,7 @@ def _timm_spec(model_name: str) -> NetworkSpec:
         name=f"timm:{model_name}",
         build=build,
         input=_timm_input(config),
-        head_keys=_timm_head_keys(config),
+        layout=PyTorchLayout(ignored=_timm_head_keys(config)),
         pretrained=_explained(load_pretrained, f"timm:{model_name}"),
     )
 
@@ -96,7 +97,7 @@ def _torchvision_spec(model_name: str) -> NetworkSpec:
         name=f"torchvision:{model_name}",
         build=build,
         input=_torchvision_input(models.get_model_weights(model_name)),
-        head_keys=("fc.", "classifier.", "head.", "heads."),
+        layout=PyTorchLayout(ignored=("fc.", "classifier.", "head.", "heads.")),
         pretrained=_explained(load_pretrained, f"torchvision:{model_name}"),
     )
 

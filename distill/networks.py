@@ -17,7 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distill.download import Source
 from distill.errors import DistillError
+from distill.layout import Layout, PyTorchLayout
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -34,6 +36,35 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Publication:
+    """What is known about a published ResNet.
+
+    Attributes:
+        depth: Layers.
+        width: Factor of every stage's width.
+        linear_accuracy: Top-1 accuracy of a linear classifier on ImageNet, as a fraction of 1, as
+            its authors state it.
+        paper: arXiv number.
+        licence: SPDX name of the weights' licence.
+        source: Where the file lies.
+        is_fetchable: False where the link is known to lead to something else.
+    """
+
+    depth: int
+    width: int
+    linear_accuracy: float
+    paper: str
+    licence: str
+    source: Source
+    is_fetchable: bool = True
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the pooled last stage."""
+        return round(2048 * self.width)
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """A network that can be built by name.
 
@@ -42,15 +73,11 @@ class NetworkSpec:
         build: Takes the image side in pixels, returns the bare backbone, B x 3 x S x S -> B x D.
         input: The input it was (or will be) trained with.
         min_image_size: Smallest side that the layers accept.
-        head_keys: Prefixes of weights that belong to a head which embeddings do not use; they may
-            be present in a file and are left out on purpose.
-        weights_prefix: Prefix of the network's own weights in its published file, stripped (after
-            a `module.` that all keys carry).
-        skipped_keys: Prefixes of other tensors in the published file (momentum encoder, queue).
+        layout: How its published file names the weights, and what else lies in it.
         pretrained: Fetches a library model's pretrained weights; None where only a file will do.
         weights_file: The file itself, for a network that is shipped with its weights.
         needs_weights: False for a network that has none.
-        weights_url: Where the published file lies, for the message that asks for it.
+        publication: Who published it, where and under which terms; None for what nobody did.
         published_projection_dim: Width of the linear layer that the published recipe trains this
             student through; None for none.
         summary: One line for `distill list`.
@@ -60,13 +87,11 @@ class NetworkSpec:
     build: Callable[[int], nn.Module]
     input: InputSpec = field(default_factory=InputSpec)
     min_image_size: int = 1
-    head_keys: tuple[str, ...] = ()
-    weights_prefix: str = ""
-    skipped_keys: tuple[str, ...] = ()
+    layout: Layout = field(default_factory=PyTorchLayout)
     pretrained: Callable[[nn.Module], None] | None = None
     weights_file: Path | None = None
     needs_weights: bool = True
-    weights_url: str | None = None
+    publication: Publication | None = None
     published_projection_dim: int | None = None
     summary: str = ""
 

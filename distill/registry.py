@@ -26,11 +26,19 @@ class Registry(Generic[Entry]):
         self.kind = kind
         self.remedy = remedy
         self._entries: dict[str, Entry] = {}
+        self._unlisted: dict[str, Entry] = {}
 
-    def add(self, name: str, entry: Entry) -> None:
-        """Register `entry`; a name can be taken once."""
-        assert name not in self._entries, f"{self.kind} {name!r} is registered twice"
-        self._entries[name] = entry
+    def add(self, name: str, entry: Entry, *, listed: bool = True) -> None:
+        """Register `entry`; a name can be taken once.
+
+        Args:
+            name: As people type it.
+            entry: What it stands for.
+            listed: False for another name of something, or a part of it: it works, and it is
+                suggested when it is the nearest to what was typed, but no list shows it.
+        """
+        assert name not in self, f"{self.kind} {name!r} is registered twice"
+        (self._entries if listed else self._unlisted)[name] = entry
 
     def get(self, name: str) -> Entry:
         """Return the entry called `name`.
@@ -38,16 +46,18 @@ class Registry(Generic[Entry]):
         Raises:
             UnknownNameError: With the nearest registered name and every known one.
         """
-        if name not in self._entries:
-            raise UnknownNameError(self.kind, name, self._entries, self.remedy)
-        return self._entries[name]
+        if name not in self:
+            raise UnknownNameError(
+                self.kind, name, self._entries, self.remedy, unlisted=self._unlisted
+            )
+        return self._entries[name] if name in self._entries else self._unlisted[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return name in self._entries or name in self._unlisted
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def items(self) -> list[tuple[str, Entry]]:
-        """Return (name, entry) pairs in the order of registration."""
+        """Return the (name, entry) pairs that are listed, in the order of registration."""
         return list(self._entries.items())

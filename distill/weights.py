@@ -1,28 +1,24 @@
-"""Reads and writes network weights, strictly.
+"""Fills networks from files and writes them, strictly.
 
-Files are untrusted: PyTorch checkpoints load with `weights_only=True`, safetensors hold no code.
-Every weight of the network must be filled exactly once; what does not fit is listed by name. A
-student's own file (`student.safetensors`) carries the network's name and input in its metadata, so
-that it can be rebuilt from the file alone.
+Every weight of a network is filled exactly once, from where its layout says (`distill.layout`);
+what does not fit is listed by name. A network's own file (`student.safetensors`) carries its name
+and input in its metadata, so that it can be rebuilt from the file alone.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill.checkpoints import TensorFile, open_checkpoint
+from distill.checkpoints.safetensors_file import SUFFIX, SafetensorsFile, write_safetensors
 from distill.errors import DistillError
-from distill.files import write_whole
+from distill.layout import UNUSED, Layout, PyTorchLayout
 from distill.networks import (
     EmbeddingNetwork,
     InputSpec,
@@ -31,91 +27,94 @@ from distill.networks import (
     spec_metadata,
 )
 
-_METADATA_KEY = "distill"
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "student")
 _MAX_LISTED = 8
+Shape = tuple[int, ...]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or a PyTorch checkpoint.
-
-    A checkpoint that nests its weights under `state_dict`, `model`, `model_state_dict` or `student`
-    is unwrapped, and a `module.` that every key carries (DataParallel) is removed.
+    """Read all tensors of a weights file under the names that it gives them.
 
     Raises:
         DistillError: When the file is missing, damaged, needs code to be run, or holds no tensors.
     """
-    if not path.is_file():
-        raise DistillError(
-            f"no weights file at {path}; give the path of a .safetensors or .pth file"
-        )
-    tensors = _read_safetensors(path) if _is_safetensors(path) else _read_checkpoint(path)
-    if not tensors:
-        raise DistillError(f"{path} holds no tensors, so it cannot be a network's weights")
-    if all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-    return tensors
+    with open_checkpoint(path) as file:
+        if not file.shapes:
+            raise DistillError(f"{path} holds no tensors, so it cannot be a network's weights")
+        return {name: file.read(name) for name in file.shapes}
 
 
+@torch.no_grad()
 def load_weights(network: EmbeddingNetwork, path: Path) -> None:
     """Fill `network` from `path`; every weight exactly once.
 
     Raises:
         DistillError: With the missing, unexpected and differently shaped weights by name; the
-            network is unchanged then.
+            network is unchanged then. Or a damaged file; the network is half filled then.
     """
-    spec = network.spec
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in read_state_dict(path).items():
-        if _starts_with_any(key, spec.skipped_keys):
-            continue
-        own_key = key.removeprefix(spec.weights_prefix)
-        if own_key in tensors:
-            raise DistillError(f"{path} holds two tensors for {own_key}, with and without a prefix")
-        tensors[own_key] = tensor
     wanted = network.backbone.state_dict()
-    unused_head = [
-        key for key in tensors if key not in wanted and _starts_with_any(key, spec.head_keys)
-    ]
-    found = {key: tensor for key, tensor in tensors.items() if key not in unused_head}
-    problems = mismatches(wanted, found)
-    if problems:
-        raise DistillError(
-            f"{path} does not fit {spec.name}: {'; '.join(problems)}. Give weights of the same "
-            "architecture (names as in torchvision or timm), or another network"
-        )
-    network.backbone.load_state_dict(found, strict=False)
+    with open_checkpoint(path) as file:
+        layout = _layout_of(network.spec, file)
+        names = layout.names(list(wanted), file.shapes)
+        stored = {
+            names[key]: layout.stored_shape(shape)
+            for key, shape in shapes(wanted).items()
+            if key in names
+        }
+        assert len(stored) == len(names), "no two weights come from one tensor"
+        found = {
+            n: shape for n, shape in file.shapes.items() if n in stored or not layout.ignores(n)
+        }
+        problems = mismatches(stored, found)
+        if problems:
+            raise DistillError(
+                f"{path} does not fit {network.spec.name}: {'; '.join(problems)}. Give weights of "
+                "the same architecture (published layout, or names as in torchvision or timm), or "
+                "another network"
+            )
+        for key, name in names.items():
+            if name in found:
+                wanted[key].copy_(layout.converted(file.read(name)))
 
 
-def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """List in words how two state dicts differ in names and shapes; empty when they fit.
+def mismatches(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+    """List in words how the tensors of a file differ in names and shapes; empty when they fit.
 
     BatchNorm's `num_batches_tracked` may be absent: it does not influence an embedding.
+
+    Args:
+        wanted: The shape of every weight by its name in the file.
+        found: What the file has.
     """
-    missing = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in found if k not in wanted]
+    missing = [name for name in wanted if name not in found and not name.endswith(UNUSED)]
+    unexpected = [name for name in found if name not in wanted]
     shapes = [
-        f"{k} is {tuple(found[k].shape)} in the file and {tuple(wanted[k].shape)} in the network"
-        for k in wanted
-        if k in found and found[k].shape != wanted[k].shape
+        f"{name} is {tuple(found[name])} in the file and {tuple(shape)} in the network"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    return [f"{len(keys)} {what} ({_listed(keys)})" for what, keys in problems if keys]
+    return [f"{len(names)} {what} ({_listed(names)})" for what, names in problems if names]
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return the shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def save_network(network: EmbeddingNetwork, path: Path) -> None:
     """Write the backbone's weights and the network's description to a safetensors file."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.backbone.state_dict().items()}
-    metadata = {_METADATA_KEY: json.dumps(spec_metadata(network.spec))}
-    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+    write_safetensors(path, network.backbone.state_dict(), spec_metadata(network.spec))
 
 
-def rebuild_network(path: Path, find_spec: Callable[[str], NetworkSpec]) -> EmbeddingNetwork:
+def rebuild_network(
+    path: Path, find_spec: Callable[[str], NetworkSpec], *, image_size: int | None = None
+) -> EmbeddingNetwork:
     """Rebuild a network from a file that `save_network` wrote, in evaluation mode, on the CPU.
 
     Args:
         path: The file.
         find_spec: Describes the network of a name.
+        image_size: Side of its input in pixels; None takes the side that the file names.
 
     Raises:
         DistillError: When there is no such file, it was not written by this toolkit or it does not
@@ -129,64 +128,48 @@ def rebuild_network(path: Path, find_spec: Callable[[str], NetworkSpec]) -> Embe
             f"{path} does not say which network it holds (only a .safetensors file of this "
             "toolkit does); name the architecture with --student"
         )
-    stored = description["input"]
-    stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
-    network = build_network(replace(find_spec(description["network"]), input=InputSpec(**stored)))
+    name, stored = _checked(description, path)
+    spec = replace(find_spec(name), input=stored)
+    network = build_network(spec, image_size=image_size)
     load_weights(network, path)
     return network.eval()
 
 
-def read_description(path: Path) -> dict[str, Any] | None:
+def read_description(path: Path) -> Any:
     """Return the description that `save_network` stored in `path`, None for a foreign file."""
-    if not path.is_file() or not _is_safetensors(path):
+    if not path.is_file() or path.suffix != SUFFIX:
         return None
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    return json.loads(metadata[_METADATA_KEY]) if _METADATA_KEY in metadata else None
+    return SafetensorsFile(path).description
 
 
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
+def _layout_of(spec: NetworkSpec, file: TensorFile) -> Layout:
+    """Return how the file names the network's weights: a file of this toolkit as the network."""
+    if isinstance(file, SafetensorsFile) and file.description is not None:
+        return PyTorchLayout()
+    is_pytorch = file.kind in ("pytorch", "safetensors")
+    if spec.layout.kind == ("pytorch" if is_pytorch else file.kind):
+        return spec.layout
+    if is_pytorch:
+        return PyTorchLayout(ignored=("fc.",))  # a conversion by somebody else, classifier included
+    raise DistillError(
+        f"{file.path} is a TensorFlow checkpoint, and how those name the weights of {spec.name} is "
+        "not known; give a PyTorch checkpoint or a safetensors file"
+    )
 
 
-def _opened(path: Path) -> Any:
+def _checked(description: Any, path: Path) -> tuple[str, InputSpec]:
+    """Return name and input of the network that a description speaks of."""
     try:
-        return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DistillError(f"{path} is not a whole safetensors file ({error})") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _opened(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        stored = dict(description["input"])
+        stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
+        return str(description["network"]), InputSpec(**stored)
+    except (KeyError, TypeError, ValueError) as error:
         raise DistillError(
-            f"{path} cannot be read without running code from it"
-            + (f" (it asks for {wanted[1]})" if wanted else "")
-            + ", which is refused; save its state dict alone, best as safetensors"
+            f"{path} describes its network in a way that is not understood; it is damaged or was "
+            "written by a newer version: update, or make it again"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DistillError(
-            f"{path} is not a whole PyTorch checkpoint; give a .pth or .safetensors file that is"
-        ) from error
-    while isinstance(content, Mapping):
-        inner = next((name for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        content = content[inner]
-    return {}
 
 
-def _starts_with_any(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key.startswith(prefix) for prefix in prefixes)
-
-
-def _listed(keys: list[str]) -> str:
-    rest = len(keys) - _MAX_LISTED
-    return ", ".join(keys[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

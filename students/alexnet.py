@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from distill.layout import PyTorchLayout
 from distill.networks import NetworkSpec
 
+# What CompRess's own checkpoints call fc6 and fc7.
+_PUBLISHED = {"classifier.1.": "feats.0.", "classifier.4.": "feats.2."}
 _FC7 = 5  # torchvision's classifier: drop, fc6, relu, drop, fc7, relu, fc8
 
 
@@ -27,7 +30,7 @@ SPECS = (
         name="alexnet",
         build=build_alexnet,
         min_image_size=64,
-        head_keys=("classifier.6.",),
+        layout=PyTorchLayout(renamed=_PUBLISHED, ignored=("classifier.6.", "fc.")),
         summary="AlexNet, fc7 embedding of 4096",
     ),
 )

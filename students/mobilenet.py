@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from distill.layout import PyTorchLayout
 from distill.networks import NetworkSpec
 
 
@@ -23,7 +24,7 @@ SPECS = (
     NetworkSpec(
         name="mobilenetv2",
         build=build_mobilenet_v2,
-        head_keys=("classifier.",),
+        layout=PyTorchLayout(ignored=("classifier.", "fc.")),  # fc: as CompRess published it
         summary="MobileNetV2, embedding of 1280",
     ),
 )

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import nn
 
+from distill.layout import PyTorchLayout
 from distill.networks import NetworkSpec
 
 SMALL_IMAGE_BELOW = 64
@@ -34,13 +35,13 @@ SPECS = (
     NetworkSpec(
         name="resnet18",
         build=partial(build_resnet, name="resnet18"),
-        head_keys=("fc.",),
+        layout=PyTorchLayout(ignored=("fc.",)),
         summary="ResNet-18, embedding of 512",
     ),
     NetworkSpec(
         name="resnet50",
         build=partial(build_resnet, name="resnet50"),
-        head_keys=("fc.",),
+        layout=PyTorchLayout(ignored=("fc.",)),
         published_projection_dim=8192,
         summary="ResNet-50, embedding of 2048",
     ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _BLOCKS = {
     18: ("BasicBlock", (2, 2, 2, 2)),
@@ -20,7 +21,7 @@ _BLOCKS = {
     152: ("Bottleneck", (3, 8, 36, 3)),
 }
 DEPTHS = tuple(_BLOCKS)
-WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0)
 STEMS = ("imagenet", "small")
 _BASE_WIDTH = 64
 
@@ -33,23 +34,26 @@ class ResNet(nn.Module):
         width: Factor of every stage's width, one of `WIDTHS`.
         stem: `imagenet`: 7 x 7 convolution of stride 2 and max-pool of stride 2; `small`: 3 x 3 of
             stride 1 and no pool, for images below 64 px.
+        pool: How the stem's max-pool is padded: `symmetric`, PyTorch's, or `same`, TensorFlow's.
     """
 
-    def __init__(self, depth: int, *, width: float = 1.0, stem: str = "imagenet") -> None:
+    def __init__(
+        self, depth: int, *, width: float = 1.0, stem: str = "imagenet", pool: str = "symmetric"
+    ) -> None:
         super().__init__()
         from torchvision.models import resnet
 
-        block_name, num_blocks = _BLOCKS[depth]
-        block = getattr(resnet, block_name)
+        block = getattr(resnet, _BLOCKS[depth][0])
         base = round(_BASE_WIDTH * width)
         is_small = stem == "small"
         size, stride, padding = (3, 1, 1) if is_small else (7, 2, 3)
         self.conv1 = nn.Conv2d(3, base, size, stride=stride, padding=padding, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if is_small else nn.MaxPool2d(3, stride=2, padding=1)
+        max_pool = SamePool() if pool == "same" else nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if is_small else max_pool
         in_width = base
-        for stage, number in enumerate(num_blocks):
+        for stage, number in enumerate(num_blocks(depth)):
             planes = base * 2**stage
             blocks = _stage(block, in_width, planes, number, stride=1 if stage == 0 else 2)
             self.add_module(f"layer{stage + 1}", blocks)
@@ -64,6 +68,26 @@ class ResNet(nn.Module):
         for stage in range(1, 5):
             features = self.get_submodule(f"layer{stage}")(features)
         return torch.flatten(self.avgpool(features), 1)
+
+
+class SamePool(nn.Module):
+    """TensorFlow's max-pool of 3 x 3 and stride 2 with padding SAME: B x C x H x W -> halves, up.
+
+    An even side is padded by one at its end, an odd one on both ends, so that windows lie elsewhere
+    than PyTorch's for even sides. Padding never wins.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Pool feature maps."""
+        height, width = maps.shape[-2:]
+        # With ceil_mode an even side's last window sticks out by one at the end.
+        padding = (height % 2, width % 2)
+        return F.max_pool2d(maps, 3, stride=2, padding=padding, ceil_mode=True)
+
+
+def num_blocks(depth: int) -> tuple[int, ...]:
+    """Return how many blocks each of the four stages of a ResNet of this depth has."""
+    return _BLOCKS[depth][1]
 
 
 def _stage(block: type, in_width: int, planes: int, number: int, *, stride: int) -> nn.Sequential:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ if not torch.cuda.is_available():  # read when Triton is imported, which torch i
 torch.set_num_threads(1)  # two test processes share two cores
 
 ORACLES = Path(__file__).parent / "oracles"
+TOOLS = Path(__file__).parents[1] / "tools"
 RANK_PROGRAM = Path(__file__).parent / "ddp.py"
 TIMEOUT = 60.0  # seconds, for all ranks together
 GRACE = 2.0  # seconds for the others to say what they died of, once one has failed
@@ -43,6 +46,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def oracles() -> Path:
     """Folder of what the original programs computed."""
     return ORACLES
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[Callable[[str], ModuleType]]:
+    """Return a function that imports a program by name, as `python tools/NAME.py` finds it."""
+    before = list(sys.path)
+    sys.path.insert(0, str(TOOLS))  # programs import what they share from their own folder
+    yield importlib.import_module
+    sys.path[:] = before
 
 
 @pytest.fixture

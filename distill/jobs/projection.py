@@ -13,7 +13,7 @@ from distill.jobs.methods import build_method
 from distill.networks import EmbeddingNetwork
 from distill.options import updated
 from distill.pretrain_config import PretrainConfig
-from distill.weights import mismatches, read_state_dict
+from distill.weights import mismatches, read_state_dict, shapes
 from teachers.heads import directions
 from teachers.trained import load_trained
 
@@ -76,7 +76,7 @@ def through_heads(network: EmbeddingNetwork, run: Path) -> Projection:
     config = updated(PretrainConfig(), options, source=f"{run}/config.yaml")
     method = build_method(config.method, network.embedding_dim)
     heads = read_state_dict(run / HEADS)
-    problems = mismatches(method.state_dict(), heads)
+    problems = mismatches(shapes(method.state_dict()), shapes(heads))
     if problems:
         raise DistillError(
             f"{run / HEADS} does not fit {config.method.method} as config.yaml describes it: "

@@ -1,3 +1,4 @@
+import argparse
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,29 @@ def test_weights_to_start_from(tmp_path: Path):
     student = build_student("timm:test_resnet", image_size=32, weights=tmp_path / "a.pth")
     for mine, theirs in zip(student.parameters(), source.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped", "renamed"),
+    [
+        ("alexnet", {}, {"classifier.1.": "feats.0.", "classifier.4.": "feats.2."}),
+        ("resnet18", {}, {}),
+        ("resnet50", {"fc.weight": (8192, 2048), "fc.bias": (8192,)}, {}),
+        ("mobilenetv2", {}, {}),
+    ],
+)
+def test_compress_s_own_checkpoints(tmp_path: Path, name: str, dropped: dict, renamed: dict):
+    torch.manual_seed(1)
+    source = build_student(name, image_size=64).eval()
+    state = {}
+    for key, weight in source.backbone.state_dict().items():
+        for own, other in renamed.items():
+            key = key.replace(own, other)  # noqa: PLW2901
+        state[f"module.{key}"] = weight
+    state |= {f"module.{key}": torch.zeros(shape) for key, shape in dropped.items()}
+    options = argparse.Namespace(student_arch=name, lr_decay_epochs=[90, 120], gpu=None)
+    content = {"opt": options, "model": state, "optimizer": {"state": {}}, "epoch": 130}
+    torch.save(content, tmp_path / "ckpt_epoch_130.pth")
+    student = build_student(name, image_size=64, weights=tmp_path / "ckpt_epoch_130.pth").eval()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(student(images), source(images), rtol=0, atol=0)

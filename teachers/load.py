@@ -1,0 +1,129 @@
+"""Loads a teacher by whatever a person calls it, from wherever its weights are.
+
+A teacher is frozen for good: evaluation mode that `train()` does not leave, no gradient, never
+handed to an optimizer and never written to a checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import filelock
+
+from distill.cache_folder import cache_folder
+from distill.checkpoints.archives import is_archive
+from distill.checkpoints.pytorch import is_zip_of_pytorch
+from distill.checkpoints.safetensors_file import SUFFIX
+from distill.download import fetch
+from distill.download.source import Content
+from distill.engine.log import say
+from distill.errors import DistillError
+from distill.networks import EmbeddingNetwork, NetworkSpec, build_network
+from distill.weights import load_weights, read_description, save_network
+from teachers.frozen import freeze
+from teachers.registry import NEEDS_NO_DOWNLOAD, teacher_spec
+from teachers.trained import has_trained, load_trained
+
+INSTEAD = (
+    "give the weights yourself with --teacher-weights FILE, or use --teacher "
+    f"{NEEDS_NO_DOWNLOAD}, which needs no download"
+)
+
+
+def load_teacher(
+    name: str, *, weights: Path | None = None, image_size: int | None = None
+) -> EmbeddingNetwork:
+    """Load a frozen teacher, fetching its published weights when they are not there yet.
+
+    Args:
+        name: A registry name, `timm:NAME`, `torchvision:NAME`, a run directory, or a file that
+            `distill convert` or a run wrote.
+        weights: File to read instead of the teacher's own source, see `open_checkpoint`.
+        image_size: Side of its input in pixels; None takes the side it was trained with.
+
+    Returns:
+        The frozen network, on the CPU.
+
+    Raises:
+        DistillError: Unknown name, weights that are missing, cannot be fetched or do not fit, an
+            unusable image side.
+    """
+    if has_trained(Path(name)):
+        return freeze(_trained(Path(name), weights, image_size))
+    spec = teacher_spec(name)
+    if weights is not None:
+        _require_same_network(spec, weights)
+        _compare_with_published(spec, weights)
+    file = weights or spec.weights_file
+    if file is None and spec.publication is not None:
+        file = _published_file(spec)
+    network = build_network(spec, image_size=image_size)
+    if file is not None:
+        load_weights(network, file)
+    elif spec.pretrained is not None:
+        spec.pretrained(network.backbone)
+    return freeze(network)
+
+
+def _published_file(spec: NetworkSpec) -> Path:
+    """Return the file to load a published network from; archives are converted, once.
+
+    Raises:
+        DistillError: It cannot be fetched, or not converted.
+    """
+    published = spec.publication
+    assert published is not None
+    if not published.is_fetchable:
+        raise DistillError(
+            f"{spec.name} is not fetched from {published.source.url}: {published.source.caveat}; "
+            f"{INSTEAD}"
+        )
+    folder = cache_folder() / "teachers" / spec.name.partition(":")[0]
+    converted = folder / f"{spec.name.replace(':', '-')}.safetensors"
+    if converted.exists():
+        return converted
+    file = fetch(published.source, folder, instead=INSTEAD)
+    if not is_archive(file) or is_zip_of_pytorch(file):
+        return file
+    with filelock.FileLock(f"{converted}.lock"):
+        if not converted.exists():  # else another process was faster
+            say(f"converting {file.name} to {converted}, once")
+            network = build_network(spec)
+            load_weights(network, file)
+            save_network(network, converted)
+    return converted
+
+
+def _require_same_network(spec: NetworkSpec, weights: Path) -> None:
+    """Refuse a file that says of itself that it is another network, which may see other pixels.
+
+    Raises:
+        DistillError: With the name under which the file works.
+    """
+    description = read_description(weights)
+    holds = description.get("network") if isinstance(description, dict) else None
+    if holds not in (None, spec.name):
+        raise DistillError(
+            f"{weights} holds {holds}, not {spec.name}; use --teacher {weights}, which brings its "
+            "own input"
+        )
+
+
+def _compare_with_published(spec: NetworkSpec, weights: Path) -> None:
+    """Say so when a file is not the published one: PyTorch's older format cannot tell damage."""
+    source = None if spec.publication is None else spec.publication.source
+    if source is None or source.checksum is None or not weights.is_file():
+        return
+    if weights.suffix != SUFFIX and (difference := Content.of_file(weights, source).mismatch()):
+        say(f"{weights} is not the published file ({difference}); it is read all the same")
+
+
+def _trained(path: Path, weights: Path | None, image_size: int | None) -> EmbeddingNetwork:
+    if weights is not None:
+        raise DistillError(f"{path} brings its own weights; leave out --teacher-weights")
+    if image_size is not None and path.is_dir():
+        raise DistillError(
+            f"{path} is a run directory and brings its own image size; leave out "
+            "--teacher-image-size"
+        )
+    return load_trained(path, image_size=image_size)
