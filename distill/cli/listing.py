@@ -38,6 +38,8 @@ def run(argv: list[str]) -> int:
     }
     for name, rows in sections.items():
         if what in ("all", name):
+            if name == "teachers":
+                _print_published()
             _print_section(name, rows())
     return 0
 
@@ -49,13 +51,47 @@ def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
     print_table([(f"  {name}", summary) for name, summary in rows])
 
 
+def _print_published() -> None:
+    """Print what is known about the published teachers, and what is wrong with their links."""
+    from distill.cli.table import print_table
+    from teachers import TEACHERS
+
+    known = [(name, spec, spec.publication) for name, spec in TEACHERS.items()]
+    rows: list[tuple[str, ...]] = []
+    caveats: dict[str, list[str]] = {}
+    for name, spec, published in known:
+        if published is None:
+            continue
+        rows.append(
+            (
+                f"  {name}",
+                spec.summary,
+                f"ResNet-{published.depth} {published.width:g}x",
+                f"{published.embedding_dim:,}",
+                f"{100 * published.linear_accuracy:.1f} %",
+                published.licence,
+                f"arxiv.org/abs/{published.paper}",
+            )
+        )
+        if published.source.caveat:
+            caveats.setdefault(published.source.caveat, []).append(name)
+    print("published teachers (fetched on first use; linear: top-1 accuracy on ImageNet)")
+    header = ("  name", "trained by", "network", "width", "linear", "licence", "paper")
+    print_table(rows, header)
+    for caveat, names in caveats.items():
+        print(f"  {', '.join(names)}: {caveat}")
+
+
 def _teachers() -> list[tuple[str, str]]:
     from teachers import TEACHERS
 
     return [
-        *((name, spec.summary) for name, spec in TEACHERS.items()),
+        *((name, spec.summary) for name, spec in TEACHERS.items() if spec.publication is None),
+        ("NAME:projection", "of r50-c-byol and its kin: through the projection head, 256 wide"),
+        ("NAME:target", "of r50-c-byol and its kin: the momentum copy"),
         *_LIBRARIES,
         ("RUN", "a run directory: its student or its pre-trained backbone"),
+        ("FILE.safetensors", "what `distill convert` or a run wrote"),
     ]
 
 
