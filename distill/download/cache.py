@@ -28,8 +28,9 @@ _ELSEWHERE = "set DISTILL_CACHE=FOLDER to a folder on another disk"
 def fetch(source: Source, folder: Path, *, instead: str) -> Path:
     """Return the path of a published file under `folder`, downloading it unless it is there.
 
-    A file that is there is read once to see that it is what was downloaded; one that is damaged is
-    downloaded again. What an interrupted download left is continued, also by another process.
+    A file that is there is read once to see that it is what was downloaded; one that is damaged, or
+    not what the source describes by now, is downloaded again. What an interrupted download left is
+    continued, also by another process.
 
     Args:
         source: The file.
@@ -63,11 +64,11 @@ def _fetch(source: Source, path: Path) -> None:
         if not path.exists():  # else another process has fetched it meanwhile
             _download(source, path)
         elif damage := _damage(source, path):
-            say(f"{path} is damaged ({damage}); downloading it again")
+            say(f"{path} is damaged or outdated ({damage}); downloading it again")
             try:
                 _download(source, path)
             except DownloadError as failure:
-                what = f"{path.absolute()} is damaged ({damage}), and {failure.what}"
+                what = f"{path.absolute()} is damaged or outdated ({damage}), and {failure.what}"
                 raise DownloadError(what, failure.remedy) from failure
 
 
@@ -134,7 +135,8 @@ def _verify(source: Source, path: Path, partial: Partial, *, by_hand: str) -> No
             f"what came from {source.url} is not the file: {mismatch}; it was removed", by_hand
         )
     record = read_record(path)
-    if record and record.url == source.url and record.sha256 != content.sha256:
+    is_pinned = record and record.url == source.url and not record.is_outdated(source)
+    if record and is_pinned and record.sha256 != content.sha256:
         partial.remove()
         raise DownloadError(
             f"{source.url} is not what it was: its sha256 is {content.sha256}, and was "

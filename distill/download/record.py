@@ -1,6 +1,7 @@
 """What was downloaded when: `NAME.json` beside the file.
 
-It outlives the file: the SHA-256 that was seen first is what later downloads of the URL must have.
+It outlives the file: the SHA-256 that was seen first is what later downloads of the URL must have,
+unless a published length or SHA-256 says that it was another file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from distill.download.source import Content, DownloadError, Source
+from distill.download.source import Content, DownloadError, Source, split_checksum
 from distill.files import write_whole
 
 
@@ -29,6 +30,13 @@ class Record:
     num_bytes: int
     sha256: str
     fetched: str
+
+    def is_outdated(self, source: Source) -> bool:
+        """Return whether the source says by now that this is another file."""
+        algorithm, digits = split_checksum(source)
+        return source.num_bytes not in (None, self.num_bytes) or (
+            algorithm == "sha256" and not self.sha256.startswith(digits)
+        )
 
 
 def record_path(path: Path) -> Path:

@@ -67,7 +67,7 @@ def file_name(source: Source) -> str:
         raise DownloadError(
             f"{source.url!r} names no file", "give a URL that ends with a file name"
         )
-    _split_checksum(source)
+    split_checksum(source)
     return name
 
 
@@ -80,7 +80,7 @@ class Content:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._algorithm, self._digits = _split_checksum(source)
+        self._algorithm, self._digits = split_checksum(source)
         self._hashes = {
             name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", self._algorithm}
         }
@@ -127,8 +127,12 @@ class Content:
         return ""
 
 
-def _split_checksum(source: Source) -> tuple[str, str]:
-    """Return algorithm and first digits; without a checksum no digits, which every hash has."""
+def split_checksum(source: Source) -> tuple[str, str]:
+    """Return algorithm and first digits; without a checksum no digits, which every hash has.
+
+    Raises:
+        DownloadError: It is not of a kind that is supported, or too short.
+    """
     if source.checksum is None:
         return "sha256", ""
     algorithm, _, digits = source.checksum.lower().partition(":")

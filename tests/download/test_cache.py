@@ -67,7 +67,7 @@ def test_a_damaged_file_is_fetched_again(server, folder, capsys):
     assert fetch(Source(server.url), folder, instead="") == path
     assert path.read_bytes() == server.content
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{path} is damaged (its sha256 is ")
+    assert lines[0].startswith(f"{path} is damaged or outdated (its sha256 is ")
     assert lines[0].endswith(f", was {sha256(server.content)}); downloading it again")
     assert len(server.requests) == 2
 
@@ -77,7 +77,9 @@ def test_a_file_that_lost_its_end_is_fetched_again(server, folder, capsys):
     path.write_bytes(server.content[:-1])
     fetch(Source(server.url), folder, instead="")
     assert path.read_bytes() == server.content
-    assert "is damaged (it has 9,999 bytes, had 10,000); downlo" in capsys.readouterr().out
+    assert (
+        "is damaged or outdated (it has 9,999 bytes, had 10,000); downlo" in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_file_without_a_network_names_both(server, folder):
@@ -86,21 +88,32 @@ def test_a_damaged_file_without_a_network_names_both(server, folder):
     damaged = path.read_bytes()
     server.close()
     message = refusal(Source(server.url, caveat="slow"), folder)
-    assert f"{path} is damaged (its sha256 is {sha256(damaged)}, was" in message
+    assert f"{path} is damaged or outdated (its sha256 is {sha256(damaged)}, was" in message
     assert f"), and {server.url} cannot be downloaded: no connection (Connection" in message
     assert message.count("known about this link: slow") == 1
     assert path.read_bytes() == damaged
 
 
-def test_the_file_is_not_what_the_source_says_now(server, folder, capsys):
-    fetch(Source(server.url), folder, instead="")
-    new = b"another file"
-    server.content = new
-    (folder / "weights.pth.json").write_text(
-        json.dumps({"url": server.url, "bytes": 10_000, "sha256": "0" * 64, "fetched": "2024"})
-    )
-    message = refusal(Source(server.url, checksum="sha256:" + sha256(new)), folder)
-    assert "is not what it was" in message
+def test_a_file_that_was_published_anew_is_fetched_again(server, folder, capsys):
+    path = fetch(Source(server.url), folder, instead="")
+    server.content, server.etag = server.content[::-1], '"second"'
+    source = Source(server.url, checksum="sha256:" + sha256(server.content)[:8])
+    assert fetch(source, folder, instead="") == path
+    assert path.read_bytes() == server.content
+    assert "is damaged or outdated (its sha256 is " in capsys.readouterr().out
+    server.content = server.content[1:]
+    path.unlink()
+    assert fetch(Source(server.url, num_bytes=9_999), folder, instead="") == path
+    assert json.loads((folder / "weights.pth.json").read_text())["bytes"] == 9_999
+
+
+def test_what_is_known_does_not_lift_the_hash_that_it_fits(server, folder):
+    fetch(Source(server.url), folder, instead="").unlink()
+    old = sha256(server.content)
+    server.content, server.etag = server.content[::-1], '"second"'
+    md5 = "md5:" + hashlib.md5(server.content).hexdigest()
+    message = refusal(Source(server.url, num_bytes=10_000, checksum=md5), folder)
+    assert f"its sha256 is {sha256(server.content)}, and was {old} on" in message
 
 
 def test_another_content_of_the_url_is_refused_until_its_record_is_removed(server, folder):

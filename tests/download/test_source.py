@@ -48,6 +48,7 @@ def test_other_schemes_are_refused(url, folder):
 def test_a_checksum_that_checks_nothing_is_refused(checksum, folder):
     with pytest.raises(DistillError, match=r"is not a checksum of .*; give sha256: or md5: with"):
         fetch(Source("https://a.org/b", checksum=checksum), folder, instead="")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])

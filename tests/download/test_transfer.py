@@ -232,6 +232,18 @@ def test_too_long_an_answer_is_not_read_to_its_end(server, folder, monkeypatch):
     assert not list(folder.glob("*.partial*"))
 
 
+def test_more_bytes_than_the_server_stated_are_not_the_file(server, folder, monkeypatch):
+    server.will(drop_after=4_000)
+    server.will(chunked=True, headers={"Content-Range": "bytes 4000-9999/10000"})
+
+    def lengthen(_):
+        server.content += bytes(10)
+
+    monkeypatch.setattr(transfer, "pause", lengthen)
+    message = failure(server, folder)
+    assert "is not the file: it has 10,010 bytes, expected 10,000; it was removed" in message
+
+
 def test_memory_holds_one_chunk(server, folder, monkeypatch):
     sizes = []
     append = partial.Partial.append
