@@ -143,14 +143,12 @@ def read_description(path: Path) -> Any:
 
 
 def _layout_of(spec: NetworkSpec, file: TensorFile) -> Layout:
-    """Return how the file names the network's weights: a file of this toolkit as the network."""
-    if isinstance(file, SafetensorsFile) and file.description is not None:
-        return PyTorchLayout()
-    is_pytorch = file.kind in ("pytorch", "safetensors")
-    if spec.layout.kind == ("pytorch" if is_pytorch else file.kind):
+    """Return how the file names the network's weights."""
+    kind = "tensorflow" if file.kind == "tensorflow" else "pytorch"
+    if spec.layout.kind == kind:
         return spec.layout
-    if is_pytorch:
-        return PyTorchLayout(ignored=("fc.",))  # a conversion by somebody else, classifier included
+    if kind == "pytorch":
+        return PyTorchLayout(ignored=("fc.",))  # a conversion, perhaps with a classifier
     raise DistillError(
         f"{file.path} is a TensorFlow checkpoint, and how those name the weights of {spec.name} is "
         "not known; give a PyTorch checkpoint or a safetensors file"

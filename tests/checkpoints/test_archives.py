@@ -90,6 +90,15 @@ def test_what_grows_too_large_is_refused(tmp_path: Path, monkeypatch, kind: str)
         extract(archive, tmp_path, is_wanted)
 
 
+def test_no_more_is_written_than_allowed(tmp_path: Path, monkeypatch):
+    archive = pack(tmp_path / "a.zip", {"model": bytes(3000)})
+    monkeypatch.setattr(archives, "MAX_BYTES", 150)
+    monkeypatch.setattr(archives, "_CHUNK", 100)
+    with pytest.raises(DistillError, match="grows beyond"):
+        extract(archive, tmp_path, is_wanted)
+    assert (tmp_path / "model").stat().st_size <= 150
+
+
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_damage_outside_of_what_is_wanted_is_found_too(tmp_path: Path, kind: str):
     files = {"a": bytes(range(256)) * 40, "model": b"small", "z": bytes(range(255, -1, -1)) * 40}

@@ -9,7 +9,7 @@ import torch
 from distill.checkpoints import open_checkpoint
 from distill.checkpoints.tensorflow.bundle import Bundle
 from distill.checkpoints.tensorflow.find import bundle_prefix, is_bundle_file
-from distill.checkpoints.tensorflow.table import read_table
+from distill.checkpoints.tensorflow.table import _read_entries, read_table
 from distill.checkpoints.tensorflow.wire import MalformedError, read_fields, read_varint
 from distill.errors import DistillError
 
@@ -152,10 +152,31 @@ def test_keys_must_ascend(writer):
     assert read_table(writer.write_table(dict(sorted(entries.items())))) == {b"a": b"2", b"b": b"1"}
 
 
+def test_damaged_tables(writer):
+    table = writer.write_table({b"a": b"value", b"ab": b"1"})
+    for place, message in (
+        (4, "the checksum of a block is wrong"),
+        (len(table) - 1, "does not end as"),
+        (len(table) - 48 + 2, "beyond its end|checksum|no end"),
+    ):
+        damaged = bytearray(table)
+        damaged[place] ^= 0x40
+        with pytest.raises(MalformedError, match=message):
+            read_table(bytes(damaged))
+
+
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (0, 90, 1), (0, 1, 90)])
+def test_entries_that_go_beyond_their_block(writer, lengths):
+    entry = b"".join(map(writer.varint, lengths)) + b"kv"
+    content = entry + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    with pytest.raises(MalformedError, match="beyond its block"):
+        _read_entries(content)
+
+
 def test_numbers_and_fields():
     assert read_varint(bytes([0x96, 0x01]), 0) == (150, 2)  # the encoding guide's example
     assert read_varint(bytes([0xFF] * 9 + [0x01]), 0) == (2**64 - 1, 10)
-    for data in (b"", b"\x80", bytes([0x80] * 11)):
+    for data in (b"", b"\x80", bytes([0x80] * 10 + [0x01])):
         with pytest.raises(MalformedError, match="no end"):
             read_varint(data, 0)
     message = bytes(

@@ -48,6 +48,19 @@ def test_every_bit_of_tensors_and_description_is_checked(tmp_path: Path):
             SafetensorsFile(file)
 
 
+def test_tensors_that_change_places_are_noticed(tmp_path: Path):
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, {"aa": torch.arange(4.0), "bb": torch.ones(4)}, None)
+    content = file.read_bytes()
+    swapped = content.replace(b'"aa"', b'"??"').replace(b'"bb"', b'"aa"').replace(b'"??"', b'"bb"')
+    file.write_bytes(swapped)
+    with pytest.raises(DistillError, match="the checksum of"):
+        SafetensorsFile(file)
+    file.write_bytes(content.replace(b'"aa"', b'"zz"'))  # read last now, but the same bytes
+    with pytest.raises(DistillError, match="the checksum of"):
+        SafetensorsFile(file)
+
+
 def test_missing_and_short_files(tmp_path: Path):
     with pytest.raises(DistillError, match="not a whole safetensors file"):
         SafetensorsFile(tmp_path / "absent.safetensors")

@@ -17,6 +17,7 @@ from distill.errors import DistillError
 from teachers import TEACHERS, load_teacher
 from teachers.published import build_published
 
+ORACLES = Path(__file__).parents[1] / "oracles"
 IMAGES = torch.rand(2, 3, 64, 64)
 
 
@@ -144,3 +145,14 @@ def test_a_file_of_one_s_own_with_another_checksum_is_read_and_said(publish, tmp
     torch.save({f"encoder_q.{k}": v for k, v in weights.items()}, tmp_path / "own.pth")
     load_teacher("r50-mocov2", weights=tmp_path / "own.pth")
     assert "own.pth is not the published file (its md5 is" in capsys.readouterr().out
+
+
+def test_a_conversion_by_somebody_else(publish, tmp_path: Path):
+    publish("r50", "http://127.0.0.1:9/ResNet50_1x.zip")
+    weights = TEACHERS.get("r50").build(64).state_dict()
+    classifier = {"fc.weight": torch.zeros(1000, 256), "fc.bias": torch.zeros(1000)}
+    torch.save({"state_dict": {**weights, **classifier}}, tmp_path / "resnet50-1x.pth")
+    teacher = load_teacher("r50", weights=tmp_path / "resnet50-1x.pth")
+    assert torch.equal(teacher.backbone.state_dict()["conv1.weight"], weights["conv1.weight"])
+    with pytest.raises(DistillError, match="is a TensorFlow checkpoint, and how those name"):
+        load_teacher("r50-swav", weights=ORACLES / "simclr_tf1")
