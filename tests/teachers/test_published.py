@@ -157,6 +157,28 @@ def test_what_is_not_the_network_is_listed_by_name(oracles: Path, tmp_path: Path
     assert "base_model/conv2d_8/kernel is (1, 1, 8, 32) in the file and (1, 1, 32, 8)" in message
 
 
+def test_an_unknown_part_of_the_network_is_not_ignored(oracles: Path, tmp_path: Path, tool):
+    from distill.checkpoints import open_checkpoint
+
+    with open_checkpoint(oracles / "cbyol_tf2") as file:
+        variables = {name: file.read(name).numpy() for name in file.shapes}
+    for part in ("resnet", "target_resnet"):
+        extra = f"model/_{part}/block_groups/4/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+        odd = {**variables, extra: np.zeros(1, np.float32)}
+        tool("bundle_writer").write_bundle(tmp_path / part, odd.items())
+        network = build_network(eighth(compressive_layout(50, part=part), side=64))
+        with pytest.raises(DistillError, match=rf"1 unexpected \({extra}\)"):
+            load_weights(network, tmp_path / part)
+
+
+def test_only_tensorflow_s_networks_pool_as_it_does():
+    for name, spec in TEACHERS.items():
+        if spec.publication is not None:
+            with torch.device("meta"):
+                pool = spec.build(224).maxpool
+            assert isinstance(pool, SamePool) == (spec.layout.kind == "tensorflow"), name
+
+
 def test_the_other_depth_is_another_network(oracles: Path):
     network = build_network(eighth(simclr_layout(101), side=64, depth=101))
     with pytest.raises(DistillError, match=r"missing \(.* more\)"):
