@@ -55,8 +55,10 @@ class RunLog:
         self._tensorboard.close()
 
 
-def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = "img") -> Any:
-    """Return a bar on standard error, shown only on a terminal."""
+def progress_bar(
+    total: int, *, initial: int = 0, description: str, unit: str = "img", delay: float = 0.0
+) -> Any:
+    """Return a bar on standard error, shown only on a terminal, and after `delay` seconds."""
     return tqdm(
         total=total,
         initial=initial,
@@ -65,6 +67,7 @@ def progress_bar(total: int, *, initial: int = 0, description: str, unit: str = 
         disable=None if distributed.is_main() else True,
         dynamic_ncols=True,
         smoothing=0.05,
+        delay=delay,
     )
 
 
