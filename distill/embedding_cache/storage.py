@@ -49,9 +49,21 @@ def decode(stored: np.ndarray, dtype: CacheDtype) -> Tensor:
     return rows.to(torch.float32)
 
 
-def first_misfit(stored: np.ndarray, dtype: CacheDtype) -> tuple[int, int] | None:
-    """Return row and column of the first value that is not finite, None when all are."""
-    misfits = torch.nonzero(~torch.isfinite(decode(stored, dtype)))
+def first_misfit(rows: np.ndarray, dtype: CacheDtype) -> tuple[int, int] | None:
+    """Return row and column of the first value that is not finite when stored, None when all are.
+
+    Args:
+        rows: (B, D) float32.
+        dtype: Of the storage.
+    """
+    limit = torch.finfo(_TORCH[dtype]).max
+    if rows.size == 0:
+        return None
+    low, high = torch.aminmax(torch.from_numpy(rows))  # NaN when there is one
+    if -limit <= low and high <= limit:
+        return None
+    misfits = torch.nonzero(~torch.isfinite(decode(encode(rows, dtype), dtype)))
+    # A value just above the limit may be rounded to it.
     return None if len(misfits) == 0 else (int(misfits[0, 0]), int(misfits[0, 1]))
 
 

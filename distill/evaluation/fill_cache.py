@@ -124,10 +124,9 @@ def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
     Raises:
         DistillError: A value that is not finite, or not any more.
     """
-    stored = encode(batch.features, task.contents.dtype)
-    misfit = first_misfit(stored, task.contents.dtype)
+    misfit = first_misfit(batch.features, task.contents.dtype)
     if misfit is None:
-        return stored
+        return encode(batch.features, task.contents.dtype)
     row, column = misfit
     value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
     if not np.isfinite(value):

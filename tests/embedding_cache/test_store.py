@@ -131,11 +131,17 @@ def test_images_without_embedding(make_store):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_values_that_do_not_fit_are_found(dtype):
     rows = np.zeros((4, 3), np.float32)
-    assert first_misfit(encode(rows, dtype), dtype) is None
-    rows[2, 1] = {"fp16": 70_000, "bf16": 3.4e38, "fp32": np.inf}[dtype]
-    assert first_misfit(encode(rows, dtype), dtype) == (2, 1)
-    rows[2, 1] = 65_504
-    assert first_misfit(encode(rows, dtype), dtype) is None
+    assert first_misfit(rows, dtype) is None
+    assert first_misfit(rows[:0], dtype) is None
+    for value in ({"fp16": 65_520, "bf16": 3.4e38, "fp32": np.inf}[dtype], -np.inf, np.nan):
+        rows[2, 1] = value
+        assert first_misfit(rows, dtype) == (2, 1)
+        rows[3, 0] = value  # a later one
+        assert first_misfit(rows, dtype) == (2, 1)
+        rows[3, 0] = 0
+    rows[2, 1] = {"fp16": -65_519, "bf16": 3.39e38, "fp32": 3.4e38}[dtype]
+    assert first_misfit(rows, dtype) is None
+    assert torch.isfinite(decode(encode(rows, dtype), dtype)).all()
     absent = no_rows(2, 3, dtype)
     assert missing_rows(absent, dtype).tolist() == [0, 1]
     assert torch.isnan(decode(absent, dtype)).all()
@@ -210,6 +216,8 @@ def test_file_systems_that_cannot_reserve(make_store, monkeypatch, number):
         monkeypatch.delattr(os, "posix_fallocate")
     else:
         monkeypatch.setattr(os, "posix_fallocate", fail(number))
+    empty, _ = make_store("empty", done=0)
+    assert EmbeddingStore.find(empty.folder).num_done_rows() == 0  # of its full length already
     store, rows = make_store()
     assert torch.equal(open_table(store.folder).rows(np.arange(30)), torch.tensor(rows).half())
 

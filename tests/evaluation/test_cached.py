@@ -481,3 +481,18 @@ def test_batches_are_embedded_as_they_are_asked_for():
     assert torch.is_grad_enabled()
     batches.close()
     assert teacher.training
+
+
+def test_a_full_disk_ends_the_pass_at_once(tmp_path, monkeypatch):
+    images, teacher = pictures(), network()
+    teacher.train()
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingStore, "_write", refuse)
+    with pytest.raises(DistillError, match="No space left on device; keep them elsewhere") as said:
+        cached_embeddings(teacher, task(tmp_path / "c", images), how())
+    assert teacher.training  # although the error still holds on to the pass
+    assert said.tb is not None
+    assert teacher.backbone.num_seen <= SHARD + 5
