@@ -170,11 +170,22 @@ def from_main(compute: Callable[[], Thing]) -> Thing:
 
     Args:
         compute: Called on the first rank; its result can be pickled.
+
+    Raises:
+        DistillError: What `compute` raised, on every rank: none is left waiting.
     """
     if world_size() == 1:
         return compute()
-    shared = [compute() if is_main() else None]
+    shared: list[Any] = [None, None]
+    error: DistillError | None = None
+    if is_main():
+        try:
+            shared[0] = compute()
+        except DistillError as raised:
+            error, shared[1] = raised, str(raised)
     dist.broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise error or DistillError(shared[1])
     return cast(Thing, shared[0])
 
 

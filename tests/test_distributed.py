@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.errors import DistillError
+from distill.errors import DistillError, UnknownNameError
 
 RANKS = 2
 B, D = 3, 2
@@ -43,9 +43,20 @@ def exchange(folder: Path) -> dict[str, Any]:
         "any": [distributed.any_rank(flag) for flag in (rank == 1, rank == 0, False, True)],
         "names": distributed.union({"both", f"rank {rank}"}),
         "numbers": distributed.union({rank, 7}),
+        "refused": refused_by_main(),
         "from main": distributed.from_main(lambda: {"of": distributed.rank()}),
         "waited": arrives_last(folder, rank),
     }
+
+
+def refuse() -> None:
+    raise UnknownNameError("colour", "red", ["green"])  # its constructor takes no message
+
+
+def refused_by_main() -> str:
+    with pytest.raises(DistillError) as caught:
+        distributed.from_main(refuse)
+    return str(caught.value)
 
 
 def arrives_last(folder: Path, rank: int) -> bool:
@@ -85,6 +96,7 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
         assert result["names"] == {"both", "rank 0", "rank 1"}
         assert result["numbers"] == {0, 1, 7}
         assert result["from main"] == {"of": 0}
+        assert result["refused"] == "unknown colour 'red': known: green"
         assert result["waited"]
 
 

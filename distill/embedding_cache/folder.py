@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from distill.errors import DistillError
 
 EMBEDDINGS, CHECKSUMS, MANIFEST = "embeddings.npy", "checksums.npy", "manifest.json"
 LOCK = ".lock"
+_HEADER_SIZE = 128  # of checksums.npy
 ELSEWHERE = (
     "keep them elsewhere with --teacher-cache DIR or $DISTILL_CACHE, or keep none with "
     "--teacher-view student"
@@ -69,3 +71,38 @@ def remedied(folder: Path) -> Iterator[None]:
         raise DistillError(
             f"{error}; remove the folder {folder} and its embeddings are made again"
         ) from None
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Refuse what is larger than the space that is free.
+
+    Raises:
+        DistillError: Naming the need, what is free, and the remedy.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DistillError(
+            f"{folder} cannot hold the teacher's embeddings: they need {num_bytes / 2**30:.1f} GiB "
+            f"and {free / 2**30:.1f} GiB are free; {ELSEWHERE}"
+        )
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a folder for a new cache that holds more than an interrupted start of one.
+
+    Raises:
+        DistillError: It holds something else, or rows that were written.
+    """
+    ours = {EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK}
+    foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
+    if foreign:
+        raise DistillError(
+            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; name another "
+            "folder with --teacher-cache"
+        )
+    checksums = folder / CHECKSUMS
+    if checksums.exists() and any(checksums.read_bytes()[_HEADER_SIZE:]):
+        raise DistillError(
+            f"{folder / MANIFEST} is missing; put it back, or remove the folder {folder} and its "
+            "embeddings are made again"
+        )

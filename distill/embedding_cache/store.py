@@ -15,7 +15,6 @@ Shapes: N images, D embedding width.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -27,12 +26,12 @@ import numpy as np
 from distill.embedding_cache import npy
 from distill.embedding_cache.folder import (
     CHECKSUMS,
-    ELSEWHERE,
     EMBEDDINGS,
-    LOCK,
     MANIFEST,
     explained,
     remedied,
+    require_space,
+    require_unused,
 )
 from distill.embedding_cache.manifest import Contents, Manifest, read_manifest
 from distill.embedding_cache.storage import array_dtype
@@ -80,9 +79,9 @@ class EmbeddingStore:
         store = cls(folder, manifest)
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _require_unused(folder)
+            require_unused(folder)
             (folder / EMBEDDINGS).unlink(missing_ok=True)  # its space counts as free
-            store._require_space()
+            require_space(folder, npy.file_size(store.dtype, contents.shape))
             npy.create(folder / EMBEDDINGS, store.dtype, contents.shape)
             npy.create(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
             manifest.write(folder / MANIFEST)
@@ -218,30 +217,3 @@ class EmbeddingStore:
             while view:  # one call writes at most 2 GiB
                 view = view[file.write(view) :]
             os.fsync(file.fileno())
-
-    def _require_space(self) -> None:
-        needed = npy.file_size(self.dtype, self.contents.shape)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise DistillError(
-                f"{self.folder} cannot hold the teacher's embeddings: they need "
-                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {ELSEWHERE}"
-            )
-
-
-def _require_unused(folder: Path) -> None:
-    """Refuse to make a cache over anything but what an interrupted `create` left."""
-    ours = {EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK}
-    foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
-    if foreign:
-        raise DistillError(
-            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; name another "
-            "folder with --teacher-cache"
-        )
-    checksums = folder / CHECKSUMS
-    header_size = len(npy.header(_CHECKSUM, (1,)))  # the same up to millions of shards
-    if checksums.exists() and any(checksums.read_bytes()[header_size:]):
-        raise DistillError(
-            f"{folder / MANIFEST} is missing; put it back, or remove the folder {folder} and its "
-            "embeddings are made again"
-        )

@@ -59,9 +59,7 @@ def cached_embeddings(network: EmbeddingNetwork, task: CacheTask, how: Pass) -> 
         is_complete = distributed.from_main(partial(_is_complete, task))
         checked = _check(_found(task)) if is_complete else None
         if checked is None or checked.damaged:
-            if distributed.is_main():
-                _lock(lock, task)
-            distributed.barrier()
+            distributed.from_main(partial(_lock, lock, task))
             store = _found(task)
             checked = _check(store)
             missing = distributed.from_main(partial(_missing, store, checked.damaged))

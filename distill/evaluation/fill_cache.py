@@ -1,7 +1,7 @@
 """Embeds the missing shards of a cache.
 
 Images go through the network once, in the order of the set; what is in memory at a time is one
-shard and one batch, however many images there are.
+shard, in a few copies, and one batch, however many images there are.
 
 Shapes: D embedding width.
 """

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distill.embedding_cache import EmbeddingStore, npy, open_table
+from distill.embedding_cache import store as store_module
 from distill.embedding_cache.manifest import Contents
 from distill.embedding_cache.storage import decode, encode, first_misfit, missing_rows, no_rows
 from distill.errors import DistillError
@@ -59,10 +60,10 @@ def test_headers_are_numpys(shape, tmp_path):
 
 def test_shards_have_at_most_4096_rows_and_64_mib(tmp_path, make_contents, monkeypatch):
     monkeypatch.setattr(npy, "create", lambda *_: None)
+    monkeypatch.setattr(store_module, "require_space", lambda *_: None)
     sizes = {}
     for width in (5, 8192, 8193, 2**26):
         contents = make_contents(shape=(10**4, width), dtype="fp16")
-        monkeypatch.setattr(EmbeddingStore, "_require_space", lambda self: None)
         made = EmbeddingStore.create(tmp_path / str(width), contents)
         sizes[width] = made.manifest.rows_per_shard
     assert sizes == {5: 4096, 8192: 4096, 8193: 2**25 // 8193, 2**26: 1}
@@ -87,11 +88,11 @@ def test_what_is_done_is_what_the_disk_says(make_store):
 
 def test_rows_are_on_the_disk_before_they_are_marked(make_store, monkeypatch):
     store, _ = make_store(done=1)
+    names = {path.stat().st_ino: path.name for path in store.folder.iterdir()}
     synced = []
 
     def fsync(descriptor: int) -> None:
-        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
-        synced.append((name, bool(store.done()[1])))
+        synced.append((names[os.fstat(descriptor).st_ino], bool(store.done()[1])))
 
     monkeypatch.setattr(os, "fsync", fsync)
     store.write_shard(1, no_rows(8, 5, "fp16"))
