@@ -16,7 +16,7 @@ def weights_hash(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        digest.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        plain = tensor.detach().cpu().reshape(-1)  # in the order of the indices, not of the memory
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(plain.view(torch.uint8).numpy()))
     return digest.hexdigest()

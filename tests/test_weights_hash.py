@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -59,3 +60,9 @@ def test_what_is_not_saved_does_not_matter():
     changed = network()
     changed.register_buffer("mean", torch.ones(3), persistent=False)
     assert weights_hash(changed) == weights_hash(network())
+
+
+def test_values_under_another_name_matter():
+    layer = nn.Linear(2, 2)
+    named = [nn.Sequential(OrderedDict([(name, layer)])) for name in ("a", "b")]
+    assert weights_hash(named[0]) != weights_hash(named[1])

@@ -128,6 +128,28 @@ def test_random_views_depend_on_seed_number_and_image_alone(tmp_path):
     assert (first - rows("d", 1, 1)).abs().amax(1).min() > 0
 
 
+def test_random_views_of_equal_images_differ(tmp_path):
+    images = ArrayImages(np.tile(pictures(1).pixels, (10, 1, 1, 1)), name="equal")
+    view = NetworkView(InputSpec(SIDE), 1, "crop-flip", 0)
+    found = cached_embeddings(network(), task(tmp_path / "c", images, view=view), how())
+    assert len(found.table.rows(np.arange(10)).unique(dim=0)) == 10
+
+
+def test_other_contents_are_not_waited_for(tmp_path, monkeypatch):
+    images, teacher = pictures(), network()
+    EmbeddingStore.create(tmp_path / "c", task(tmp_path / "c", images).contents)
+    monkeypatch.setattr(cached, "locked", None)
+    with pytest.raises(DistillError, match="precision: fp32 in the cache, bf16 asked for"):
+        cached_embeddings(teacher, task(tmp_path / "c", images, precision="bf16"), how())
+
+
+def test_rows_that_do_not_arrive_are_an_error(tmp_path, monkeypatch):
+    """What a process sees of others that write to another disk under the same name."""
+    monkeypatch.setattr(cached, "fill", lambda *_, **__: set())
+    with pytest.raises(DistillError, match="process 0 does not see the embeddings that others"):
+        cached_embeddings(network(), task(tmp_path / "c", pictures()), how())
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, stop):
     images, teacher = pictures(), network()

@@ -123,6 +123,15 @@ def test_distill_cache_makes_what_training_looks_up(make_folder, tmp_path, seen)
     ]
 
 
+def test_the_teachers_batch_size(make_folder, tmp_path, seen):
+    data = make_folder()
+    distill.cache(teacher=TEACHER, data=data, num_workers=0, teacher_batch_size=5, split="train")
+    assert (max(seen), sum(seen)) == (5, 36)
+    seen.clear()
+    train(tmp_path / "a", data, teacher_batch_size=7, cache_dtype="bf16")
+    assert (max(seen), sum(seen)) == (7, 36 + 12)
+
+
 def test_a_folder_of_ones_own(make_folder, tmp_path, seen, cold_cache):
     data, folder = make_folder(), tmp_path / "mine"
     train(tmp_path / "a", data, teacher_cache=folder, num_teacher_views=2)
@@ -252,6 +261,18 @@ def test_bad_images_in_a_cache_are_told(make_folder, tmp_path, capsys):
     assert "skipped" in capsys.readouterr().out
     with pytest.raises(DistillError, match=r"000.png cannot be read as an image; remove it, or"):
         distill.cache(teacher=TEACHER, data=data, precision="fp32", num_workers=0)
+
+
+def test_a_teacher_is_measured_without_images_that_cannot_be_read(
+    make_folder, tmp_path, monkeypatch
+):
+    data = make_folder()
+    for name in ("train/class1/000.png", "val/class0/002.png"):
+        (data / name).write_bytes(b"not an image")
+    monkeypatch.setattr("distill.jobs.images.scan_is_cheap", lambda images: False)
+    metrics = train(tmp_path / "a", data, on_bad_image="skip")
+    assert metrics["teacher_nn_accuracy"] == 1
+    assert metrics["num_skipped_images"] == 2
 
 
 def test_an_image_that_was_repaired_never_gives_nan(make_folder, tmp_path, monkeypatch):
