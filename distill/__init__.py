@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distill.jobs.cache import CachedSplit
     from distill.jobs.fitting import RunResult
     from distill.networks import EmbeddingNetwork
 
 __version__ = "0.1.0"
-__all__ = ["evaluate_clusters", "evaluate_nn", "load_student", "measure", "pretrain", "train"]
+__all__ = [
+    "cache",
+    "evaluate_clusters",
+    "evaluate_nn",
+    "load_student",
+    "measure",
+    "pretrain",
+    "train",
+]
 
 
 def train(**options: Any) -> RunResult:
@@ -55,6 +64,26 @@ def pretrain(**options: Any) -> RunResult:
     from distill.jobs.pretrain import pretrain as pretrain_job
 
     return pretrain_job(configure(options, command="pretrain"))
+
+
+def cache(**options: Any) -> list[CachedSplit]:
+    """Keep a teacher's embeddings on disk; the same options and defaults as `distill cache`.
+
+    Args:
+        **options: Any flag of `distill cache --help` with underscores, for example
+            `teacher="timm:resnet50", data="photos"`.
+
+    Returns:
+        The caches, with folder, size and what embedding took.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.config import CacheConfig
+    from distill.jobs.cache import cache as cache_job
+    from distill.options import updated
+
+    return cache_job(updated(CacheConfig(), options, source="distill.cache"))
 
 
 def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distill.config import OptimizationOptions, RunOptions, TrainConfig
+from distill.config import CacheConfig, OptimizationOptions, RunOptions, TrainConfig
 from distill.errors import DistillError
 from distill.options import flattened
 from distill.pretrain_config import COMPRESSING, WITH_TARGET, PretrainConfig
@@ -18,6 +18,15 @@ def check(config: TrainConfig) -> None:
         DistillError: One sentence per problem, all of them at once.
     """
     _complain([*_missing(config), *_out_of_range(config), *_contradictions(config)])
+
+
+def check_caching(config: CacheConfig) -> None:
+    """Refuse values out of range and a missing teacher.
+
+    Raises:
+        DistillError: One sentence per problem, all of them at once.
+    """
+    _complain([*_missing_network("teacher", config.teacher.teacher), *_out_of_range(config)])
 
 
 def check_pretraining(config: PretrainConfig) -> None:
@@ -37,15 +46,21 @@ def _complain(problems: list[str]) -> None:
 def _missing(config: TrainConfig) -> list[str]:
     networks = config.networks
     return [
-        f"--{role} is missing: name a {role} (`distill list {role}s` shows them)"
-        for role, name in (("teacher", networks.teacher), ("student", networks.student))
-        if not name
+        *_missing_network("teacher", networks.teacher),
+        *_missing_network("student", networks.student),
     ]
+
+
+def _missing_network(role: str, name: str | None) -> list[str]:
+    if name:
+        return []
+    return [f"--{role} is missing: name a {role} (`distill list {role}s` shows them)"]
 
 
 _RANGES: dict[str, tuple[float, float, str]] = {
     "teacher_image_size": (1, math.inf, "at least 1"),
     "teacher_batch_size": (1, math.inf, "at least 1"),
+    "num_teacher_views": (1, math.inf, "at least 1"),
     "image_size": (1, math.inf, "at least 1"),
     "holdout": (0, 0.5, "between 0 and 0.5"),
     "num_workers": (0, math.inf, "at least 0"),
@@ -98,10 +113,21 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
             f"not with {method.variant}; leave one of them out"
         )
-    if config.networks.teacher_view == "student" and config.networks.teacher_image_size:
+    networks = config.networks
+    if networks.teacher_view == "student" and networks.teacher_image_size:
         problems.append(
             "--teacher-image-size goes with --teacher-view centre: a teacher that sees the "
             "student's crop sees it at --image-size; leave one of them out"
+        )
+    if networks.teacher_view == "student" and networks.num_teacher_views > 1:
+        problems.append(
+            f"--num-teacher-views {networks.num_teacher_views} goes with --teacher-view centre: a "
+            "teacher that sees the student's crop has no views of its own; leave one of them out"
+        )
+    if networks.teacher_view == "student" and networks.teacher_cache is not None:
+        problems.append(
+            "--teacher-cache goes with --teacher-view centre: what a teacher makes of the "
+            "student's crop is not kept; leave one of them out"
         )
     return problems
 

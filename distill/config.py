@@ -14,23 +14,38 @@ from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
 Variant = Literal["two-queue-momentum", "two-queue", "one-queue"]
+CacheDtype = Literal["fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
-    """Which network teaches which."""
+class TeacherOptions:
+    """Which network teaches, and where its embeddings are kept."""
 
     teacher: str | None = None
     """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME or a run directory."""
     teacher_weights: Path | None = None
     """Weights of the teacher: a .safetensors file or a PyTorch checkpoint."""
-    teacher_view: Literal["centre", "student"] = "centre"
-    """What the teacher sees: one centre crop per image, embedded once; or the student's own crop,
-    embedded at every step."""
     teacher_image_size: int | None = None
     """Side of the teacher's view in pixels; None: the side it was trained with."""
     teacher_batch_size: int | None = None
     """Images per forward pass of the teacher; None: by image size and device."""
+    teacher_cache: Path | None = None
+    """Folder that keeps the teacher's embeddings; None: in the cache folder, $DISTILL_CACHE or
+    ~/.cache/distill."""
+    cache_dtype: CacheDtype = "fp16"
+    """Storage of the teacher's embeddings."""
+    num_teacher_views: int = 1
+    """Views of an image that the teacher has embedded: the centre crop and random crops, taken in
+    turn over the epochs."""
+
+
+@dataclass(frozen=True)
+class NetworkOptions(TeacherOptions):
+    """Which network teaches which."""
+
+    teacher_view: Literal["centre", "student"] = "centre"
+    """What the teacher sees: views of its own (--num-teacher-views), embedded once; or the
+    student's crop, embedded at every step."""
     student: str | None = None
     """Registry name (`distill list students`), timm:NAME or torchvision:NAME."""
     student_weights: Path | None = None
@@ -38,20 +53,26 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Which images, and at which size."""
+class DataOptions:
+    """Which images."""
 
     data: str | None = None
     """`digits`, a torchvision dataset (CIFAR10, CIFAR100, STL10), a folder with train/ and val/
     class folders, or any folder of images; None: $DISTILL_DATA, else digits."""
-    image_size: int | None = None
-    """Side of the trained network's view in pixels; None: 224 for folders, less for small sets."""
-    holdout: float = 0.05
-    """Share of the training images that is not trained on and serves the check between epochs."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
+
+
+@dataclass(frozen=True)
+class ImageOptions(DataOptions):
+    """Which images, and at which size."""
+
+    image_size: int | None = None
+    """Side of the trained network's view in pixels; None: 224 for folders, less for small sets."""
+    holdout: float = 0.05
+    """Share of the training images that is not trained on and serves the check between epochs."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,19 @@ class OptimizationOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class ExecutionOptions:
+    """How networks are run."""
+
+    seed: int = 0
+    """Seed of weights, order and views."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """Forward and backward passes of the networks; auto: bf16 where the device computes in it."""
+
+
+@dataclass(frozen=True)
+class RunOptions(ExecutionOptions):
     """Where the run is kept and how it is executed."""
 
     output: Path | None = None
@@ -131,12 +164,6 @@ class RunOptions:
     """Continue the run in the output directory from its last checkpoint."""
     recipe: str = "default"
     """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
-    seed: int = 0
-    """Seed of weights, order and views."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    precision: Precision = "auto"
-    """Forward and backward passes of the networks; auto: bf16 where the device computes in it."""
     nn_every: int | None = None
     """Epochs between nearest-neighbour checks on held-out images; None: five per run; 0: off."""
     log_every: int = 10
@@ -155,3 +182,21 @@ class TrainConfig:
     method: MethodOptions = field(default_factory=MethodOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which part of the data."""
+
+    split: Literal["all", "train", "val"] = "all"
+    """Training images, validation images or both."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Everything that decides which embeddings `distill cache` keeps."""
+
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    images: DataOptions = field(default_factory=DataOptions)
+    split: SplitOptions = field(default_factory=SplitOptions)
+    run: ExecutionOptions = field(default_factory=ExecutionOptions)

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
+
+Thing = TypeVar("Thing")
 
 # The others wait while the first rank measures a network, which takes hours on large sets; a rank
 # that died is not waited for, because torchrun ends them all.
@@ -153,13 +156,37 @@ def any_rank(flag: bool) -> bool:
     return bool(highest.item())
 
 
-def union(names: set[str]) -> set[str]:
-    """Return the names that any rank has, the same on every rank."""
+def union(things: set[Thing]) -> set[Thing]:
+    """Return the things (names, numbers) that any rank has, the same on every rank."""
     if world_size() == 1:
-        return names
-    of_ranks: list[set[str]] = [set()] * world_size()
-    dist.all_gather_object(of_ranks, names)
+        return things
+    of_ranks: list[set[Thing]] = [set()] * world_size()
+    dist.all_gather_object(of_ranks, things)
     return set().union(*of_ranks)
+
+
+def from_main(compute: Callable[[], Thing]) -> Thing:
+    """Return what the first rank computes, the same on every rank; the others only wait.
+
+    Args:
+        compute: Called on the first rank; its result can be pickled.
+
+    Raises:
+        DistillError: What `compute` raised, on every rank: none is left waiting.
+    """
+    if world_size() == 1:
+        return compute()
+    shared: list[Any] = [None, None]
+    error: DistillError | None = None
+    if is_main():
+        try:
+            shared[0] = compute()
+        except DistillError as raised:
+            error, shared[1] = raised, str(raised)
+    dist.broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise error or DistillError(shared[1])
+    return cast(Thing, shared[0])
 
 
 def exchange_device() -> torch.device:

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from distill import distributed
-
-_ROWS_PER_PART = 4096
 
 
 def row_counts(num_rows: int) -> list[int]:
@@ -49,29 +46,6 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     padded[: len(rows)] = rows.detach()
     gathered = distributed.all_gather(padded).split(max(counts))
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
-
-
-def gather_array(rows: np.ndarray) -> np.ndarray:
-    """Put the rows of all ranks under each other, in memory of the CPU, whatever their number.
-
-    They are exchanged a part at a time, so that no GPU has to hold them all.
-
-    Args:
-        rows: (b, ...), of the same dtype and trailing shape on every rank; b may be 0.
-
-    Returns:
-        (B, ...), the same on every rank.
-    """
-    counts = row_counts(len(rows))
-    everything = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
-    of_ranks = np.split(everything, np.cumsum(counts)[:-1])
-    for start in range(0, max(counts), _ROWS_PER_PART):
-        part = torch.from_numpy(rows[start : start + _ROWS_PER_PART])
-        sizes = [min(max(count - start, 0), _ROWS_PER_PART) for count in counts]
-        gathered = gather_rows(part.to(distributed.exchange_device()), sizes).cpu()
-        for space, found in zip(of_ranks, gathered.split(sizes), strict=True):
-            space[start : start + len(found)] = found.numpy()
-    return everything
 
 
 def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:

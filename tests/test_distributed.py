@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.errors import DistillError
+from distill.errors import DistillError, UnknownNameError
 
 RANKS = 2
 B, D = 3, 2
@@ -42,8 +42,21 @@ def exchange(folder: Path) -> dict[str, Any]:
         "mean": distributed.mean_over_ranks(rank + 0.1),
         "any": [distributed.any_rank(flag) for flag in (rank == 1, rank == 0, False, True)],
         "names": distributed.union({"both", f"rank {rank}"}),
+        "numbers": distributed.union({rank, 7}),
+        "refused": refused_by_main(),
+        "from main": distributed.from_main(lambda: {"of": distributed.rank()}),
         "waited": arrives_last(folder, rank),
     }
+
+
+def refuse() -> None:
+    raise UnknownNameError("colour", "red", ["green"])  # its constructor takes no message
+
+
+def refused_by_main() -> str:
+    with pytest.raises(DistillError) as caught:
+        distributed.from_main(refuse)
+    return str(caught.value)
 
 
 def arrives_last(folder: Path, rank: int) -> bool:
@@ -81,6 +94,9 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
         assert result["mean"] == pytest.approx(0.6)
         assert result["any"] == [True, True, False, True]
         assert result["names"] == {"both", "rank 0", "rank 1"}
+        assert result["numbers"] == {0, 1, 7}
+        assert result["from main"] == {"of": 0}
+        assert result["refused"] == "unknown colour 'red': known: green"
         assert result["waited"]
 
 
@@ -99,6 +115,7 @@ def test_one_process_needs_no_start():
     assert distributed.mean_over_ranks(0.3) == 0.3
     assert [distributed.any_rank(flag) for flag in (True, False)] == [True, False]
     assert distributed.union({"a"}) == {"a"}
+    assert distributed.from_main(lambda: "a") == "a"
     assert distributed.num_local_ranks() == 1
     distributed.barrier()
     distributed.stop()

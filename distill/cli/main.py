@@ -16,6 +16,7 @@ from distill.errors import DistillError, NonFiniteLossError, UnknownNameError
 COMMANDS = {
     "train": ("distill.cli.train", "train a student from a frozen teacher (the default command)"),
     "pretrain": ("distill.cli.pretrain", "train a teacher without labels (SimCLR, C-BYOL, ...)"),
+    "cache": ("distill.cli.cache", "keep a teacher's embeddings on disk before training"),
     "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from distill.data.fingerprint import decoded_fingerprint, files_fingerprint, pixels_fingerprint
 from distill.errors import BadImageError, DistillError
 
 # The machine ran out of something: no picture is to blame.
@@ -64,6 +65,10 @@ class Images(ABC):
     def describe(self, i: int) -> str:
         """Return what to call image `i` in a message."""
         return f"{self.name}[{i}]"
+
+    def fingerprint(self) -> str:
+        """Return a hash of the images in their order; see `distill.data.fingerprint`."""
+        return decoded_fingerprint(self.name, self.load, len(self))
 
     def _require_one_label_each(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
@@ -120,6 +125,10 @@ class FolderImages(Images):
         """Return the full path of image `i`."""
         return self.path(i)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the files; see `distill.data.fingerprint`."""
+        return files_fingerprint(self.root, self.relative_path, len(self))
+
     def load(self, i: int) -> Image.Image:
         """Decode image `i`; see `Images.load`."""
         path = self.path(i)
@@ -164,6 +173,10 @@ class ArrayImages(Images):
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the pixels."""
+        return pixels_fingerprint(self.pixels)
+
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""
         return Image.fromarray(self.pixels[i]).convert("RGB")
@@ -191,6 +204,10 @@ class TorchvisionImages(Images):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the pixels, where they are held decoded, else as `Images` does."""
+        return pixels_fingerprint(self.dataset.data) if self.in_memory else super().fingerprint()
 
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""

@@ -28,7 +28,11 @@ _MILD_SCALE = (0.6, 1.0)
 
 
 def training_view(
-    image_size: int, augmentation: str = "crop-flip", *, crop_fraction: float = 0.875
+    image_size: int,
+    augmentation: str = "crop-flip",
+    *,
+    crop_fraction: float = 0.875,
+    interpolation: str = "bilinear",
 ) -> View:
     """Return the view a student learns from.
 
@@ -40,22 +44,25 @@ def training_view(
             nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
             view.
         crop_fraction: for "none", see `evaluation_view`.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
         A function from an RGB image to a uint8 tensor (3, S, S); random ones draw from torch's
         global generator.
 
     Raises:
-        UnknownNameError: an augmentation that is not in `AUGMENTATIONS`.
+        UnknownNameError: an augmentation that is not in `AUGMENTATIONS`, or another interpolation.
         DistillError: `image_size` or `crop_fraction` out of range.
     """
     _require_positive(image_size)
+    mode = _interpolation(interpolation)
     if augmentation == "crop-flip":
-        steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
+        crop = v2.RandomResizedCrop(image_size, interpolation=mode)
+        steps = [crop, v2.RandomHorizontalFlip()]
     elif augmentation == "crop":
-        steps = [v2.RandomResizedCrop(image_size, scale=_MILD_SCALE)]
+        steps = [v2.RandomResizedCrop(image_size, scale=_MILD_SCALE, interpolation=mode)]
     elif augmentation == "none":
-        return evaluation_view(image_size, crop_fraction=crop_fraction)
+        return evaluation_view(image_size, crop_fraction=crop_fraction, interpolation=interpolation)
     else:
         raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
     return v2.Compose([*steps, v2.PILToTensor()])
@@ -82,15 +89,19 @@ def evaluation_view(
     _require_positive(image_size)
     if not 0 < crop_fraction <= 1:
         raise DistillError(f"the crop fraction is {crop_fraction}; it must be in (0, 1]")
-    if interpolation not in _INTERPOLATIONS:
-        raise UnknownNameError("interpolation", interpolation, _INTERPOLATIONS)
-    resize = v2.Resize(round(image_size / crop_fraction), _INTERPOLATIONS[interpolation])
+    resize = v2.Resize(round(image_size / crop_fraction), _interpolation(interpolation))
     return v2.Compose([resize, v2.CenterCrop(image_size), v2.PILToTensor()])
 
 
 def default_augmentation(data: ImageData) -> str:
     """Return the augmentation that suits the data: "crop" where a mirrored image means another."""
     return "crop-flip" if data.horizontal_flip else "crop"
+
+
+def _interpolation(name: str) -> InterpolationMode:
+    if name not in _INTERPOLATIONS:
+        raise UnknownNameError("interpolation", name, _INTERPOLATIONS)
+    return _INTERPOLATIONS[name]
 
 
 def _require_positive(image_size: int) -> None:

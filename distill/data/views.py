@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -70,10 +71,7 @@ class TrainingViews(Dataset):
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
-        epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
-            torch.default_generator.manual_seed(_view_seed(self.seed, epoch, index))
+        with _drawing_from(_view_seed(self.seed, *key)):
             return _make_item(self.images, key, self.view, self.second_view, self.distortion)
 
 
@@ -84,19 +82,34 @@ class EvaluationViews(Dataset):
         images: the images.
         indices: which of them, in which order; None for all.
         view: makes the view.
+        draw: (seed, number) of a random view, which then depends on both and on the image; None
+            for a view without randomness.
     """
 
-    def __init__(self, images: Images, indices: np.ndarray | None, view: View) -> None:
+    def __init__(
+        self,
+        images: Images,
+        indices: np.ndarray | None,
+        view: View,
+        *,
+        draw: tuple[int, int] | None = None,
+    ) -> None:
         self.images = images
         everything = np.arange(len(images)) if indices is None else indices
         self.indices = np.asarray(everything, dtype=np.int64)
         self.view = view
+        self.draw = draw
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Item | BadItem:
-        return _make_item(self.images, (0, int(self.indices[position])), self.view)
+        key = (0, int(self.indices[position]))
+        if self.draw is None:
+            return _make_item(self.images, key, self.view)
+        # Not the crop that training draws of this image in some epoch: unlike it, "teacher".
+        with _drawing_from(_view_seed("teacher", *self.draw, key[1])):
+            return _make_item(self.images, key, self.view)
 
 
 def training_loader(
@@ -159,6 +172,7 @@ def evaluation_loader(
     indices: np.ndarray | None = None,
     batch_size: int,
     num_workers: int | None = None,
+    draw: tuple[int, int] | None = None,
 ) -> DataLoader[Batch]:
     """Return a loader over images in order, each once.
 
@@ -168,12 +182,13 @@ def evaluation_loader(
         indices: which images, in which order; None for all.
         batch_size: images in a batch; the last may be smaller.
         num_workers: loader processes; None for `default_num_workers`.
+        draw: (seed, number) of a random view, see `EvaluationViews`.
 
     Returns:
         A loader of `Batch`, the views in `Batch.view`.
     """
     return DataLoader(
-        EvaluationViews(images, indices, view),
+        EvaluationViews(images, indices, view, draw=draw),
         batch_size=batch_size,
         collate_fn=collate,
         **_worker_settings(images, num_workers),
@@ -237,7 +252,16 @@ def _make_item(
     )
 
 
-def _view_seed(seed: int, epoch: int, index: int) -> int:
-    """Hash the three numbers, so that neighbouring ones start unrelated streams."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+def _view_seed(*parts: int | str) -> int:
+    """Hash numbers that say which view it is, so that neighbouring ones start unrelated streams."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Let torch's generator draw from a seed, and put its state back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -56,7 +56,12 @@ class RunLog:
 
 
 def progress_bar(
-    total: int | None, *, initial: int = 0, description: str, unit: str = "img"
+    total: int | None,
+    *,
+    initial: int = 0,
+    description: str,
+    unit: str = "img",
+    delay: float = 0.0,
 ) -> Any:
     """Return a bar on standard error, shown only on a terminal.
 
@@ -65,6 +70,7 @@ def progress_bar(
         initial: Where it starts.
         description: What stands before it.
         unit: What it counts; bytes ("B") are shown in kB, MB and so on.
+        delay: Seconds until it is shown.
     """
     return tqdm(
         total=total,
@@ -75,6 +81,7 @@ def progress_bar(
         disable=None if distributed.is_main() else True,
         dynamic_ncols=True,
         smoothing=0.05,
+        delay=delay,
     )
 
 

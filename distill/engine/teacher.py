@@ -6,8 +6,10 @@ does not learn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +28,46 @@ class Teacher(Protocol):
         ...
 
 
+class Rows(Protocol):
+    """Embeddings of one view of every training image, by index."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        ...
+
+    def rows(self, index: np.ndarray) -> Tensor:
+        """Return the embeddings (B, D) float32 on the CPU of the images `index`, int64 (B,)."""
+        ...
+
+
 class CachedTeacher:
-    """Looks embeddings up by image index; right when the teacher's view is deterministic.
+    """Looks up what the teacher made of its own views of the images.
+
+    With V views, image i is seen in epoch e through view (e + i) mod V: every epoch has all views,
+    and an image has each of them in V epochs.
 
     Args:
-        embeddings: (N, D) float32 on the CPU, one row per training image.
+        views: The embeddings of each view, all of one width.
         device: Where the rows of a batch are wanted.
     """
 
-    def __init__(self, embeddings: Tensor, device: torch.device) -> None:
-        self.embeddings = embeddings
+    def __init__(self, views: Sequence[Rows], device: torch.device) -> None:
+        self.views = views
         self.device = device
-        self.embedding_dim = embeddings.shape[1]
+        self.embedding_dim = views[0].embedding_dim
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the rows of the batch's images."""
-        return self.embeddings[batch.index].to(self.device, non_blocking=True)
+        index = batch.index.numpy()
+        if len(self.views) == 1:
+            return self.views[0].rows(index).to(self.device, non_blocking=True)
+        which = (batch.epoch + index) % len(self.views)
+        rows = torch.empty(len(index), self.embedding_dim)
+        for number, view in enumerate(self.views):
+            chosen = np.flatnonzero(which == number)
+            rows[torch.from_numpy(chosen)] = view.rows(index[chosen])
+        return rows.to(self.device, non_blocking=True)
 
 
 class OnlineTeacher:

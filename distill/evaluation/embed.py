@@ -5,20 +5,19 @@ Shapes: N images, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from distill import distributed
+from distill.data.batch import Batch
 from distill.data.images import Images
-from distill.data.transforms import evaluation_view
 from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
 from distill.engine.log import progress_bar
+from distill.evaluation.network_view import NetworkView
 from distill.networks import EmbeddingNetwork
-from distill.row_exchange import gather_array
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,25 @@ class Embeddings:
     bad: tuple[str, ...]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Pass:
+    """How a network goes over images.
+
+    Attributes:
+        device: Where the network lies.
+        precision: `fp32` or `bf16`.
+        batch_size: Images per forward pass; None: by image size and device.
+        num_workers: Processes that load images.
+        on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
+    """
+
+    device: torch.device
+    precision: str
+    batch_size: int | None = None
+    num_workers: int = 0
+    on_bad_images: Callable[[Sequence[str]], None] | None = None
+
+
 def embed(
     network: EmbeddingNetwork,
     images: Images,
@@ -51,7 +68,7 @@ def embed(
     description: str = "embed",
     on_bad_images: Callable[[Sequence[str]], None] | None = None,
 ) -> Embeddings:
-    """Embed images in evaluation mode through the network's own evaluation view.
+    """Embed images in evaluation mode through the network's own evaluation view, into memory.
 
     Args:
         network: Already on `device`; its mode is restored afterwards.
@@ -64,49 +81,68 @@ def embed(
         description: Shown before the progress bar.
         on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
     """
-    view = evaluation_view(
-        network.input.image_size,
-        crop_fraction=network.input.crop_fraction,
-        interpolation=network.input.interpolation,
+    how = Pass(device, precision, batch_size, num_workers, on_bad_images)
+    batches = list(embedded_batches(network, images, how, indices=indices, description=description))
+    nothing = np.zeros((0, network.embedding_dim), np.float32)  # when no index was given
+    no_numbers = np.zeros(0, np.int64)
+    return Embeddings(
+        np.concatenate([nothing, *(batch.features for batch in batches)]),
+        np.concatenate([no_numbers, *(batch.labels for batch in batches)]),
+        np.concatenate([no_numbers, *(batch.index for batch in batches)]),
+        tuple(name for batch in batches for name in batch.bad),
     )
+
+
+@torch.no_grad()
+def embedded_batches(
+    network: EmbeddingNetwork,
+    images: Images,
+    how: Pass,
+    *,
+    view: NetworkView | None = None,
+    indices: np.ndarray | None = None,
+    description: str = "embed",
+) -> Generator[Embeddings]:
+    """Embed images in evaluation mode, a batch at a time, in order.
+
+    Args:
+        network: Already on the device; its mode is restored afterwards.
+        images: The set.
+        how: Device, precision, sizes.
+        view: What the network is shown; None: its evaluation view.
+        indices: The images of the set to embed; None takes all.
+        description: Shown before the progress bar.
+
+    Yields:
+        The embeddings of a batch; images that could not be read are in `bad`.
+    """
+    view = view or NetworkView(network.input)
     loader = evaluation_loader(
         images,
-        view,
+        view.build(),
         indices=indices,
-        batch_size=batch_size or images_per_pass(network.input.image_size, device),
-        num_workers=num_workers,
+        batch_size=how.batch_size or images_per_pass(network.input.image_size, how.device),
+        num_workers=how.num_workers,
+        draw=view.draw,
     )
     total = len(images) if indices is None else len(indices)
-    features, labels, index, bad = [], [], [], []
     was_training = network.training
     network.eval()
-    with progress_bar(total, description=description) as bar:
-        for batch in loader:
-            if batch.bad and on_bad_images is not None:
-                on_bad_images(batch.bad)
-            bad.extend(batch.bad)
-            with autocast(device, precision):
-                features.append(network(batch.view.to(device)).cpu().numpy())
-            labels.append(batch.label.numpy())
-            index.append(batch.index.numpy())
-            bar.update(len(batch.index) + len(batch.bad))
-    network.train(was_training)
-    if not features:  # no index was given
-        features = [np.zeros((0, network.embedding_dim), np.float32)]
-        labels, index = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    return Embeddings(
-        np.concatenate(features), np.concatenate(labels), np.concatenate(index), tuple(bad)
-    )
+    try:
+        with progress_bar(total, description=description) as bar:
+            for batch in loader:
+                if batch.bad and how.on_bad_images is not None:
+                    how.on_bad_images(batch.bad)
+                yield _embedded(network, batch, how)
+                bar.update(len(batch.index) + len(batch.bad))
+    finally:
+        network.train(was_training)
 
 
-def gather_embeddings(mine: Embeddings) -> Embeddings:
-    """Join what every rank embedded, in the order of the ranks; all ranks call it together.
-
-    Returns:
-        The embeddings of all ranks, the same on every rank; `mine` itself with one rank.
-    """
-    if distributed.world_size() == 1:
-        return mine
-    bad = distributed.union(set(mine.bad))
-    features, labels, index = map(gather_array, (mine.features, mine.labels, mine.index))
-    return Embeddings(features, labels, index, tuple(sorted(bad)))
+def _embedded(network: EmbeddingNetwork, batch: Batch, how: Pass) -> Embeddings:
+    if len(batch.index) == 0:  # such views have no size
+        features = np.zeros((0, network.embedding_dim), np.float32)
+    else:
+        with autocast(how.device, how.precision):
+            features = network(batch.view.to(how.device)).cpu().numpy()
+    return Embeddings(features, batch.label.numpy(), batch.index.numpy(), tuple(batch.bad))

@@ -20,7 +20,14 @@ Config = TypeVar("Config", TrainConfig, PretrainConfig)
 _FREE_TO_CHANGE = frozenset(
     {
         *("output", "resume", "recipe", "data", "teacher_weights", "student_weights"),
-        *("device", "num_workers", "teacher_batch_size", "loss_implementation", "on_bad_image"),
+        *(
+            "device",
+            "num_workers",
+            "teacher_batch_size",
+            "teacher_cache",
+            "loss_implementation",
+            "on_bad_image",
+        ),
         *("log_every", "nn_every", "checkpoint_every", "queue_sharding"),
     }
 )

@@ -13,7 +13,7 @@ from distill.data.sources import ImageData
 from distill.data.views import default_num_workers
 from distill.errors import DistillError
 from distill.evaluation.cluster_alignment import cluster_alignment, require_clusters
-from distill.evaluation.embed import Embeddings, embed
+from distill.evaluation.embed import Embeddings, Pass, embed
 from distill.evaluation.nearest_neighbour import Vote, nn_accuracy, require_labels
 from distill.networks import EmbeddingNetwork
 
@@ -29,6 +29,10 @@ class EmbeddedSplits:
 
     train: Embeddings
     val: Embeddings
+
+    def measure(self) -> dict[str, float]:
+        """Return both standard measures by name."""
+        return {"nn_accuracy": self.nn_accuracy(), "cluster_alignment": self.cluster_alignment()}
 
     def nn_accuracy(self, *, k: int = 1, vote: Vote = "majority") -> float:
         """Return the nearest-neighbour accuracy; arguments and errors are the measure's."""
@@ -139,11 +143,7 @@ class Evaluator:
         Raises:
             DistillError: When the data has no labels for it (`why_not`).
         """
-        splits = self.embed_both(network, what=what, train=train)
-        return {
-            "nn_accuracy": splits.nn_accuracy(),
-            "cluster_alignment": splits.cluster_alignment(),
-        }
+        return self.embed_both(network, what=what, train=train).measure()
 
     def embed_both(
         self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None
@@ -166,15 +166,16 @@ class Evaluator:
         self, network: EmbeddingNetwork, images: Images, index: np.ndarray, description: str
     ) -> Embeddings:
         """Embed the images at `index` of a set; `description` stands before the progress bar."""
+        how = vars(self.how(images))
+        return embed(network, images, **how, indices=index, description=description)
+
+    def how(self, images: Images) -> Pass:
+        """Return how networks go over a set of images under this setting."""
         workers = default_num_workers(images) if self.num_workers is None else self.num_workers
-        return embed(
-            network,
-            images,
+        return Pass(
             device=self.device,
             precision=self.precision,
-            indices=index,
             batch_size=self.batch_size,
             num_workers=workers,
-            description=description,
             on_bad_images=self.bad_images,
         )

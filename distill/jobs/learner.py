@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
 
 from distill import distributed
 from distill.anchors.queue import AnchorQueue
 from distill.data.transforms import training_view
 from distill.data.views import Batch, TrainingViews, training_loader
+from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
 from distill.engine.log import progress_bar
@@ -18,7 +18,6 @@ from distill.engine.loop import Learner
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
-from distill.evaluation.embed import Embeddings
 from distill.jobs.fitting import make_learner, restore
 from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
 from distill.losses.compress import CompRess
@@ -26,14 +25,15 @@ from distill.row_exchange import row_counts
 
 
 def build_learner(
-    job: Job, run: RunDirectory, embeddings: Embeddings | None
+    job: Job, run: RunDirectory, embeddings: Sequence[EmbeddingTable]
 ) -> tuple[Learner, Progress]:
     """Build what is trained, from the newest checkpoint when the run is continued.
 
     Args:
         job: The prepared job.
         run: Its run directory.
-        embeddings: The teacher's, when training looks them up; None for a teacher that runs.
+        embeddings: Of each of the teacher's views of the training images; none for a teacher that
+            runs at every step.
     """
     objective = _build_objective(job, _build_teacher(job, embeddings))
     learner = make_learner(job.setting, objective)
@@ -66,18 +66,16 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
     )
 
 
-def _build_teacher(job: Job, embeddings: Embeddings | None) -> Teacher:
-    if embeddings is None:
+def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
+    if not embeddings:
         return OnlineTeacher(
             job.teacher,
             job.setting.device,
             precision=job.setting.evaluator.precision,
             batch_size=job.config.networks.teacher_batch_size,
         )
-    rows = torch.full((len(job.setting.images.data.train), job.teacher.embedding_dim), torch.nan)
-    rows[torch.from_numpy(embeddings.index)] = torch.from_numpy(embeddings.features)
     job.teacher.cpu()  # not needed on the device any more
-    return CachedTeacher(rows, job.setting.device)
+    return CachedTeacher(embeddings, job.setting.device)
 
 
 def _build_objective(job: Job, teacher: Teacher) -> Distillation:

@@ -22,12 +22,12 @@ from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.images import training_images
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
+from distill.jobs.teacher_cache import load_teacher_of
 from distill.kernels import fused
 from distill.kernels.anchor_kl import check_implementation
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from students.registry import student_spec
-from teachers import load_teacher
 
 QUEUE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         require_same_run(config)
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
-    _require_memory(config, device, num_images=len(data.train), teacher=teacher, student=student)
+    _require_memory(config, device, teacher=teacher, student=student)
     batch_size = given(config.optimization.batch_size)
     setting = TrainingSetting(
         images=images,
@@ -107,12 +107,9 @@ def queue_shard(method: MethodOptions) -> Shard:
 
 def _load_teacher(config: TrainConfig) -> EmbeddingNetwork:
     networks = config.networks
-    sees_student_view = networks.teacher_view == "student"
-    return load_teacher(
-        str(networks.teacher),
-        weights=networks.teacher_weights,
-        image_size=config.images.image_size if sees_student_view else networks.teacher_image_size,
-    )
+    if networks.teacher_view == "centre":
+        return load_teacher_of(networks)
+    return load_teacher_of(replace(networks, teacher_image_size=config.images.image_size))
 
 
 def _build_student(config: TrainConfig, data: ImageData) -> EmbeddingNetwork:
@@ -142,7 +139,6 @@ def _require_memory(
     config: TrainConfig,
     device: torch.device,
     *,
-    num_images: int,
     teacher: EmbeddingNetwork,
     student: EmbeddingNetwork,
 ) -> None:
@@ -163,10 +159,3 @@ def _require_memory(
         what=f"a queue of {queue_size:,} anchors{of_processes}",
         remedy="lower --queue-size or use --queue-dtype bf16",
     )
-    if config.networks.teacher_view == "centre":
-        require_memory(
-            num_images * teacher.embedding_dim * 4 * here,
-            torch.device("cpu"),
-            what=f"keeping the teacher's embeddings of {num_images:,} images{of_processes}",
-            remedy="embed them at every step instead with --teacher-view student",
-        )

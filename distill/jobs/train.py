@@ -1,23 +1,19 @@
 """Trains a student and measures it: teacher, queue, loop, evaluation, in this order.
 
-Under several ranks each embeds its part of the training images with the teacher and keeps all of
-the embeddings; the first rank measures while the others wait.
+Under several ranks each embeds its part of the images with the teacher, and all look the embeddings
+up in the same files; the first rank measures while the others wait.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from distill import distributed
 from distill.config import TrainConfig
 from distill.engine.checkpoint import Progress
 from distill.engine.log import say
 from distill.engine.run_directory import RunDirectory, read_metrics
-from distill.evaluation.embed import Embeddings, gather_embeddings
-from distill.jobs.evaluator import Evaluator
+from distill.jobs.baselines import measure_before, teacher_embeddings
 from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics
 from distill.jobs.learner import build_learner, training_batches
 from distill.jobs.prepare import Job, prepare
@@ -37,12 +33,13 @@ def train(config: TrainConfig) -> RunResult:
 
 
 def _run(job: Job, run: RunDirectory) -> RunResult:
-    run.write_config(job.config, command="train")
     _announce(job, run.path)
-    embeddings = _teacher_embeddings(job) if job.config.networks.teacher_view == "centre" else None
+    # Before the configuration: what cannot be kept ends the run while there is none to resume.
+    embeddings = teacher_embeddings(job, run)
+    run.write_config(job.config, command="train")
     if distributed.is_main():
-        _measure_before(job, run, embeddings)
-    learner, progress = build_learner(job, run, embeddings)
+        measure_before(job, run, embeddings)
+    learner, progress = build_learner(job, run, embeddings.views if embeddings else ())
     batches = training_batches(job, progress, num_epochs=job.setting.num_epochs)
     stopped_by = fit_run(job.setting, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
@@ -59,41 +56,6 @@ def _announce(job: Job, output: Path) -> None:
         f"-d) -> student {networks.student} ({millions[1]:.1f} M, "
         f"{setting.network.embedding_dim}-d), {describe_setting(setting)}; run directory {output}"
     )
-
-
-def _teacher_embeddings(job: Job) -> Embeddings:
-    """Embed the training images with the teacher, every rank its part; return all embeddings."""
-    evaluator, train = _of_teacher(job), job.setting.evaluator.train_index
-    part = np.array_split(train, distributed.world_size())[distributed.rank()]
-    images = job.setting.images.data.train
-    mine = evaluator.embed(job.teacher, images, part, "teacher, train")
-    job.setting.images.bad_images.share()
-    return gather_embeddings(mine)
-
-
-def _measure_before(job: Job, run: RunDirectory, embeddings: Embeddings | None) -> None:
-    """Measure the teacher and the untrained student, unless metrics.json has them already.
-
-    `embeddings` are the teacher's of the training images, where training looks them up.
-    """
-    of_student = job.setting.evaluator
-    why_not = of_student.why_not()
-    if why_not is not None:
-        say(f"nearest neighbour and cluster alignment are skipped: {why_not}")
-        return
-    if "untrained_nn_accuracy" in read_metrics(run.path):
-        return
-    for prefix, what, evaluator, network, train in (
-        ("teacher_", "teacher", _of_teacher(job), job.teacher, embeddings),
-        ("untrained_", "untrained student", of_student, job.setting.network, None),
-    ):
-        found = evaluator.measure(network, what=what, train=train)
-        run.add_metrics({prefix + name: value for name, value in found.items()})
-        say(f"{what}: nearest neighbour {found['nn_accuracy']:.4f}")
-
-
-def _of_teacher(job: Job) -> Evaluator:
-    return replace(job.setting.evaluator, batch_size=job.config.networks.teacher_batch_size)
 
 
 def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:

@@ -62,6 +62,25 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("--teacher pixels --student resnet18 --queue-size 9000000000", "lower --queue-size"),
         ("--teacher pixels --student resnet18 --projection-dim 7", "leave out --projection-dim"),
         ("--teacher pixels --student resnet18 --momentum 0.9", "--momentum 0.9 goes with"),
+        ("--teacher pixels --student resnet18 --num-teacher-views 0", "views is 0, it must be at"),
+        (
+            "--teacher pixels --student resnet18 --teacher-view student --num-teacher-views 2",
+            "--num-teacher-views 2 goes with --teacher-view centre",
+        ),
+        (
+            "--teacher pixels --student resnet18 --teacher-view student --teacher-cache c",
+            "--teacher-cache goes with --teacher-view centre",
+        ),
+        ("cache", "--teacher is missing: name a teacher"),
+        ("cache --teacher pixel", "did you mean 'pixels'"),
+        ("cache --teacher pixels --data digit", "did you mean 'digits'"),
+        ("cache --teacher pixels --teacher-image-size 0", "--teacher-image-size is 0, it must"),
+        ("cache --teacher pixels --num-teacher-views 0", "--num-teacher-views is 0, it must"),
+        ("cache --teacher pixels --num-workers -1", "--num-workers is -1, it must be at least 0"),
+        ("cache --teacher pixels --seed -1", "--seed is -1, it must be between"),
+        ("cache --teacher pixels --device cuda:9", "--device cuda:9 is not there"),
+        ("cache --teacher r50-swav", "pass --teacher-weights FILE"),
+        ("cache --teacher pixels --teacher-cache /dev/null/c", "/dev/null/c/train cannot hold"),
         ("pretrain --beta -1", "--beta is -1.0, it must be at least 0"),
         ("pretrain --kappa-b 0", "--kappa-b is 0.0, it must be positive"),
         ("pretrain --kappa-e nan", "--kappa-e is nan, it must be positive"),
@@ -182,7 +201,9 @@ def test_one_image_is_not_enough(mistake, tmp_path: Path):
     assert "at least 2 are needed" in mistake(*TINY, "--data", "one")
 
 
-@pytest.mark.parametrize("argv", ["--tescher x", "--epochs ten", "nn", "list techers"])
+@pytest.mark.parametrize(
+    "argv", ["--tescher x", "--epochs ten", "nn", "list techers", "cache --cache-dtype fp8"]
+)
 def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_path: Path):
     child = subprocess.run(
         [sys.executable, "-m", "distill", *argv.split()],
@@ -206,6 +227,7 @@ def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_p
         "train --help",
         "nn --help",
         "clusters --help",
+        "cache --help",
         "list --help",
         "list",
     ],

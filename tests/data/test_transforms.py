@@ -119,3 +119,18 @@ def test_wrong_settings_are_refused():
     for make in (training_view, evaluation_view):
         with pytest.raises(DistillError, match="0 pixels"):
             make(0)
+
+
+@pytest.mark.parametrize("augmentation", ["crop-flip", "crop", "none"])
+def test_training_views_are_resized_as_asked(augmentation):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    views = {}
+    for interpolation in ("bilinear", "bicubic"):
+        torch.manual_seed(0)
+        view = training_view(16, augmentation, interpolation=interpolation)
+        views[interpolation] = view(Image.fromarray(noise))
+    assert not torch.equal(views["bilinear"], views["bicubic"])
+    torch.manual_seed(0)
+    assert torch.equal(training_view(16, augmentation)(Image.fromarray(noise)), views["bilinear"])
+    with pytest.raises(UnknownNameError, match="interpolation 'nearest'"):
+        training_view(16, augmentation, interpolation="nearest")

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from distill.anchors.queue import AnchorQueue
 from distill.data.views import Batch
 from distill.engine.distillation import Distillation
-from distill.engine.teacher import CachedTeacher, OnlineTeacher
+from distill.engine.teacher import OnlineTeacher
 from distill.losses.compress import CompRess
 from distill.networks import InputSpec, NetworkSpec, build_network
 from teachers.frozen import freeze
@@ -166,14 +166,6 @@ def test_without_images_there_are_views_and_embeddings_without_rows():
 def test_fill_stops_when_the_queue_is_full():
     objective = build("two-queue-momentum")
     assert [objective.fill(batch(number)) for number in range(4)] == [False, False, False, True]
-
-
-def test_a_cached_teacher_gives_the_rows_of_the_images():
-    rows = torch.randn(30, 5)
-    teacher = CachedTeacher(rows, CPU)
-    images = batch(2)
-    assert teacher.embedding_dim == 5
-    assert torch.equal(teacher(images), rows[images.index])
 
 
 def test_an_online_teacher_prefers_its_own_view():

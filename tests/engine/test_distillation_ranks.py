@@ -47,6 +47,17 @@ def student():
     return build_network(spec)
 
 
+class InMemory:
+    """Embeddings of the images, by index."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+        self.embedding_dim = table.shape[1]
+
+    def rows(self, index: np.ndarray) -> torch.Tensor:
+        return self.table[torch.from_numpy(index)]
+
+
 def build(variant: str, sharding: str) -> Learner:
     one_queue = variant == "one-queue"
     shard = (distributed.rank(), distributed.world_size()) if sharding == "ranks" else (0, 1)
@@ -56,7 +67,7 @@ def build(variant: str, sharding: str) -> Learner:
     torch.manual_seed(distributed.rank())  # the first rank's weights are everybody's
     objective = Distillation(
         network,
-        CachedTeacher(rows, CPU),
+        CachedTeacher([InMemory(rows)], CPU),
         CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
         projection=nn.Linear(DS, DT if one_queue else DS),
         momentum=0.9 if variant == "two-queue-momentum" else None,

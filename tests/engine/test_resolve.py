@@ -22,7 +22,7 @@ def resolved(
 def test_nothing_follows_the_data_afterwards():
     left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
-    may_stay |= {"data", "momentum", "clip_grad_norm", "output"}
+    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache"}
     assert left == may_stay
 
 

@@ -40,8 +40,7 @@ def test_the_queue_of_every_rank_of_the_machine_must_fit(
     asked = asked_for(monkeypatch, tmp_path, queue_sharding=sharding)
     row = (192 + 96) * 4 + 8
     assert asked["a queue of 10 anchors in 3 processes"] == 3 * rows * row
-    teacher = next(number for what, number in asked.items() if "teacher's embeddings" in what)
-    assert teacher == 3 * 1437 * 192 * 4
+    assert len(asked) == 1  # the teacher's embeddings are on disk
 
 
 def test_one_process_needs_the_whole_queue(monkeypatch, tmp_path):

@@ -1,0 +1,122 @@
+"""The teacher's and the untrained student's numbers, which a run is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from distill import distributed
+from distill.embedding_cache import EmbeddingTable
+from distill.engine.device import require_memory
+from distill.engine.log import say
+from distill.engine.run_directory import RunDirectory, read_metrics
+from distill.errors import DistillError
+from distill.jobs.evaluator import EmbeddedSplits, Evaluator
+from distill.jobs.prepare import Job
+from distill.jobs.teacher_cache import TeacherCache, in_memory
+
+_COPIES = 3  # the embeddings, normalized, and once more in the index
+
+
+@dataclass(frozen=True)
+class TeacherEmbeddings:
+    """What the teacher made of its own views of the images.
+
+    Attributes:
+        views: Of the training images, a table for each view.
+        val: Of the validation images; None when the teacher is not to be measured.
+    """
+
+    views: list[EmbeddingTable]
+    val: EmbeddingTable | None
+
+
+def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
+    """Return the teacher's embeddings, made where they are missing; all ranks call it together.
+
+    Returns:
+        None for a teacher that runs at every step.
+
+    Raises:
+        DistillError: See `TeacherCache.embeddings`.
+    """
+    networks = job.config.networks
+    if networks.teacher_view == "student":
+        return None
+    cache = TeacherCache(
+        teacher=job.teacher,
+        evaluator=_evaluator(job),
+        options=networks,
+        bad_images=job.setting.images.bad_images,
+        seed=job.config.run.seed,
+    )
+    views = [
+        cache.embeddings("train", view=number).table for number in range(networks.num_teacher_views)
+    ]
+    # The first rank decides: it alone reads and writes metrics.json.
+    why_not = job.setting.evaluator.why_not()
+    wanted = distributed.from_main(lambda: why_not is None and not _is_measured(run))
+    return TeacherEmbeddings(views, cache.embeddings("val").table if wanted else None)
+
+
+def measure_before(job: Job, run: RunDirectory, embeddings: TeacherEmbeddings | None) -> None:
+    """Measure the teacher and the untrained student, unless metrics.json has them already.
+
+    Args:
+        job: The prepared job.
+        run: Its run directory.
+        embeddings: The teacher's, where they are kept.
+    """
+    of_student = job.setting.evaluator
+    why_not = of_student.why_not()
+    if why_not is not None:
+        say(f"nearest neighbour and cluster alignment are skipped: {why_not}")
+        return
+    if _is_measured(run):
+        return
+    splits = _teacher_splits(job, embeddings)
+    if splits is not None:
+        _keep(run, splits, prefix="teacher_", what="teacher")
+    what = "untrained student"
+    splits = of_student.embed_both(job.setting.network, what=what)
+    _keep(run, splits, prefix="untrained_", what=what)
+
+
+def _is_measured(run: RunDirectory) -> bool:
+    return "untrained_nn_accuracy" in read_metrics(run.path)
+
+
+def _keep(run: RunDirectory, splits: EmbeddedSplits, *, prefix: str, what: str) -> None:
+    found = splits.measure()
+    run.add_metrics({prefix + name: value for name, value in found.items()})
+    say(f"{what}: nearest neighbour {found['nn_accuracy']:.4f}")
+
+
+def _teacher_splits(job: Job, embeddings: TeacherEmbeddings | None) -> EmbeddedSplits | None:
+    """Return the teacher's embeddings in memory; None, saying so, when they do not fit."""
+    evaluator = _evaluator(job)
+    if embeddings is None:
+        return evaluator.embed_both(job.teacher, what="teacher")
+    data = evaluator.data
+    assert embeddings.val is not None
+    assert data.val is not None
+    num_images = len(evaluator.train_index) + len(evaluator.val_index)
+    try:
+        require_memory(
+            _COPIES * num_images * job.teacher.embedding_dim * 4,
+            torch.device("cpu"),
+            what=f"looking up {num_images:,} embeddings",
+            remedy="training goes on without its numbers",
+        )
+    except DistillError as error:
+        say(f"the teacher is not measured: {error}")
+        return None
+    return EmbeddedSplits(
+        in_memory(embeddings.views[0], data.train, evaluator.train_index),
+        in_memory(embeddings.val, data.val, evaluator.val_index),
+    )
+
+
+def _evaluator(job: Job) -> Evaluator:
+    return replace(job.setting.evaluator, batch_size=job.config.networks.teacher_batch_size)
