@@ -16,9 +16,9 @@ from distill.checkpoints.pytorch import is_zip_of_pytorch
 from distill.checkpoints.safetensors_file import SUFFIX
 from distill.download import fetch
 from distill.download.source import Content
-from distill.engine.log import say
 from distill.errors import DistillError
 from distill.networks import EmbeddingNetwork, NetworkSpec, build_network
+from distill.terminal import say
 from distill.weights import load_weights, read_description, save_network
 from teachers.frozen import freeze
 from teachers.registry import NEEDS_NO_DOWNLOAD, teacher_spec

@@ -19,8 +19,8 @@ from distill.download.partial import Partial
 from distill.download.record import read_record, record_path, write_record
 from distill.download.source import Content, DownloadError, Source, file_name
 from distill.download.transfer import transfer
-from distill.engine.log import say
 from distill.errors import DistillError
+from distill.terminal import say
 
 _ELSEWHERE = "set DISTILL_CACHE=FOLDER to a folder on another disk"
 

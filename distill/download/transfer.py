@@ -21,7 +21,7 @@ from distill.download.request import (
     answer_to,
 )
 from distill.download.source import DownloadError, Source
-from distill.engine.log import progress_bar, say
+from distill.terminal import progress_bar, say
 
 NUM_ATTEMPTS = 5  # in a row without a new byte
 

@@ -37,7 +37,7 @@ from distill.embedding_cache.manifest import Contents, Manifest, read_manifest
 from distill.embedding_cache.storage import array_dtype
 from distill.errors import DistillError
 
-MAX_SHARD_ROWS, MAX_SHARD_BYTES = 4096, 64 * 2**20
+MAX_SHARD_ROWS, MAX_SHARD_BYTES = 1024, 64 * 2**20
 _CHECKSUM = np.dtype("<u8")
 _DONE = 2**32
 

@@ -1,4 +1,4 @@
-"""Where a run reports: log.jsonl and TensorBoard for programs, a progress bar for people.
+"""Where a run reports for programs: log.jsonl and TensorBoard.
 
 With several processes only the first reports.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from distill import distributed
 
@@ -53,43 +50,6 @@ class RunLog:
         os.fsync(self._file.fileno())
         self._file.close()
         self._tensorboard.close()
-
-
-def progress_bar(
-    total: int | None,
-    *,
-    initial: int = 0,
-    description: str,
-    unit: str = "img",
-    delay: float = 0.0,
-) -> Any:
-    """Return a bar on standard error, shown only on a terminal.
-
-    Args:
-        total: What it counts to; None where that is not known.
-        initial: Where it starts.
-        description: What stands before it.
-        unit: What it counts; bytes ("B") are shown in kB, MB and so on.
-        delay: Seconds until it is shown.
-    """
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        unit_scale=unit == "B",
-        disable=None if distributed.is_main() else True,
-        dynamic_ncols=True,
-        smoothing=0.05,
-        delay=delay,
-    )
-
-
-def say(message: str) -> None:
-    """Print a line for people on standard output without breaking a progress bar."""
-    if distributed.is_main():
-        tqdm.write(message, file=sys.stdout)
-        sys.stdout.flush()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -21,10 +21,11 @@ from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress
 from distill.engine.interrupts import StopRequest
-from distill.engine.log import RunLog, progress_bar, say
+from distill.engine.log import RunLog
 from distill.engine.objective import Objective
 from distill.errors import NonFiniteLossError
 from distill.row_exchange import row_counts
+from distill.terminal import progress_bar, say
 
 
 @dataclass(frozen=True)

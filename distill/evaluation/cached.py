@@ -20,11 +20,11 @@ from distill import distributed
 from distill.embedding_cache import EmbeddingStore, EmbeddingTable
 from distill.embedding_cache.folder import locked
 from distill.embedding_cache.table import damage
-from distill.engine.log import progress_bar, say
 from distill.errors import DistillError
 from distill.evaluation.embed import Pass
 from distill.evaluation.fill_cache import CacheTask, fill, missing_images
 from distill.networks import EmbeddingNetwork
+from distill.terminal import progress_bar, say
 
 
 @dataclass(frozen=True)

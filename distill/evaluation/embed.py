@@ -15,9 +15,9 @@ from distill.data.batch import Batch
 from distill.data.images import Images
 from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
-from distill.engine.log import progress_bar
 from distill.evaluation.network_view import NetworkView
 from distill.networks import EmbeddingNetwork
+from distill.terminal import progress_bar
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from distill.data.images import Images
 from distill.data.two_views import two_views
 from distill.data.views import TrainingViews, training_loader
 from distill.engine.device import full_float32, images_per_pass
-from distill.engine.log import progress_bar
 from distill.errors import DistillError
+from distill.terminal import progress_bar
 
 
 @dataclass(frozen=True)

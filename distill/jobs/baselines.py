@@ -9,12 +9,12 @@ import torch
 from distill import distributed
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.device import require_memory
-from distill.engine.log import say
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.errors import DistillError
 from distill.jobs.evaluator import EmbeddedSplits, Evaluator
 from distill.jobs.prepare import Job
 from distill.jobs.teacher_cache import TeacherCache, in_memory
+from distill.terminal import say
 
 _COPIES = 3  # the embeddings, normalized, and once more in the index
 

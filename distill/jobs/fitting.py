@@ -13,7 +13,7 @@ from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest, save_checkpoint
 from distill.engine.device import pick_device
-from distill.engine.log import RunLog, say
+from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
 from distill.engine.optimizer import build_optimizer, build_schedule
@@ -23,6 +23,7 @@ from distill.errors import NonFiniteLossError
 from distill.jobs.configure import Config
 from distill.jobs.monitor import HoldoutMonitor
 from distill.jobs.setting import TrainingSetting
+from distill.terminal import say
 
 
 class _Configured(Protocol):

@@ -14,8 +14,8 @@ from distill.config import ImageOptions
 from distill.data.images import Images
 from distill.data.scan import check_images, scan_is_cheap
 from distill.data.sources import ImageData, hold_out
-from distill.engine.log import say
 from distill.errors import BadImageError, DistillError
+from distill.terminal import say
 
 
 def data_or_default(spec: str | None) -> str:

@@ -13,7 +13,6 @@ from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
-from distill.engine.log import progress_bar
 from distill.engine.loop import Learner
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
@@ -22,6 +21,7 @@ from distill.jobs.fitting import make_learner, restore
 from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
 from distill.losses.compress import CompRess
 from distill.row_exchange import row_counts
+from distill.terminal import progress_bar
 
 
 def build_learner(

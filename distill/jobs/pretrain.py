@@ -17,7 +17,6 @@ from distill.data.two_views import default_pretraining_augmentation, two_views
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.engine.checkpoint import Progress
 from distill.engine.device import pick_precision
-from distill.engine.log import say
 from distill.engine.pretraining import Pretraining
 from distill.engine.resolve import given
 from distill.engine.resolve_pretraining import resolve_pretraining
@@ -44,6 +43,7 @@ from distill.jobs.setting import (
 )
 from distill.networks import EmbeddingNetwork, num_parameters, place
 from distill.pretrain_config import PretrainConfig
+from distill.terminal import say
 from distill.weights import save_network
 from teachers.backbones import backbone_name, build_backbone
 

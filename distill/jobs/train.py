@@ -11,7 +11,6 @@ from pathlib import Path
 from distill import distributed
 from distill.config import TrainConfig
 from distill.engine.checkpoint import Progress
-from distill.engine.log import say
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.jobs.baselines import measure_before, teacher_embeddings
 from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics
@@ -19,6 +18,7 @@ from distill.jobs.learner import build_learner, training_batches
 from distill.jobs.prepare import Job, prepare
 from distill.jobs.setting import describe_setting
 from distill.networks import num_parameters
+from distill.terminal import say
 from distill.weights import save_network
 
 

@@ -79,7 +79,7 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("cache --teacher pixels --num-workers -1", "--num-workers is -1, it must be at least 0"),
         ("cache --teacher pixels --seed -1", "--seed is -1, it must be between"),
         ("cache --teacher pixels --device cuda:9", "--device cuda:9 is not there"),
-        ("cache --teacher r50-swav", "pass --teacher-weights FILE"),
+        ("cache --teacher r50-c-simclr", "leads to the SimCLR checkpoint"),
         ("cache --teacher pixels --teacher-cache /dev/null/c", "/dev/null/c/train cannot hold"),
         ("pretrain --beta -1", "--beta is -1.0, it must be at least 0"),
         ("pretrain --kappa-b 0", "--kappa-b is 0.0, it must be positive"),

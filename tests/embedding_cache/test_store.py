@@ -58,15 +58,15 @@ def test_headers_are_numpys(shape, tmp_path):
         assert file.tell() == len(header)
 
 
-def test_shards_have_at_most_4096_rows_and_64_mib(tmp_path, make_contents, monkeypatch):
+def test_shards_have_at_most_1024_rows_and_64_mib(tmp_path, make_contents, monkeypatch):
     monkeypatch.setattr(npy, "create", lambda *_: None)
     monkeypatch.setattr(store_module, "require_space", lambda *_: None)
     sizes = {}
-    for width in (5, 8192, 8193, 2**26):
+    for width in (5, 2**15, 2**15 + 1, 2**26):
         contents = make_contents(shape=(10**4, width), dtype="fp16")
         made = EmbeddingStore.create(tmp_path / str(width), contents)
         sizes[width] = made.manifest.rows_per_shard
-    assert sizes == {5: 4096, 8192: 4096, 8193: 2**25 // 8193, 2**26: 1}
+    assert sizes == {5: 1024, 2**15: 1024, 2**15 + 1: 2**25 // (2**15 + 1), 2**26: 1}
 
 
 def test_what_is_done_is_what_the_disk_says(make_store):

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from distill.engine.log import RunLog, progress_bar
+from distill.engine.log import RunLog
 
 
 def test_lines_after_the_checkpoint_are_replaced_not_doubled(tmp_path: Path):
@@ -29,9 +29,3 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path):
     events.Reload()
     assert events.Tags()["scalars"] == ["loss"]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
-
-
-def test_bytes_are_shown_with_prefixes():
-    with progress_bar(5_000_000, initial=2_000_000, description="weights", unit="B") as bar:
-        assert (bar.total, bar.n) == (5_000_000, 2_000_000)
-    assert progress_bar(None, description="weights", unit="B").total is None
