@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "cache",
+    "convert",
     "evaluate_clusters",
     "evaluate_nn",
     "load_student",
@@ -84,6 +85,27 @@ def cache(**options: Any) -> list[CachedSplit]:
     from distill.options import updated
 
     return cache_job(updated(CacheConfig(), options, source="distill.cache"))
+
+
+def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) -> dict[str, Any]:
+    """Write a teacher to one safetensors file, after which its original is not needed.
+
+    Args:
+        teacher: A registry name, timm:NAME, torchvision:NAME or a run directory.
+        to: The .safetensors file; it must not exist.
+        weights: File to read instead of the teacher's own source.
+
+    Returns:
+        The teacher's name, parameters, embedding width, and the file with its size in bytes.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.convert import ConvertOptions
+    from distill.jobs.convert import convert as convert_job
+
+    file = None if weights is None else Path(weights)
+    return convert_job(ConvertOptions(teacher, Path(to), file))
 
 
 def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

@@ -22,9 +22,11 @@ class TeacherOptions:
     """Which network teaches, and where its embeddings are kept."""
 
     teacher: str | None = None
-    """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME or a run directory."""
+    """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME, a run directory or a
+    converted .safetensors file."""
     teacher_weights: Path | None = None
-    """Weights of the teacher: a .safetensors file or a PyTorch checkpoint."""
+    """Weights of the teacher: a safetensors, PyTorch or TensorFlow checkpoint, or an archive of the
+    latter; None: the published ones, fetched on first use."""
     teacher_image_size: int | None = None
     """Side of the teacher's view in pixels; None: the side it was trained with."""
     teacher_batch_size: int | None = None

@@ -32,12 +32,13 @@ def peak_growth(call: Callable[[], object]) -> int:
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not look like a saving
     _RESET.write_text("5")
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     call()
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Return bytes of this process: `VmRSS`, resident now, or `VmHWM`, at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

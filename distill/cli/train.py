@@ -18,9 +18,8 @@ examples:
       on scikit-learn's digits, nothing to download
   distill --teacher timm:resnet50 --student resnet18 --data photos
       a timm teacher on a folder with train/ and val/ class folders, or on unlabelled images
-  distill --teacher r50-mocov2 --teacher-weights moco_v2_800ep_pretrain.pth.tar
-      --student alexnet --data imagenet --recipe published
-      a published checkpoint, the paper's settings
+  distill --teacher r50x4 --student alexnet --data imagenet --recipe published
+      a published checkpoint (SimCLR ResNet-50 4x, fetched on first use), the paper's settings
   torchrun --nproc-per-node 8 -m distill train --teacher timm:resnet50 --student resnet18
       --data imagenet --recipe published
       batches and anchors shared by eight processes

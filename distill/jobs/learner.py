@@ -74,7 +74,7 @@ def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
             precision=job.setting.evaluator.precision,
             batch_size=job.config.networks.teacher_batch_size,
         )
-    job.teacher.cpu()  # not needed on the device any more
+    job.teacher.to("meta")  # its weights are not needed any more, and may be gigabytes
     return CachedTeacher(embeddings, job.setting.device)
 
 
