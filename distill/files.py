@@ -15,11 +15,24 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     A reader sees the old content or the new one; a failed write leaves the old.
     """
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with replaced_whole(path) as temporary, temporary.open("wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a writer that wants one; otherwise as `written_whole`."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what new files get; some writers make them private
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
+        raise
     temporary.replace(path)
 
 
@@ -27,16 +40,3 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path` by `written_whole`."""
     with written_whole(path) as file:
         file.write(content)
-
-
-@contextmanager
-def replaced_whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for others to write to; rename it when all went well.
-
-    For writers that want a name rather than an open file; otherwise as `written_whole`.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    yield temporary
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

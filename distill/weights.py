@@ -27,7 +27,7 @@ from distill.networks import (
     spec_metadata,
 )
 
-_MAX_LISTED = 8
+_MAX_LISTED, _MAX_SHAPES = 8, 3
 Shape = tuple[int, ...]
 
 
@@ -92,8 +92,14 @@ def mismatches(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[
         for name, shape in wanted.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    return [f"{len(names)} {what} ({_listed(names)})" for what, names in problems if names]
+    problems = [
+        (missing, "missing", _MAX_LISTED),
+        (unexpected, "unexpected", _MAX_LISTED),
+        (shapes, "of another shape", _MAX_SHAPES),
+    ]
+    return [
+        f"{len(names)} {what} ({_listed(names, most)})" for names, what, most in problems if names
+    ]
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -168,6 +174,6 @@ def _checked(description: Any, path: Path) -> tuple[str, InputSpec]:
         ) from error
 
 
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def _listed(names: list[str], most: int) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.files import write_whole
+from distill.files import replaced_whole, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -25,3 +25,28 @@ def test_the_file_is_as_readable_as_any_other(tmp_path: Path):
     modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in "ab"]
     assert modes[0] == modes[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_writer_s_private_file_is_like_any_new_one(tmp_path: Path):
+    with replaced_whole(tmp_path / "a") as temporary:
+        temporary.unlink()
+        temporary.write_bytes(b"new")
+        temporary.chmod(0o600)
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_fails_leaves_the_old_file_alone(tmp_path: Path):
+    (tmp_path / "a").write_text("old")
+
+    def fail() -> None:
+        with replaced_whole(tmp_path / "a") as temporary:
+            temporary.write_bytes(b"ne")
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

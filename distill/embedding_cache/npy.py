@@ -38,15 +38,10 @@ def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     Raises:
         OSError: No space, or no permission.
     """
-    size = file_size(dtype, shape)
-    try:
-        with written_whole(path) as file:
-            file.write(header(dtype, shape))
-            file.flush()
-            _reserve(file.fileno(), size)
-    except OSError:
-        path.with_name(path.name + ".partial").unlink(missing_ok=True)  # gigabytes that serve none
-        raise
+    with written_whole(path) as file:
+        file.write(header(dtype, shape))
+        file.flush()
+        _reserve(file.fileno(), file_size(dtype, shape))
 
 
 def require_exact(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
