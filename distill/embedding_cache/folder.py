@@ -15,8 +15,8 @@ EMBEDDINGS, CHECKSUMS, MANIFEST = "embeddings.npy", "checksums.npy", "manifest.j
 LOCK = ".lock"
 _HEADER_SIZE = 128  # of checksums.npy
 ELSEWHERE = (
-    "keep them elsewhere with --teacher-cache DIR or $DISTILL_CACHE, or keep none with "
-    "--teacher-view student"
+    "keep them elsewhere: set $DISTILL_CACHE to a folder (or, for a teacher's, name one with "
+    "--teacher-cache, or keep none with --teacher-view student)"
 )
 
 
@@ -31,7 +31,7 @@ def explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DistillError(
-            f"{folder} cannot hold the teacher's embeddings: {error.strerror or error}; {ELSEWHERE}"
+            f"{folder} cannot hold embeddings: {error.strerror or error}; {ELSEWHERE}"
         ) from error
 
 
@@ -82,7 +82,7 @@ def require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise DistillError(
-            f"{folder} cannot hold the teacher's embeddings: they need {num_bytes / 2**30:.1f} GiB "
+            f"{folder} cannot hold embeddings: they need {num_bytes / 2**30:.1f} GiB "
             f"and {free / 2**30:.1f} GiB are free; {ELSEWHERE}"
         )
 

@@ -28,8 +28,8 @@ class Contents:
     """Everything that decides the numbers in a cache.
 
     Attributes:
-        teacher: Name of the network's architecture.
-        teacher_weights: Hash of its weights (`distill.weights_hash`).
+        network: Name of its architecture.
+        weights: Hash of its weights (`distill.weights_hash`).
         view: `centre`, or `random 1` and so on.
         view_augmentation: How random views are drawn; None for the centre.
         view_seed: Of random views; None for the centre.
@@ -45,8 +45,8 @@ class Contents:
         shape: (N, D), images and embedding width.
     """
 
-    teacher: str
-    teacher_weights: str
+    network: str
+    weights: str
     view: str
     view_augmentation: str | None
     view_seed: int | None

@@ -32,6 +32,7 @@ class CacheTask:
 
     Attributes:
         folder: Of the cache.
+        what: `teacher` or `student`, for people.
         contents: What its rows must be.
         images: The set.
         view: What the network is shown of each.
@@ -39,6 +40,7 @@ class CacheTask:
     """
 
     folder: Path
+    what: str
     contents: Contents
     images: Images
     view: NetworkView
@@ -47,7 +49,7 @@ class CacheTask:
     @property
     def description(self) -> str:
         """What is embedded, in words."""
-        return f"teacher, {self.images.name}, {self.view.name}"
+        return f"{self.what}, {self.images.name}, {self.view.name}"
 
 
 def fill(
@@ -131,12 +133,12 @@ def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
     value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
     if not np.isfinite(value):
         raise DistillError(
-            f"the teacher's embedding of {image} holds {value}; use --precision fp32, or other "
+            f"the {task.what}'s embedding of {image} holds {value}; use --precision fp32, or other "
             "weights"
         )
     larger = "--cache-dtype bf16 or fp32" if task.contents.dtype == "fp16" else "--cache-dtype fp32"
     raise DistillError(
-        f"the teacher's embedding of {image} holds {value:g}, too large for "
+        f"the {task.what}'s embedding of {image} holds {value:g}, too large for "
         f"{task.contents.dtype}; use {larger}"
     )
 

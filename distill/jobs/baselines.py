@@ -12,8 +12,8 @@ from distill.engine.device import require_memory
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.errors import DistillError
 from distill.jobs.evaluator import EmbeddedSplits, Evaluator
+from distill.jobs.network_cache import NetworkCache, in_memory
 from distill.jobs.prepare import Job
-from distill.jobs.teacher_cache import TeacherCache, in_memory
 from distill.terminal import say
 
 _COPIES = 3  # the embeddings, normalized, and once more in the index
@@ -39,16 +39,18 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
         None for a teacher that runs at every step.
 
     Raises:
-        DistillError: See `TeacherCache.embeddings`.
+        DistillError: See `NetworkCache.embeddings`.
     """
     networks = job.config.networks
     if networks.teacher_view == "student":
         return None
-    cache = TeacherCache(
-        teacher=job.teacher,
+    cache = NetworkCache(
+        network=job.teacher,
+        what="teacher",
         evaluator=_evaluator(job),
-        options=networks,
         bad_images=job.setting.images.bad_images,
+        folder=networks.teacher_cache,
+        dtype=networks.cache_dtype,
         seed=job.config.run.seed,
     )
     views = [

@@ -17,7 +17,7 @@ from distill.errors import DistillError
 from distill.evaluation.cached import CachedEmbeddings
 from distill.jobs.evaluator import Evaluator
 from distill.jobs.images import BadImages, data_or_default
-from distill.jobs.teacher_cache import Split, TeacherCache, load_teacher_of
+from distill.jobs.network_cache import NetworkCache, Split, load_teacher_of
 from distill.networks import place
 
 
@@ -77,8 +77,9 @@ def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
     data = open_images(data_or_default(config.images.data))
     wanted = _wanted(config, data)
     bad_images = BadImages(config.images.on_bad_image)
-    caches = TeacherCache(
-        teacher=place(load_teacher_of(config.teacher), device),
+    caches = NetworkCache(
+        network=place(load_teacher_of(config.teacher), device),
+        what="teacher",
         evaluator=Evaluator(
             data=data,
             train_index=np.arange(len(data.train)),
@@ -89,8 +90,9 @@ def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
             batch_size=config.teacher.teacher_batch_size,
             bad_images=bad_images,
         ),
-        options=config.teacher,
         bad_images=bad_images,
+        folder=config.teacher.teacher_cache,
+        dtype=config.teacher.cache_dtype,
         seed=config.run.seed,
     )
     return [_described(split, view, caches.embeddings(split, view=view)) for split, view in wanted]

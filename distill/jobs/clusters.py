@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.evaluation.cluster_alignment import require_clusters
 from distill.jobs.measurement import MeasurementOptions, open_evaluation
 
 
@@ -37,9 +38,9 @@ def evaluate_clusters(run_or_weights: Path, options: ClusterOptions) -> dict[str
     """
     evaluation = open_evaluation(run_or_weights, options)
     evaluator = evaluation.evaluator
-    alignment = evaluator.cluster_alignment(
-        evaluation.network, what="student", num_clusters=options.num_clusters, seed=options.seed
-    )
+    require_clusters(options.num_clusters, num_images=len(evaluator.train_index), seed=options.seed)
+    splits = evaluation.splits()
+    alignment = splits.cluster_alignment(num_clusters=options.num_clusters, seed=options.seed)
     name = _metric_name(options.num_clusters, num_classes=evaluator.num_classes())
     metrics = {name: alignment}
     evaluation.keep(metrics)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.config import CacheDtype
 from distill.data.sources import open_images
 from distill.engine.device import pick_device, pick_precision
 from distill.engine.run_directory import add_metrics, read_config
 from distill.errors import DistillError
-from distill.jobs.evaluator import Evaluator
+from distill.jobs.evaluator import EmbeddedSplits, Evaluator
 from distill.jobs.images import BadImages, data_or_default
+from distill.jobs.network_cache import NetworkCache, in_memory
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from teachers import load_trained
@@ -35,6 +37,11 @@ class MeasurementOptions:
     """What to do about a file that cannot be decoded."""
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
+    cache: Path | None = None
+    """Folder that keeps the embeddings; None: in the cache folder, $DISTILL_CACHE or
+    ~/.cache/distill."""
+    cache_dtype: CacheDtype = "fp16"
+    """Storage of the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,30 @@ class Evaluation:
     Attributes:
         network: The student, on the evaluator's device.
         evaluator: The setting.
+        cache: Its embeddings on disk.
         output: Directory whose metrics.json receives the numbers; None: they are not kept.
     """
 
     network: EmbeddingNetwork
     evaluator: Evaluator
+    cache: NetworkCache
     output: Path | None
+
+    def splits(self) -> EmbeddedSplits:
+        """Return the embeddings of training and validation images, made once and kept on disk.
+
+        Raises:
+            DistillError: When the data has no labels to measure with, or the disk no room.
+        """
+        reason = self.evaluator.why_not()
+        if reason is not None:
+            raise DistillError(reason)
+        data = self.evaluator.data
+        assert data.val is not None
+        return EmbeddedSplits(
+            in_memory(self.cache.embeddings("train").table, data.train, self.evaluator.train_index),
+            in_memory(self.cache.embeddings("val").table, data.val, self.evaluator.val_index),
+        )
 
     def keep(self, metrics: dict[str, Any]) -> None:
         """Add numbers to metrics.json, where there is a place for it."""
@@ -84,8 +109,17 @@ def open_evaluation(run_or_weights: Path, options: MeasurementOptions) -> Evalua
         num_workers=options.num_workers,
         bad_images=bad_images,
     )
+    network = place(network, device)
+    cache = NetworkCache(
+        network=network,
+        what="student",
+        evaluator=evaluator,
+        bad_images=bad_images,
+        folder=options.cache,
+        dtype=options.cache_dtype,
+    )
     output = options.output or (run_or_weights if is_run else None)
-    return Evaluation(place(network, device), evaluator, output)
+    return Evaluation(network, evaluator, cache, output)
 
 
 def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork:

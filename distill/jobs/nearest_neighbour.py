@@ -36,9 +36,7 @@ def evaluate_nn(run_or_weights: Path, options: NearestNeighbourOptions) -> dict[
         DistillError: No such run, weights that do not fit, no labels, k out of range.
     """
     evaluation = open_evaluation(run_or_weights, options)
-    accuracy = evaluation.evaluator.nn_accuracy(
-        evaluation.network, what="student", k=options.k, vote=options.vote
-    )
+    accuracy = evaluation.splits().nn_accuracy(k=options.k, vote=options.vote)
     metrics = {_metric_name(options.k, options.vote): accuracy}
     evaluation.keep(metrics)
     return metrics

@@ -21,8 +21,8 @@ from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.images import training_images
+from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
-from distill.jobs.teacher_cache import load_teacher_of
 from distill.kernels import fused
 from distill.kernels.anchor_kl import check_implementation
 from distill.networks import EmbeddingNetwork, place

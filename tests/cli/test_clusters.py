@@ -8,7 +8,7 @@ import torch
 
 import distill
 from distill.cli.main import run
-from distill.jobs.evaluator import Evaluator
+from distill.jobs.evaluator import EmbeddedSplits
 from students import build_student
 
 NETWORK = {"student": "timm:test_resnet", "image_size": 32}
@@ -58,14 +58,14 @@ def test_the_metric_says_how_many_clusters_unless_as_many_as_classes(
 def test_the_seed_arrives(make_folder, weights, monkeypatch):
     received = []
 
-    def record(self, network, **arguments):
+    def record(self, **arguments):
         received.append(arguments)
         return 0.5
 
-    monkeypatch.setattr(Evaluator, "cluster_alignment", record)
+    monkeypatch.setattr(EmbeddedSplits, "cluster_alignment", record)
     argv = ["clusters", str(weights), *FLAGS, "--data", str(make_folder())]
     assert run([*argv, "--seed", "7", "--num-clusters", "5"]) == 0
-    assert received == [{"what": "student", "num_clusters": 5, "seed": 7}]
+    assert received == [{"num_clusters": 5, "seed": 7}]
 
 
 def test_a_run_knows_its_data_and_keeps_the_number(make_folder, tmp_path):

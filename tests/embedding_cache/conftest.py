@@ -20,8 +20,8 @@ def make_contents() -> Callable[..., Contents]:
 
     def make(**changes: Any) -> Contents:
         given: dict[str, Any] = {
-            "teacher": "pixels",
-            "teacher_weights": "a" * 64,
+            "network": "pixels",
+            "weights": "a" * 64,
             "view": "centre",
             "view_augmentation": None,
             "view_seed": None,

@@ -171,10 +171,8 @@ def test_other_contents_are_refused_by_field(make_store, make_contents, field):
 def test_how_a_difference_reads(make_store, make_contents):
     store, _ = make_store()
     with pytest.raises(DistillError) as caught:
-        store.require(make_contents(teacher_weights="c" * 64, shape=(31, 5)))
-    assert "teacher weights: aaaaaaaaaaaa.. in the cache, cccccccccccc.. asked for" in str(
-        caught.value
-    )
+        store.require(make_contents(weights="c" * 64, shape=(31, 5)))
+    assert "weights: aaaaaaaaaaaa.. in the cache, cccccccccccc.. asked for" in str(caught.value)
     assert "shape: 30 x 5 in the cache, 31 x 5 asked for" in str(caught.value)
 
 
@@ -193,7 +191,9 @@ def test_what_the_disk_refuses_is_one_sentence(make_store, monkeypatch, tmp_path
         store.write_shard(1, no_rows(8, 5, "fp16"))
     said = str(caught.value)
     assert os.strerror(number) in said
-    assert "--teacher-cache DIR or $DISTILL_CACHE, or keep none with --teacher-view student" in said
+    assert (
+        "set $DISTILL_CACHE to a folder (or, for a teacher's, name one with --teacher-cache" in said
+    )
     assert store.done().tolist() == [True, False, False, False]
 
 

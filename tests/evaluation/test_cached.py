@@ -65,8 +65,8 @@ def pictures(number: int = NUM_IMAGES) -> ArrayImages:
 def task(folder: Path, images, *, view: NetworkView | None = None, **changes) -> CacheTask:
     view = view or NetworkView(InputSpec(SIDE))
     given = {
-        "teacher": "counted",
-        "teacher_weights": "a" * 64,
+        "network": "counted",
+        "weights": "a" * 64,
         "view": view.name,
         "view_augmentation": view.augmentation,
         "view_seed": view.seed,
@@ -255,8 +255,8 @@ def test_other_contents_are_refused(tmp_path):
     images, teacher = pictures(), network()
     cached_embeddings(teacher, task(tmp_path / "c", images), how())
     before = {path: path.read_bytes() for path in (tmp_path / "c").iterdir()}
-    with pytest.raises(DistillError, match=r"teacher weights: aaaaaaaaaaaa.. in the cache, cccc"):
-        cached_embeddings(teacher, task(tmp_path / "c", images, teacher_weights="c" * 64), how())
+    with pytest.raises(DistillError, match=r"weights: aaaaaaaaaaaa.. in the cache, cccc"):
+        cached_embeddings(teacher, task(tmp_path / "c", images, weights="c" * 64), how())
     with pytest.raises(DistillError, match="shape: 50 x 4 in the cache, 49 x 4 asked for"):
         cached_embeddings(teacher, task(tmp_path / "c", pictures(49)), how())
     store.EmbeddingStore.find(tmp_path / "c").unmark([0])  # incomplete ones, too

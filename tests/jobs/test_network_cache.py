@@ -298,11 +298,11 @@ def test_a_folder_that_cannot_be_written_ends_before_the_run_exists(
 
 
 def test_names_of_folders(make_job, make_folder, cold_cache):
-    from distill.jobs.teacher_cache import TeacherCache
+    from distill.jobs.network_cache import NetworkCache
 
     job, _ = make_job(make_folder("my photos, 2026"))
-    cache = TeacherCache(
-        job.teacher, job.setting.evaluator, job.config.networks, job.setting.images.bad_images, 0
+    cache = NetworkCache(
+        job.teacher, "teacher", job.setting.evaluator, job.setting.images.bad_images
     )
     task = cache.task("train", view=2)
     name = f"pixels-my-photos-2026-train-view2-{task.contents.key()}"

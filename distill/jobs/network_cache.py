@@ -1,12 +1,13 @@
-"""The teacher's embeddings of a job: which folders they lie in, and what must be in them.
+"""A network's embeddings of a dataset on disk: which folders they lie in, what must be in them.
 
-`distill train` and `distill cache` both come here, so that one finds what the other made.
+Training, `distill cache` and every evaluation come here, so that one finds what another made.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from distill import distributed
 from distill.cache_folder import cache_folder
-from distill.config import TeacherOptions
+from distill.config import CacheDtype, TeacherOptions
 from distill.data.images import Images
 from distill.data.transforms import default_augmentation
 from distill.embedding_cache import EmbeddingTable
@@ -35,26 +36,32 @@ _MAX_NAME = 100  # characters; file systems take 255 bytes
 
 
 @dataclass
-class TeacherCache:
-    """The caches of one teacher on one dataset; all ranks use it together.
+class NetworkCache:
+    """The caches of one network on one dataset; all ranks use it together.
 
     Attributes:
-        teacher: Frozen, on its device.
+        network: On its device; nothing trains it meanwhile.
+        what: `teacher` or `student`, for people.
         evaluator: Data, device, precision and sizes of the pass.
-        options: Where the caches lie, and their dtype.
         bad_images: Told of images that cannot be read, now or when they were to be embedded.
+        folder: Holds a folder for each split and view; None: in the cache folder.
+        dtype: Of the storage.
         seed: Of random views.
     """
 
-    teacher: EmbeddingNetwork
+    network: EmbeddingNetwork
+    what: str
     evaluator: Evaluator
-    options: TeacherOptions
     bad_images: BadImages
-    seed: int
+    folder: Path | None = None
+    dtype: CacheDtype = "fp16"
+    seed: int = 0
 
-    def __post_init__(self) -> None:
-        self._weights = distributed.from_main(lambda: weights_hash(self.teacher))
-        self._fingerprints: dict[str, str] = {}
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def _weights(self) -> str:
+        return distributed.from_main(lambda: weights_hash(self.network))
 
     def embeddings(self, split: Split, *, view: int = 0) -> CachedEmbeddings:
         """Return the embeddings of all images of a split, after making those that are missing.
@@ -68,7 +75,7 @@ class TeacherCache:
             BadImageError: An image cannot be read, when that is to end the job.
         """
         task = self.task(split, view=view)
-        found = cached_embeddings(self.teacher, task, self.evaluator.how(task.images))
+        found = cached_embeddings(self.network, task, self.evaluator.how(task.images))
         self.bad_images(tuple(task.images.describe(int(i)) for i in found.table.bad))
         self.bad_images.share()
         return found
@@ -81,6 +88,7 @@ class TeacherCache:
         return CacheTask(
             folder=self._folder(split, shown, contents),
             contents=contents,
+            what=self.what,
             images=images,
             view=shown,
             versions=versions(),
@@ -94,16 +102,16 @@ class TeacherCache:
 
     def _view(self, number: int) -> NetworkView:
         if number == 0:
-            return NetworkView(self.teacher.input)
+            return NetworkView(self.network.input)
         kind = default_augmentation(self.evaluator.data)  # whatever the student's is
-        return NetworkView(self.teacher.input, number, kind, self.seed)
+        return NetworkView(self.network.input, number, kind, self.seed)
 
     def _contents(self, split: Split, images: Images, view: NetworkView) -> Contents:
         if split not in self._fingerprints:
             self._fingerprints[split] = distributed.from_main(images.fingerprint)
         return Contents(
-            teacher=self.teacher.spec.name,
-            teacher_weights=self._weights,
+            network=self.network.spec.name,
+            weights=self._weights,
             view=view.name,
             view_augmentation=view.augmentation,
             view_seed=view.seed,
@@ -115,15 +123,15 @@ class TeacherCache:
             images=images.name,
             image_fingerprint=self._fingerprints[split],
             precision=self.evaluator.precision,
-            dtype=self.options.cache_dtype,
-            shape=(len(images), self.teacher.embedding_dim),
+            dtype=self.dtype,
+            shape=(len(images), self.network.embedding_dim),
         )
 
     def _folder(self, split: Split, view: NetworkView, contents: Contents) -> Path:
         suffix = "" if view.number == 0 else f"-view{view.number}"
-        if self.options.teacher_cache is not None:
-            return self.options.teacher_cache / f"{split}{suffix}"
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.teacher}-{contents.images}")
+        if self.folder is not None:
+            return self.folder / f"{split}{suffix}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
         readable = f"{name[:_MAX_NAME]}{suffix}-{contents.key()}"
         return cache_folder() / "embeddings" / readable
 

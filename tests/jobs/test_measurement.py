@@ -1,0 +1,101 @@
+"""Evaluation of a trained student: its images are embedded once, whatever is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import distill
+from distill.engine.run_directory import RunDirectory, read_metrics
+from distill.errors import DistillError
+from distill.networks import EmbeddingNetwork
+from distill.weights import save_network
+from students import build_student
+
+
+@pytest.fixture(autouse=True)
+def cold_cache(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "embeddings"
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """The numbers of images that were embedded, but for the one that tells the width."""
+    numbers, forward = [], EmbeddingNetwork.forward
+
+    def counted(self, images):
+        if hasattr(self, "embedding_dim"):
+            numbers.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(EmbeddingNetwork, "forward", counted)
+    return numbers
+
+
+def make_student(folder: Path, *, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    save_network(build_student("timm:test_resnet", image_size=32), folder / "student.safetensors")
+    return folder / "student.safetensors"
+
+
+def test_images_are_embedded_once(make_folder, tmp_path: Path, seen, cold_cache: Path):
+    student, data = make_student(tmp_path), make_folder()
+    first = distill.evaluate_nn(student, data=str(data))
+    assert sum(seen) == 36 + 12
+    assert distill.evaluate_nn(student, data=str(data)) == first
+    distill.evaluate_clusters(student, data=str(data))
+    assert sum(seen) == 36 + 12
+    names = sorted(path.name.rpartition("-")[0] for path in cold_cache.iterdir())
+    assert names == ["timm-test_resnet-photos-train", "timm-test_resnet-photos-val"]
+    distill.evaluate_nn(make_student(tmp_path, seed=1), data=str(data))
+    assert sum(seen) == 2 * (36 + 12)
+
+
+def test_a_folder_of_one_s_own(make_folder, tmp_path: Path, cold_cache: Path):
+    student, data, kept = make_student(tmp_path), make_folder(), tmp_path / "kept"
+    distill.evaluate_nn(student, data=str(data), cache=kept, cache_dtype="fp32")
+    assert sorted(path.name for path in kept.iterdir()) == ["train", "val"]
+    assert not cold_cache.exists()
+    make_student(tmp_path, seed=1)
+    with pytest.raises(DistillError, match=r"holds other embeddings than asked for \(weights: "):
+        distill.evaluate_nn(student, data=str(data), cache=kept, cache_dtype="fp32")
+
+
+def test_what_is_stored_measures_as_what_is_not(make_folder, tmp_path: Path):
+    data = make_folder(num_train=20, num_val=10)
+    result = distill.train(
+        teacher="pixels",
+        student="timm:test_resnet",
+        image_size=32,
+        num_workers=0,
+        batch_size=8,
+        epochs=1,
+        precision="bf16",
+        data=str(data),
+        output=tmp_path / "run",
+    )
+    trained = result.metrics
+    # bfloat16 has fewer digits than float16, so that nothing is lost.
+    measured = distill.evaluate_nn(tmp_path / "run") | distill.evaluate_clusters(tmp_path / "run")
+    assert measured == {name: trained[name] for name in ("nn_accuracy", "cluster_alignment")}
+
+
+def test_nothing_is_embedded_in_vain(make_folder, tmp_path: Path, seen):
+    student = make_student(tmp_path)
+    with pytest.raises(DistillError, match="no validation images"):
+        distill.evaluate_nn(student, data=str(make_folder(num_val=0)))
+    with pytest.raises(DistillError, match="number of clusters is 99"):
+        distill.evaluate_clusters(student, data=str(make_folder("other")), num_clusters=99)
+    assert seen == []
+
+
+def test_numbers_go_to_the_run(make_folder, tmp_path: Path):
+    run = RunDirectory(tmp_path / "run", resume=False)
+    make_student(run.path)
+    run.close()
+    found = distill.evaluate_nn(run.path, data=str(make_folder()), output=tmp_path / "elsewhere")
+    assert read_metrics(tmp_path / "elsewhere") == found
