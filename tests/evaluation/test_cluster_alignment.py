@@ -13,19 +13,7 @@ from distill.evaluation.cluster_alignment import (
     contingency,
     kmeans,
     match_clusters,
-    nearest_centroids,
 )
-
-
-def unit_rows(*shape: int) -> np.ndarray:
-    rows = np.random.default_rng(0).normal(size=shape)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def spread(features: np.ndarray, centroids: np.ndarray) -> float:
-    """Sum of the squared distances to the nearest centroids: what k-means minimizes."""
-    distances = ((features[:, None] - centroids[None]) ** 2).sum(axis=2)
-    return float(distances.min(axis=1).sum())
 
 
 @pytest.mark.parametrize("suffix", ["", "_with_empty"])
@@ -150,47 +138,6 @@ def test_the_whole_follows_the_protocol(oracles):
     assert 0.5 < cluster_alignment(*arguments) < 0.95
 
 
-def test_centroids_are_the_means_of_all_their_images():
-    features = unit_rows(1200, 2)  # 600 images a cluster: FAISS by itself takes 256 of them
-    centroids = kmeans(features * 3, 2, seed=0, num_iterations=100)
-    assert centroids.dtype == np.float32
-    clusters = nearest_centroids(features, centroids)
-    for cluster, centroid in enumerate(centroids):
-        expected = features[clusters == cluster].mean(axis=0)
-        np.testing.assert_allclose(centroid, expected, atol=1e-5)
-
-
-def test_the_same_seed_gives_the_same_centroids():
-    features = unit_rows(500, 8)
-    first, second = (kmeans(features, 12, seed=5) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert np.abs(first - kmeans(features, 12, seed=6)).max() > 0.01
-
-
-def test_twenty_iterations_unless_told_otherwise():
-    features = unit_rows(4000, 8)  # far from settled after twenty
-    ended = {n: kmeans(features, 12, seed=5, num_iterations=n) for n in (1, 10, 19, 20, 21)}
-    np.testing.assert_array_equal(kmeans(features, 12, seed=5), ended[20])
-    sums = [spread(features, centroids) for centroids in ended.values()]
-    assert sums == sorted(set(sums), reverse=True)
-
-
-def test_the_best_of_several_starts_is_taken():
-    features = unit_rows(500, 8)
-    gains = []
-    for seed in range(3):
-        once, often = (kmeans(features, 12, seed=seed, restarts=n) for n in (1, 10))
-        gains.append(spread(features, once) - spread(features, often))
-    assert min(gains) > -1e-3  # the first start is among the ten
-    assert max(gains) > 1
-
-
-def test_few_images_make_no_noise(capfd):
-    assert kmeans(unit_rows(5, 3), 4, seed=0).shape == (4, 3)
-    assert kmeans(np.ones((5, 3)), 3, seed=0).shape == (3, 3)  # clusters that start out empty
-    assert capfd.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize("num_clusters", [0, -1, 6])
 def test_numbers_of_clusters_out_of_range(num_clusters: int):
     message = f"clusters is {num_clusters}, it must be between 1 and .* 5$"
@@ -200,13 +147,6 @@ def test_numbers_of_clusters_out_of_range(num_clusters: int):
         cluster_alignment(
             np.eye(5), np.arange(5), np.eye(5), np.arange(5), num_clusters=num_clusters
         )
-
-
-@pytest.mark.parametrize("seed", [-1, 2**31])
-def test_seeds_out_of_range(seed: int):
-    with pytest.raises(DistillError, match=f"the seed is {seed}, it must be between 0 and"):
-        kmeans(np.eye(5), 2, seed=seed)
-    assert kmeans(np.eye(5), 2, seed=2**31 - 1).shape == (2, 5)
 
 
 def test_embeddings_and_labels_that_mean_nothing():

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
+from distill.evaluation.inverted_lists import InvertedLists
 from distill.evaluation.nearest_neighbour import (
     VOTE_TEMPERATURE,
     nearest_neighbours,
     nn_accuracy,
+    nn_scores,
     predict,
     require_labels,
 )
@@ -90,3 +92,46 @@ def test_labels_that_mean_nothing():
     with pytest.raises(DistillError, match=r"are of 1 class, .* needs 2"):
         require_labels(np.array([3, 3]), what="photos")
     require_labels(np.array([0, 1]), what="photos")
+
+
+def test_one_search_serves_every_k(oracles, monkeypatch):
+    oracle = np.load(oracles / "evaluation_digits.npz")
+    arguments = [oracle[f"{s}_{what}"] for s in ("train", "val") for what in ("features", "labels")]
+    searches = []
+
+    def record(*arguments, k):
+        searches.append(k)
+        return nearest_neighbours(*arguments, k=k)
+
+    monkeypatch.setattr("distill.evaluation.nearest_neighbour.nearest_neighbours", record)
+    scores = nn_scores(*arguments, ks=(20, 1, 5, 5), vote="weighted")
+    assert searches == [20]
+    assert scores.recall is None
+    assert list(scores.predicted) == [1, 5, 20]
+    for k, accuracy in scores.accuracies().items():
+        assert accuracy == nn_accuracy(*arguments, k=k, vote="weighted")
+    assert scores.accuracy(1) == oracle["nn_accuracy"]
+    assert scores.confusion(1).sum() == 360
+    assert len(scores.by_class(1)) == 10
+
+
+def test_an_approximate_search_says_what_it_found(oracles):
+    oracle = np.load(oracles / "evaluation_digits.npz")
+    arguments = [oracle[f"{s}_{what}"] for s in ("train", "val") for what in ("features", "labels")]
+    few, all_lists = (
+        nn_scores(*arguments, ks=(1, 10), ivf=InvertedLists(num_lists=30, num_probes=probes))
+        for probes in (1, 30)
+    )
+    assert 0.3 < few.recall < all_lists.recall == 1
+    assert all_lists.accuracies() == nn_scores(*arguments, ks=(1, 10)).accuracies()
+
+
+def test_scores_that_cannot_be(oracles):
+    good, labels = np.eye(5), np.arange(5)
+    for ks, message in (((), "no k was given"), ((1, 6), "k is 6, it must be between 1 and .* 5")):
+        with pytest.raises(DistillError, match=message):
+            nn_scores(good, labels, good, labels, ks=ks)
+    with pytest.raises(DistillError, match="5 embeddings and 4 labels of the training images"):
+        nn_accuracy(good, labels[:4], good, labels)
+    with pytest.raises(DistillError, match="the training images are of 1 class"):
+        nn_scores(good, labels * 0, good, labels)

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from distill.errors import DistillError
+from distill.evaluation.kmeans import Clustering, kmeans, nearest_centroids
+
+
+def unit_rows(*shape: int) -> np.ndarray:
+    rows = np.random.default_rng(0).normal(size=shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def spread(features: np.ndarray, centroids: np.ndarray) -> float:
+    """Sum of the squared distances to the nearest centroids: what k-means minimizes."""
+    distances = ((features[:, None] - centroids[None]) ** 2).sum(axis=2)
+    return float(distances.min(axis=1).sum())
+
+
+def test_centroids_are_the_means_of_all_their_images():
+    features = unit_rows(1200, 2)  # 600 images a cluster: FAISS by itself takes 256 of them
+    centroids = kmeans(features * 3, 2, seed=0, num_iterations=100)
+    assert centroids.dtype == np.float32
+    clusters = nearest_centroids(features, centroids)
+    for cluster, centroid in enumerate(centroids):
+        expected = features[clusters == cluster].mean(axis=0)
+        np.testing.assert_allclose(centroid, expected, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_centroids():
+    features = unit_rows(500, 8)
+    first, second = (kmeans(features, 12, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - kmeans(features, 12, seed=6)).max() > 0.01
+
+
+def test_twenty_iterations_unless_told_otherwise():
+    features = unit_rows(4000, 8)  # far from settled after twenty
+    ended = {n: kmeans(features, 12, seed=5, num_iterations=n) for n in (1, 10, 19, 20, 21)}
+    np.testing.assert_array_equal(kmeans(features, 12, seed=5), ended[20])
+    sums = [spread(features, centroids) for centroids in ended.values()]
+    assert sums == sorted(set(sums), reverse=True)
+
+
+def test_the_best_of_several_starts_is_taken():
+    features = unit_rows(500, 8)
+    gains = []
+    for seed in range(3):
+        once, often = (kmeans(features, 12, seed=seed, restarts=n) for n in (1, 10))
+        gains.append(spread(features, once) - spread(features, often))
+    assert min(gains) > -1e-3  # the first start is among the ten
+    assert max(gains) > 1
+
+
+def test_few_images_make_no_noise(capfd):
+    assert kmeans(unit_rows(5, 3), 4, seed=0).shape == (4, 3)
+    assert kmeans(np.ones((5, 3)), 3, seed=0).shape == (3, 3)  # clusters that start out empty
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seeds_out_of_range(seed: int):
+    with pytest.raises(DistillError, match=f"the seed is {seed}, it must be between 0 and"):
+        kmeans(np.eye(5), 2, seed=seed)
+    assert kmeans(np.eye(5), 2, seed=2**31 - 1).shape == (2, 5)
+
+
+def test_spherical_centroids_are_the_directions_of_their_images():
+    features = unit_rows(300, 6)
+    centroids = kmeans(features * 5, 4, seed=0, num_iterations=200, spherical=True)
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-5)
+    clusters = nearest_centroids(features, centroids)
+    np.testing.assert_array_equal(clusters, (features @ centroids.T).argmax(axis=1))
+    for cluster, centroid in enumerate(centroids):
+        mean = features[clusters == cluster].mean(axis=0)
+        np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-3)
+
+
+def test_the_best_of_several_spherical_starts_is_the_most_similar():
+    features, gains = unit_rows(500, 8), []
+    for seed in range(3):
+        once, often = (
+            (features @ kmeans(features, 12, seed=seed, restarts=n, spherical=True).T).max(axis=1)
+            for n in (1, 10)
+        )
+        gains.append(often.sum() - once.sum())
+    assert min(gains) > -1e-3
+    assert max(gains) > 0.5
+
+
+def test_blocks_of_a_memory_map_are_assigned_as_the_whole_is(tmp_path):
+    features = (unit_rows(101, 8) * 3).astype(np.float16)
+    np.save(tmp_path / "rows.npy", features)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    centroids = kmeans(mapped, 7, seed=0)
+    whole = nearest_centroids(features, centroids)
+    assert len(set(whole)) == 7
+    for num_rows in (1, 10, 100, 101):
+        found = nearest_centroids(mapped, centroids, block_bytes=num_rows * 32)
+        np.testing.assert_array_equal(found, whole)
+
+
+def test_a_clustering_passes_everything_on():
+    features = unit_rows(200, 4)
+    how = Clustering(5, seed=3, num_iterations=2, restarts=2, spherical=True)
+    expected = kmeans(features, 5, seed=3, num_iterations=2, restarts=2, spherical=True)
+    np.testing.assert_array_equal(how.centroids(features, num_classes=9), expected)
+    assert Clustering().centroids(features, num_classes=9).shape == (9, 4)
+
+
+@pytest.mark.parametrize("name", ["iterations", "restarts"])
+def test_numbers_of_iterations_and_restarts_out_of_range(name: str):
+    keyword = {"iterations": "num_iterations", "restarts": "restarts"}[name]
+    with pytest.raises(DistillError, match=f"number of {name} is 0, it must be 1 or more"):
+        kmeans(np.eye(5), 2, seed=0, **{keyword: 0})
+
+
+def test_centroids_of_other_widths():
+    with pytest.raises(DistillError, match="5 wide and the validation embeddings 4;"):
+        nearest_centroids(np.eye(4), np.eye(5, dtype=np.float32))
