@@ -130,5 +130,5 @@ def test_layers_that_cannot_be_taken():
     with pytest.raises(DistillError, match="layer pair gives neither maps"):
         LayerBackbone(Odd(), {"pair": "pair"})(torch.zeros(1, 3, 2, 2))
     network = EmbeddingNetwork(Odd(), NetworkSpec(name="odd", build=lambda side: Odd()))
-    with pytest.raises(DistillError, match="^layer unused does not run"):
+    with pytest.raises(DistillError, match=r"^layer unused does not run"):
         layer_network(network, ["unused"])
