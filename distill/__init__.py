@@ -21,6 +21,7 @@ __all__ = [
     "evaluate_clusters",
     "evaluate_linear",
     "evaluate_nn",
+    "evaluate_voc",
     "load_student",
     "measure",
     "pretrain",
@@ -164,6 +165,25 @@ def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any
     from distill.jobs.linear_options import LinearOptions
 
     return evaluate_job(Path(run_or_weights), LinearOptions(**options)).metrics
+
+
+def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Transfer a student to a dataset in PASCAL VOC layout; the same options as `distill voc`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill voc --help` with underscores; `data` is needed.
+
+    Returns:
+        What was measured, by name, as fractions of 1, and each class's average precisions.
+
+    Raises:
+        DistillError: A request that cannot be met.
+        NonFiniteLossError: The detector's loss is not finite.
+    """
+    from distill.jobs.voc import VocOptions, measure_voc
+
+    return measure_voc(Path(run_or_weights), VocOptions(**options)).metrics()
 
 
 def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

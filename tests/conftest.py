@@ -180,3 +180,43 @@ def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
         return run.path
 
     return make
+
+
+@pytest.fixture
+def make_voc(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a VOC folder of noise with one to three coloured squares each.
+
+    Classes are colours. Every fifth image has one difficult square more. It returns VOCdevkit.
+    """
+    colours = {"blue": (30, 30, 240), "green": (30, 220, 30), "red": (240, 30, 30)}
+
+    def make(name: str = "VOCdevkit", *, num_train: int = 12, num_test: int = 6) -> Path:
+        rng = np.random.default_rng(0)
+        root = tmp_path / name / "VOC2007"
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (root / part).mkdir(parents=True)
+        for split, number in (("trainval", num_train), ("test", num_test)):
+            names = [f"{split}{i:03d}" for i in range(number)]
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+            for i, one in enumerate(names):
+                pixels = rng.integers(90, 130, size=(64, 96, 3)).astype(np.uint8)
+                # The first images show every class once in turn, so that none is missing.
+                kinds = [i % 3, *rng.integers(0, 3, size=int(rng.integers(0, 2)))]
+                objects = ""
+                for place, kind in enumerate([*kinds, *([i % 3] if i % 5 == 4 else [])]):
+                    colour = list(colours)[kind]
+                    side = int(rng.integers(20, 28))
+                    x = 2 + 31 * place + int(rng.integers(0, 30 - side))
+                    y = int(rng.integers(1, 64 - side))
+                    pixels[y - 1 : y - 1 + side, x - 1 : x - 1 + side] = colours[colour]
+                    objects += (
+                        f"<object><name>{colour}</name><difficult>{int(place >= len(kinds))}"
+                        f"</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
+                        f"<xmax>{x + side - 1}</xmax><ymax>{y + side - 1}</ymax></bndbox></object>"
+                    )
+                Image.fromarray(pixels).save(root / "JPEGImages" / f"{one}.png")
+                annotation = f"<annotation><filename>{one}.png</filename>{objects}</annotation>"
+                (root / "Annotations" / f"{one}.xml").write_text(annotation)
+        return root.parent
+
+    return make

@@ -161,7 +161,7 @@ def training_loader(
             has_distortion=views.distortion is not None,
         ),
         pin_memory=pin_memory,
-        **_worker_settings(views.images, num_workers),
+        **worker_settings(views.images, num_workers),
     )
 
 
@@ -191,7 +191,7 @@ def evaluation_loader(
         EvaluationViews(images, indices, view, draw=draw),
         batch_size=batch_size,
         collate_fn=collate,
-        **_worker_settings(images, num_workers),
+        **worker_settings(images, num_workers),
     )
 
 
@@ -212,7 +212,7 @@ def num_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
+def worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
     """Return the DataLoader arguments that all loaders share."""
     return {
         "num_workers": default_num_workers(images) if num_workers is None else num_workers,

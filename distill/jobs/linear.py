@@ -73,7 +73,7 @@ def evaluate_linear(run_or_weights: Path, options: LinearOptions) -> LinearRepor
     if options.layers:
         report = _layers(evaluation, options)
     else:
-        splits = evaluation.evaluator.embed_both(evaluation.network, what="student")
+        splits = evaluation.splits()
         probe = LinearProbe(evaluation, options, splits)
         report = _few_labels(probe, named) if options.labels is not None else _standard(probe)
     evaluation.keep(report.metrics)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.config import CacheDtype
-from distill.data.sources import open_images
+from distill.data.sources import ImageData, open_images
 from distill.engine.device import pick_device, pick_precision
 from distill.engine.run_directory import add_metrics, read_config
 from distill.errors import DistillError
@@ -83,13 +84,19 @@ class Evaluation:
             add_metrics(self.output, metrics)
 
 
-def open_evaluation(run_or_weights: Path, options: MeasurementOptions) -> Evaluation:
+def open_evaluation(
+    run_or_weights: Path,
+    options: MeasurementOptions,
+    *,
+    open_data: Callable[[str], ImageData] = open_images,
+) -> Evaluation:
     """Load a trained student and open the images that it is measured on.
 
     Args:
         run_or_weights: A run directory, the .safetensors file that it holds, or other weights with
             `options.student`.
         options: What to measure on; data and precision are those of the run by default.
+        open_data: Opens what `--data` names.
 
     Raises:
         DistillError: No such run, weights that do not fit, data or a device that is not there.
@@ -99,7 +106,7 @@ def open_evaluation(run_or_weights: Path, options: MeasurementOptions) -> Evalua
     network = _load(run_or_weights, options)
     device = pick_device(options.device)
     bad_images = BadImages(options.on_bad_image)
-    data = open_images(data_or_default(options.data or run_options.get("data")))
+    data = open_data(data_or_default(options.data or run_options.get("data")))
     evaluator = Evaluator(
         data=data,
         train_index=bad_images.good_indices(data.train),

@@ -1,0 +1,224 @@
+"""Opens a dataset in the layout of PASCAL VOC: images with boxes, in lists called splits.
+
+    VOCdevkit/VOC2007/JPEGImages/000005.jpg
+                      Annotations/000005.xml
+                      ImageSets/Main/trainval.txt    one name a line, without extension
+
+Source: Everingham et al., IJCV 2010. The classes are those that the training split's objects have,
+whatever their number, in alphabetical order. An image shows a class (1) when one object of it is
+not difficult, does not show it (-1) without an object of it, and is ignored for the class (0) when
+all its objects of the class are difficult: what the class lists of VOC2007 state, read from the
+annotations. Deliberate limits: whole annotations are in memory; segmentation, actions and
+parts are not read.
+
+Shapes: N images, C classes, G objects of an image.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.folders import EXTENSIONS
+from distill.data.images import FolderImages
+from distill.data.sources import ImageData
+from distill.data.voc_annotation import Annotation, read_annotation
+from distill.errors import DistillError, UnknownNameError
+from distill.terminal import progress_bar
+
+_PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
+_PREFERRED = "VOC2007"
+_FLAG = re.compile(r"\s+-?[01]$")  # after the name, in the lists of one class
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image.
+
+    Attributes:
+        classes: int64 (G,).
+        corners: float64 (G, 4), xmin, ymin, xmax, ymax; whole pixels from 1, the last included.
+        difficult: bool (G,).
+    """
+
+    classes: np.ndarray
+    corners: np.ndarray
+    difficult: np.ndarray
+
+
+class VocImages(FolderImages):
+    """The images of one split, with their objects; `labels` is None, an image has any number.
+
+    Args:
+        root: The folder VOC2007 or the like.
+        files: N paths relative to `root`.
+        objects: Of every image.
+        object_classes: C class names.
+        name: See `Images`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        objects: Sequence[Objects],
+        object_classes: Sequence[str],
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(root, files, name=name)
+        self.objects = tuple(objects)
+        self.object_classes = tuple(object_classes)
+
+    def presence(self) -> np.ndarray:
+        """Return int8 (N, C): 1 the image shows the class, -1 it does not, 0 difficult only."""
+        table = np.full((len(self), len(self.object_classes)), -1, dtype=np.int8)
+        for i, objects in enumerate(self.objects):
+            table[i, objects.classes[objects.difficult]] = 0
+            table[i, objects.classes[~objects.difficult]] = 1
+        return table
+
+
+def open_voc(
+    data: str | Path, *, train_split: str = "trainval", test_split: str = "test"
+) -> ImageData:
+    """Open two splits of a VOC dataset; both sets of images are `VocImages`.
+
+    Args:
+        data: VOCdevkit, the folder above it, a year's folder in it, or any folder of that layout.
+        train_split: List that is learnt from.
+        test_split: List that is measured on.
+
+    Raises:
+        DistillError: No such folder or split, another layout, an image or annotation that is
+            missing or damaged, no objects, or a class that only the test split has.
+    """
+    root = _find_root(Path(os.path.expanduser(data)))
+    stored = _stored_images(root)
+    lists = {name: _read_list(root, name) for name in (train_split, test_split)}
+    files = {name: [_file(root, stored, name, one) for one in lists[name]] for name in lists}
+    read = {name: _read_annotations(root, names) for name, names in lists.items()}
+    classes = sorted({name for one in read[train_split] for name in one.names})
+    if not classes:
+        raise DistillError(
+            f"{root} has no objects in the {len(lists[train_split])} images of {train_split}; name "
+            "another list with --train-split"
+        )
+    _require_known(root, test_split, lists[test_split], read[test_split], classes)
+
+    def split(name: str) -> VocImages:
+        objects = [_objects(one, classes) for one in read[name]]
+        return VocImages(root, files[name], objects, classes, name=f"{root.name}/{name}")
+
+    return ImageData(
+        name=root.name,
+        train=split(train_split),
+        val=split(test_split),
+        native_size=None,
+        horizontal_flip=True,
+    )
+
+
+def _find_root(folder: Path) -> Path:
+    """Find the folder that has JPEGImages, Annotations and ImageSets/Main."""
+    if not folder.is_dir():
+        raise DistillError(f"no folder at {folder}; name a VOCdevkit folder with --data")
+    if _is_root(folder):
+        return folder
+    devkit = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
+    if _is_root(devkit):
+        return devkit
+    years = sorted(entry for entry in devkit.iterdir() if entry.is_dir() and _is_root(entry))
+    preferred = [year for year in years if year.name == _PREFERRED]
+    if len(preferred or years) == 1:
+        return (preferred or years)[0]
+    if years:
+        names = ", ".join(year.name for year in years)
+        raise DistillError(f"{devkit} holds {names}; name one of them with --data")
+    missing = ", ".join(part for part in _PARTS if not (folder / part).is_dir())
+    raise DistillError(
+        f"{folder} is not in VOC layout: it lacks {missing}; name the folder that holds "
+        f"{', '.join(_PARTS)}, or the VOCdevkit above it"
+    )
+
+
+def _is_root(folder: Path) -> bool:
+    return all((folder / part).is_dir() for part in _PARTS)
+
+
+def _read_list(root: Path, split: str) -> list[str]:
+    """Read the names of a split's images, each once."""
+    lists = root / "ImageSets" / "Main"
+    known = [file.stem for file in lists.glob("*.txt")]
+    if split not in known:
+        whole = [name for name in known if "_" not in name]  # the others are of one class each
+        raise UnknownNameError(
+            "split", split, whole, f"a split is a list {lists}/NAME.txt", unlisted=known
+        )
+    path = lists / f"{split}.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(f"{path} cannot be read as a list of names ({error})") from None
+    names = [_FLAG.sub("", line.strip()) for line in lines if line.strip()]
+    if not names:
+        raise DistillError(f"{path} lists no image; name another list, or fill this one")
+    for name in names:
+        if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise DistillError(f"{path} lists {name!r}; it must list names without folders")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DistillError(f"{path} lists {twice} more than once; leave it there once")
+    return names
+
+
+def _stored_images(root: Path) -> dict[str, str]:
+    """Return the image files by name without extension."""
+    files = sorted(entry.name for entry in (root / "JPEGImages").iterdir())
+    return {Path(file).stem: file for file in files if file.lower().endswith(EXTENSIONS)}
+
+
+def _file(root: Path, stored: dict[str, str], split: str, name: str) -> str:
+    if name not in stored:
+        raise DistillError(
+            f"{root / 'JPEGImages' / name}.jpg is missing, which ImageSets/Main/{split}.txt lists; "
+            "add the image or take it out of the list"
+        )
+    return f"JPEGImages/{stored[name]}"
+
+
+def _read_annotations(root: Path, names: Sequence[str]) -> list[Annotation]:
+    annotations = []
+    with progress_bar(len(names), description="annotations", unit="file", delay=1.0) as bar:
+        for name in names:
+            annotations.append(read_annotation(root / "Annotations" / f"{name}.xml"))
+            bar.update()
+    return annotations
+
+
+def _require_known(
+    root: Path,
+    split: str,
+    names: Sequence[str],
+    annotations: Sequence[Annotation],
+    classes: Sequence[str],
+) -> None:
+    for name, annotation in zip(names, annotations, strict=True):
+        unknown = sorted(set(annotation.names) - set(classes))
+        if unknown:
+            raise DistillError(
+                f"{root / 'Annotations' / name}.xml of {split} has a {unknown[0]}, a class that no "
+                f"training image has; training has {', '.join(classes)}: correct the name, or add "
+                "such images to the training list"
+            )
+
+
+def _objects(annotation: Annotation, classes: Sequence[str]) -> Objects:
+    positions = {name: position for position, name in enumerate(classes)}
+    numbers = np.array([positions[name] for name in annotation.names], dtype=np.int64)
+    return Objects(numbers, annotation.corners, annotation.difficult)

@@ -1,0 +1,193 @@
+"""Fine-tuning and detection, on images of coloured squares and with detectors that are made up."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.data.voc import open_voc
+from distill.errors import NonFiniteLossError
+from distill.evaluation.average_precision import Boxes
+from distill.evaluation.detection import (
+    DetectionPass,
+    Detections,
+    FineTuning,
+    detect,
+    detection_aps,
+    fine_tune,
+    learning_rate_factor,
+)
+from distill.evaluation.detector import build_detector
+from students import build_student
+
+CPU = DetectionPass(torch.device("cpu"))
+
+
+@pytest.fixture
+def data(make_voc):
+    return open_voc(make_voc())
+
+
+def tiny_detector():
+    torch.manual_seed(0)
+    network = build_student("timm:test_resnet", image_size=64)
+    return build_detector(network, 3, image_size=64, regions_per_image=32)
+
+
+class Oracle(nn.Module):
+    """Finds what is there, from a table by the image's pixels; labels count from 1."""
+
+    def __init__(self, images, *, shift=0.0):
+        super().__init__()
+        self.shift = shift
+        self.known = {
+            np.asarray(images.load(i)).tobytes(): images.objects[i] for i in range(len(images))
+        }
+
+    def forward(self, pixels, targets=None):
+        assert not self.training
+        found = []
+        for one in pixels:
+            assert one.dtype == torch.float32
+            key = (one * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
+            objects = self.known[key]
+            boxes = torch.from_numpy(objects.corners - [1, 1, 0, 0]) + self.shift
+            scores = torch.linspace(0.9, 0.8, len(boxes))
+            labels = torch.from_numpy(objects.classes) + 1
+            found.append({"boxes": boxes, "labels": labels, "scores": scores})
+        return found
+
+
+def test_a_detector_that_knows_everything(data):
+    found = detect(Oracle(data.val), data.val, np.arange(6), CPU)
+    assert found.seen.tolist() == list(range(6))
+    expected = np.concatenate([one.corners for one in data.val.objects])
+    np.testing.assert_allclose(found.boxes.corners, expected)
+    for values in detection_aps(found, data.val).values():
+        np.testing.assert_allclose(values, [1, 1, 1])
+    # Half a square away everything overlaps by less than a half.
+    beside = detect(Oracle(data.val, shift=12.0), data.val, np.arange(6), CPU)
+    assert max(values.max() for values in detection_aps(beside, data.val).values()) == 0
+
+
+def test_classes_and_images_are_told_apart(data):
+    one = data.val.objects[0]
+    label = int(one.classes[0])
+    others = sum(
+        int(((each.classes == label) & ~each.difficult).sum()) for each in data.val.objects
+    )
+
+    def found(*, image, label):
+        boxes = Boxes(np.array([image]), one.corners[:1])
+        return Detections(boxes, np.array([label]), np.array([0.5]), np.arange(6))
+
+    right = detection_aps(found(image=0, label=label), data.val)["area"]
+    assert right[label] == pytest.approx(1 / others)
+    assert np.delete(right, label).max() == 0
+    assert detection_aps(found(image=0, label=(label + 1) % 3), data.val)["area"].max() == 0
+    assert detection_aps(found(image=4, label=label), data.val)["area"].max() == 0
+
+
+def test_images_that_cannot_be_read_do_not_count(data):
+    oracle = Oracle(data.val)
+    with open(data.val.path(2), "wb") as file:
+        file.write(b"x")
+    told = []
+    found = detect(
+        oracle, data.val, np.arange(6), DetectionPass(torch.device("cpu"), 0, told.extend)
+    )
+    assert found.seen.tolist() == [0, 1, 3, 4, 5]
+    assert told == [data.val.path(2)]
+    np.testing.assert_allclose(detection_aps(found, data.val)["area"], [1, 1, 1])
+
+
+def test_a_detector_that_finds_nothing(data):
+    nothing = Boxes(np.zeros(0, np.int64), np.zeros((0, 4)))
+    found = Detections(nothing, np.zeros(0, np.int64), np.zeros(0), np.arange(6))
+    for values in detection_aps(found, data.val).values():
+        assert values.tolist() == [0, 0, 0]
+
+
+def test_the_schedule_warms_up_and_decays_twice():
+    factor = learning_rate_factor(24_000)
+    assert factor(0) == pytest.approx(1 / 101)
+    assert factor(99) == pytest.approx(100 / 101)
+    shares = [factor(step) for step in (100, 17_999, 18_000, 21_999, 22_000, 23_999)]
+    assert shares == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert learning_rate_factor(20)(1) == pytest.approx(2 / 3)
+    assert learning_rate_factor(5)(0) == 1
+
+
+class Recorded(nn.Module):
+    """A detector of one weight, whose loss is that weight times a constant."""
+
+    def __init__(self, slope=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+        self.slope = slope
+        self.targets = []
+
+    def forward(self, pixels, targets):
+        assert self.training
+        self.targets += targets
+        return {"a": self.weight * self.slope, "b": 0 * self.weight}
+
+
+def test_rates_and_targets(data):
+    options = FineTuning(steps=8, batch_size=4, weight_decay=0.0)
+    detector = Recorded()
+    losses = fine_tune(detector, data.train, np.arange(12), options, CPU)
+    weight, velocity, expected = 1.0, 0.0, []
+    for step in range(8):
+        expected.append(weight)
+        velocity = 0.9 * velocity + 1.0
+        weight -= 0.02 * 4 / 16 * learning_rate_factor(8)(step) * velocity
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert len(detector.targets) == 32
+    assert {int(label) for one in detector.targets for label in one["labels"]} == {1, 2, 3}
+    faster = fine_tune(
+        Recorded(), data.train, np.arange(12), FineTuning(steps=2, learning_rate=0.5), CPU
+    )
+    assert faster[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(data):
+    with pytest.raises(NonFiniteLossError, match="the detector's loss is nan at step 0; lower"):
+        fine_tune(Recorded(math.nan), data.train, np.arange(12), FineTuning(steps=3), CPU)
+
+
+def test_unreadable_training_images_are_told_and_left_out(data):
+    for i in range(12):
+        with open(data.train.path(i), "wb") as file:
+            file.write(b"x")
+    told = []
+    how = DetectionPass(torch.device("cpu"), 0, told.extend)
+    losses = fine_tune(
+        Recorded(), data.train, np.arange(12), FineTuning(steps=3, batch_size=2), how
+    )
+    assert len(losses) == 0
+    assert len(told) == 6
+
+
+def test_a_few_steps_of_a_real_detector_are_repeatable(data):
+    options = FineTuning(steps=2, batch_size=1, learning_rate=0.01)
+    first, second = (
+        fine_tune(tiny_detector(), data.train, np.arange(12), options, CPU) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_coloured_squares_are_learnt_in_a_few_dozen_steps(make_voc):
+    data = open_voc(make_voc("easy", num_train=24, num_test=12))
+    detector = tiny_detector()
+    everything = np.arange(12)
+    before = detection_aps(detect(detector, data.val, everything, CPU), data.val)["voc07"].mean()
+    options = FineTuning(steps=40, batch_size=2, learning_rate=0.02)
+    losses = fine_tune(detector, data.train, np.arange(24), options, CPU)
+    assert losses[-5:].mean() < 0.7 * losses[:5].mean()
+    after = detection_aps(detect(detector, data.val, everything, CPU), data.val)["voc07"].mean()
+    assert before < 0.05
+    assert after > 0.3
