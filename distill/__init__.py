@@ -20,6 +20,7 @@ __all__ = [
     "convert",
     "evaluate_clusters",
     "evaluate_nn",
+    "evaluate_robustness",
     "load_student",
     "measure",
     "pretrain",
@@ -144,6 +145,25 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     from distill.jobs.clusters import evaluate_clusters as evaluate_job
 
     return evaluate_job(Path(run_or_weights), ClusterOptions(**options))
+
+
+def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a student under corruption; the same options as `distill robustness`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill robustness --help` with underscores.
+
+    Returns:
+        What was measured, by name, errors as fractions of 1; `robustness_definition` says on what.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.robustness import RobustnessOptions
+    from distill.jobs.robustness import evaluate_robustness as evaluate_job
+
+    return evaluate_job(Path(run_or_weights), RobustnessOptions(**options)).metrics
 
 
 def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

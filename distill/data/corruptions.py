@@ -66,11 +66,17 @@ def corrupt(pixels: np.ndarray, corruption: str, severity: int, *, seed: int) ->
     own = {"seed": seed} if corruption in _TAKE_A_SEED else {}
     package = _package()
     with _numpy_drawing_from(seed):
-        return package.corrupt(pixels, severity=severity, corruption_name=corruption, **own)
+        found = package.corrupt(pixels, severity=severity, corruption_name=corruption, **own)
+    return np.array(found)  # some come as a view of a Pillow image, which cannot be written to
 
 
-def prepare() -> str:
-    """Compile what is compiled on first use, so that forked loader processes need not.
+def prepare(corruptions: Sequence[str]) -> str:
+    """Import what corruptions need and compile what is compiled on first use.
+
+    Called before loader processes are forked, which then need not do it themselves.
+
+    Args:
+        corruptions: Those that will be used.
 
     Returns:
         Name and version of the package, which results depend on.
@@ -78,7 +84,9 @@ def prepare() -> str:
     Raises:
         DistillError: It is not installed.
     """
-    corrupt(np.zeros((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, 3), np.uint8), "glass_blur", 1, seed=0)
+    _package()
+    if "glass_blur" in corruptions:
+        corrupt(np.zeros((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, 3), np.uint8), "glass_blur", 1, seed=0)
     return f"{PACKAGE} {version(PACKAGE)}"
 
 
@@ -113,7 +121,8 @@ def require_image_size(size: int, *, what: str) -> None:
     if size < MIN_IMAGE_SIZE:
         raise DistillError(
             f"{what} has {size} x {size} pixels, corruptions need at least {MIN_IMAGE_SIZE} x "
-            f"{MIN_IMAGE_SIZE}; use a network with a larger --image-size"
+            f"{MIN_IMAGE_SIZE}; take a network of a larger image size, or leave this one out "
+            "(--no-teacher)"
         )
 
 
