@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from distill.data.class_map import is_imagenet
 from distill.data.corruptions import CORRUPTIONS, PUBLISHED_IMAGE_SIZE, SEVERITIES
 from distill.errors import DistillError
 
@@ -30,9 +31,6 @@ ALEXNET_ERRORS = dict(
     )
 )
 """AlexNet's error by corruption, the mean over the five severities."""
-
-# ImageNet's classes in the order of their WordNet ids begin and end with these.
-_NUM_IMAGENET_CLASSES, _FIRST, _LAST = 1000, "n01440764", "n15075141"
 
 
 def corruption_means(errors: Errors) -> dict[str, float]:
@@ -89,9 +87,3 @@ def why_no_mce(errors: Errors, classes: tuple[str, ...] | None, image_size: int)
         return f"AlexNet's errors are known for {PUBLISHED_IMAGE_SIZE} px only, not {image_size} px"
     complete = all(set(SEVERITIES) <= set(errors.get(name, {})) for name in CORRUPTIONS)
     return None if complete else "it needs all fifteen corruptions at five severities"
-
-
-def is_imagenet(classes: tuple[str, ...]) -> bool:
-    """Say whether class names are ImageNet's WordNet ids, going by their number and two of them."""
-    ordered = sorted(classes)
-    return len(ordered) == _NUM_IMAGENET_CLASSES and (ordered[0], ordered[-1]) == (_FIRST, _LAST)
