@@ -148,20 +148,20 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
 
 
 def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
-    """Measure a student under corruption; the same options as `distill robustness`.
+    """Measure a student on corrupted and on other images; the same options as `distill robustness`.
 
     Args:
         run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
         **options: Any flag of `distill robustness --help` with underscores.
 
     Returns:
-        What was measured, by name, errors as fractions of 1; `robustness_definition` says on what.
+        What was measured, by name, as fractions of 1; `robustness_definition` says on what.
 
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.robustness import RobustnessOptions
     from distill.jobs.robustness import evaluate_robustness as evaluate_job
+    from distill.jobs.robustness_options import RobustnessOptions
 
     return evaluate_job(Path(run_or_weights), RobustnessOptions(**options)).metrics
 

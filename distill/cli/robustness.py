@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.robustness import RobustnessOptions
+from distill.jobs.robustness_options import RobustnessOptions
 
 if TYPE_CHECKING:
     from distill.jobs.corruption_errors import CorruptionResult
+    from distill.jobs.natural_shifts import ShiftRow
 
 _EXAMPLES = """Measure a student, and its teacher, on images that are not as those of training.
 
@@ -24,6 +25,10 @@ examples:
       two of them
   distill robustness runs/first --data photos --head linear --no-teacher
       with a logistic regression instead of nearest neighbours, of the student alone
+  distill robustness runs/first --data imagenet --corruptions none --shifted imagenet-a imagenet-r
+      images from elsewhere only
+  distill robustness runs/first --data imagenet --corruptions none --frames vid/frames.csv
+      video frames that all must be right with their neighbours
 """
 
 
@@ -46,6 +51,8 @@ def run(argv: list[str]) -> int:
     result = evaluate_robustness(command.run_or_weights, command.options)
     if result.corrupted:
         print_table(*_corruption_table(result.corrupted))
+    if result.shifts:
+        print_table(*_shift_table(result.shifts))
     for note in result.notes:
         print(note)
     return 0
@@ -72,3 +79,15 @@ def _corruption_table(
             columns[2 * number + 1].append(mce)
             columns[2 * number + 2].append("")
     return [list(row) for row in zip(*columns, strict=True)], header
+
+
+def _shift_table(shifts: Sequence[ShiftRow]) -> tuple[list[list[str]], list[str]]:
+    """Return rows and header: a row per set, plain and restricted accuracy of every network."""
+    header = ["accuracy"]
+    for role in dict.fromkeys(row.role for row in shifts):
+        header += [role, "among its classes"]
+    lines: dict[str, list[str]] = {}
+    for row in shifts:
+        line = lines.setdefault(row.metric, [row.measure])
+        line += [f"{row.plain:.4f}", f"{row.restricted:.4f}"]
+    return list(lines.values()), header

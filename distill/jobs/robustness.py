@@ -1,4 +1,4 @@
-"""Measures a trained student, and its teacher beside it, under corruption."""
+"""Measures a trained student, and its teacher beside it, on images unlike those of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from distill.config import TeacherOptions
 from distill.data.corruptions import (
     CORRUPTIONS,
     PUBLISHED_IMAGE_SIZE,
@@ -18,42 +17,17 @@ from distill.data.corruptions import (
     require_corruptions,
     require_image_size,
 )
-from distill.engine.run_directory import read_config
 from distill.errors import DistillError
-from distill.evaluation.frozen_head import HeadName
 from distill.jobs.corruption_errors import CorruptionResult, corruption_errors
 from distill.jobs.frozen_classifier import FrozenClassifier
-from distill.jobs.measurement import Evaluation, MeasurementOptions, open_evaluation
-from distill.jobs.teacher_cache import load_teacher_of
-from distill.networks import EmbeddingNetwork, place
+from distill.jobs.measurement import Evaluation, open_evaluation
+from distill.jobs.natural_shifts import ShiftOptions, ShiftRow, measure_shifts, open_shifts
+from distill.jobs.robustness_options import RobustnessOptions
+from distill.jobs.teacher_beside import teacher_beside
+from distill.networks import place
 
 NONE = "none"
 _ON_THE_FLY = "corrupted on the fly: near, but not the same as, the published ImageNet-C JPEG files"
-
-
-@dataclass(frozen=True)
-class RobustnessOptions(MeasurementOptions):
-    """How `distill robustness` measures."""
-
-    corruptions: tuple[str, ...] = ()
-    """Names of ImageNet-C; none given: all fifteen; `none`: none of them."""
-    severities: tuple[int, ...] = ()
-    """From 1 to 5; none given: all five."""
-    head: HeadName = "nn"
-    """What predicts from embeddings, fitted on clean training images: nearest neighbour or
-    logistic regression."""
-    num_images: int | None = None
-    """Validation images to corrupt, drawn by the seed; None: all."""
-    seed: int = 0
-    """Of the drawn images and of the corruptions."""
-    teacher: str | None = None
-    """Teacher to measure beside the student; None: the one of the run, if it is a run."""
-    teacher_weights: Path | None = None
-    """Weights of --teacher; None: the published ones."""
-    teacher_image_size: int | None = None
-    """Side of the view of --teacher in pixels; None: the side it was trained with."""
-    no_teacher: bool = False
-    """Leave the run's teacher out."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +36,13 @@ class RobustnessResult:
 
     Attributes:
         corrupted: Under corruption, the student first.
+        shifts: On images from elsewhere, the student first.
         metrics: What was added to metrics.json.
         notes: What a reader of the numbers must know.
     """
 
     corrupted: list[CorruptionResult] = field(default_factory=list)
+    shifts: list[ShiftRow] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -82,7 +58,7 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
     Returns:
         Errors by network, and the metrics `robustness_mean_error`, `robustness_clean_error`,
         `robustness_gap` and, where it is defined, `robustness_mce`; the teacher's start with
-        `teacher_`.
+        `teacher_`. For every set of --shifted and --frames its accuracies, see `measure_shifts`.
 
     Raises:
         DistillError: No such run, weights that do not fit, no labels, no validation images, an
@@ -93,20 +69,25 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
         prepare(corruptions)  # refuses before anything is loaded
     evaluation = open_evaluation(run_or_weights, options)
     classifiers = _classifiers(run_or_weights, options, evaluation)
+    given = ShiftOptions(options.shifted, options.class_map, options.frames, options.frames_k)
+    shifts = open_shifts(given, evaluation.evaluator.data.train)
+    result = RobustnessResult(notes=shifts.notes())
     if corruptions:
         for one in classifiers:
             require_image_size(one.network.input.image_size, what=f"the {one.role}'s view")
-    corrupted = [
-        corruption_errors(one, corruptions, severities, seed=options.seed, folder=evaluation.output)
-        for one in classifiers
-        if corruptions
-    ]
-    result = RobustnessResult(corrupted)
-    for one, found in zip(classifiers, corrupted, strict=False):
-        result.metrics.update(found.metrics())
-        result.notes.extend(_notes(one, found))
-    if corrupted:
         result.notes.append(_ON_THE_FLY)
+    for one in classifiers:
+        if corruptions:
+            found = corruption_errors(
+                one, corruptions, severities, seed=options.seed, folder=evaluation.output
+            )
+            result.corrupted.append(found)
+            result.metrics.update(found.metrics())
+            result.notes.extend(_notes(one, found))
+        rows = measure_shifts(one, shifts)
+        result.shifts.extend(rows)
+        for row in rows:
+            result.metrics.update(row.metrics())
     evaluation.keep(result.metrics)
     return result
 
@@ -123,6 +104,11 @@ def _wanted(options: RobustnessOptions) -> tuple[Sequence[str], Sequence[int]]:
         raise DistillError(f"--num-images is {options.num_images}; it must be at least 1")
     severities = options.severities or SEVERITIES
     if tuple(options.corruptions) == (NONE,):
+        if not options.shifted and options.frames is None:
+            raise DistillError(
+                "--corruptions none leaves nothing to measure; add --shifted or --frames, or name "
+                "corruptions"
+            )
         return (), severities
     corruptions = options.corruptions or CORRUPTIONS
     require_corruptions(corruptions, severities)
@@ -138,7 +124,7 @@ def _classifiers(
         raise DistillError(reason)
     index = _sample(evaluator.val_index, options)
     networks = {"student": evaluation.network}
-    teacher = _teacher(run_or_weights, options)
+    teacher = teacher_beside(run_or_weights, options)
     if teacher is not None:
         networks["teacher"] = place(teacher, evaluator.device)
     return [
@@ -158,33 +144,6 @@ def _sample(index: np.ndarray, options: RobustnessOptions) -> np.ndarray:
         )
     drawn = np.random.default_rng(options.seed).choice(index, number, replace=False)
     return np.sort(drawn)
-
-
-def _teacher(run_or_weights: Path, options: RobustnessOptions) -> EmbeddingNetwork | None:
-    """Load the teacher that was asked for, else the one of the run; None without."""
-    given = (options.teacher, options.teacher_weights, options.teacher_image_size)
-    if options.no_teacher:
-        if any(one is not None for one in given):
-            raise DistillError("--no-teacher leaves the teacher out; leave out --teacher... or it")
-        return None
-    if options.teacher is not None:
-        return load_teacher_of(TeacherOptions(*given))
-    if any(one is not None for one in given):
-        raise DistillError(
-            "--teacher-weights and --teacher-image-size go with --teacher; name the teacher, too"
-        )
-    if not (run_or_weights / "config.yaml").exists():
-        return None
-    run = read_config(run_or_weights)
-    if run.get("teacher") is None:  # a run of pre-training has none
-        return None
-    weights = run.get("teacher_weights")
-    try:
-        return load_teacher_of(
-            TeacherOptions(run["teacher"], weights and Path(weights), run.get("teacher_image_size"))
-        )
-    except DistillError as error:
-        raise DistillError(f"the run's teacher: {error}; or pass --no-teacher") from error
 
 
 def _notes(classifier: FrozenClassifier, found: CorruptionResult) -> list[str]:
