@@ -86,7 +86,9 @@ def prepare(corruptions: Sequence[str]) -> str:
     """
     _package()
     if "glass_blur" in corruptions:
-        corrupt(np.zeros((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, 3), np.uint8), "glass_blur", 1, seed=0)
+        smallest = np.zeros((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, 3), np.uint8)
+        for severity in (1, 3):  # with other types of numbers, and thus compiled anew
+            corrupt(smallest, "glass_blur", severity, seed=0)
     return f"{PACKAGE} {version(PACKAGE)}"
 
 

@@ -90,11 +90,12 @@ def corruption_errors(
     if record.clean_error is None:
         record.set_clean(classifier.error())
     wanted = list(product(corruptions, severities))
-    for number, (corruption, severity) in enumerate(wanted, start=1):
-        if not record.has(corruption, severity):
-            view = CorruptedView(classifier.network.input, corruption, severity, seed)
-            what = f"{corruption} {severity} ({number}/{len(wanted)})"
-            record.set(corruption, severity, classifier.error(view, description=what))
+    missing = [pair for pair in wanted if not record.has(*pair)]
+    prepare([corruption for corruption, _ in missing])
+    for corruption, severity in missing:
+        view = CorruptedView(classifier.network.input, corruption, severity, seed)
+        what = f"{corruption} {severity} ({wanted.index((corruption, severity)) + 1}/{len(wanted)})"
+        record.set(corruption, severity, classifier.error(view, description=what))
     assert record.clean_error is not None
     errors = {name: {s: record.errors[name][s] for s in severities} for name in corruptions}
     reason = why_no_mce(errors, classifier.evaluator.data.train.classes, size)

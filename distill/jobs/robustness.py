@@ -46,6 +46,18 @@ class RobustnessResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def add_corrupted(self, found: CorruptionResult, notes: Sequence[str]) -> None:
+        """Add what a network does under corruption."""
+        self.corrupted.append(found)
+        self.metrics.update(found.metrics())
+        self.notes.extend(notes)
+
+    def add_shifts(self, rows: Sequence[ShiftRow]) -> None:
+        """Add what a network does on images from elsewhere."""
+        self.shifts.extend(rows)
+        for row in rows:
+            self.metrics.update(row.metrics())
+
 
 def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> RobustnessResult:
     """Measure a trained student; what robustness.json knows already is not measured again.
@@ -66,28 +78,23 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
     """
     corruptions, severities = _wanted(options)
     if corruptions:
-        prepare(corruptions)  # refuses before anything is loaded
+        prepare([])  # refuses before anything is loaded
     evaluation = open_evaluation(run_or_weights, options)
     classifiers = _classifiers(run_or_weights, options, evaluation)
     given = ShiftOptions(options.shifted, options.class_map, options.frames, options.frames_k)
     shifts = open_shifts(given, evaluation.evaluator.data.train)
-    result = RobustnessResult(notes=shifts.notes())
     if corruptions:
         for one in classifiers:
             require_image_size(one.network.input.image_size, what=f"the {one.role}'s view")
-        result.notes.append(_ON_THE_FLY)
-    for one in classifiers:
+    result = RobustnessResult(notes=[*shifts.notes(), *([_ON_THE_FLY] if corruptions else [])])
+    while classifiers:  # the embeddings of one make room for those of the next
+        one = classifiers.pop(0)
         if corruptions:
             found = corruption_errors(
                 one, corruptions, severities, seed=options.seed, folder=evaluation.output
             )
-            result.corrupted.append(found)
-            result.metrics.update(found.metrics())
-            result.notes.extend(_notes(one, found))
-        rows = measure_shifts(one, shifts)
-        result.shifts.extend(rows)
-        for row in rows:
-            result.metrics.update(row.metrics())
+            result.add_corrupted(found, _notes(one, found))
+        result.add_shifts(measure_shifts(one, shifts))
     evaluation.keep(result.metrics)
     return result
 

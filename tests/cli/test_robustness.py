@@ -184,6 +184,7 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
 
 def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("distill.jobs.corruption_errors.why_no_mce", lambda *given: None)
+    monkeypatch.setattr("distill.jobs.corruption_errors.prepare", lambda corruptions: "a package")
     monkeypatch.setattr(FrozenClassifier, "error", lambda self, view=None, **_: 0.5)
     data = make_folder()
     found = distill.evaluate_robustness(weights, data=str(data), **NETWORK)
