@@ -22,6 +22,7 @@ __all__ = [
     "evaluate_linear",
     "evaluate_nn",
     "evaluate_voc",
+    "evaluate_robustness",
     "load_student",
     "measure",
     "pretrain",
@@ -158,6 +159,17 @@ def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any
     Returns:
         What was measured, by name, as fractions of 1.
 
+
+def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a student on corrupted and on other images; the same options as `distill robustness`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill robustness --help` with underscores.
+
+    Returns:
+        What was measured, by name, as fractions of 1; `robustness_definition` says on what.
+
     Raises:
         DistillError: A request that cannot be met.
     """
@@ -184,6 +196,10 @@ def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     from distill.jobs.voc import VocOptions, measure_voc
 
     return measure_voc(Path(run_or_weights), VocOptions(**options)).metrics()
+    from distill.jobs.robustness import evaluate_robustness as evaluate_job
+    from distill.jobs.robustness_options import RobustnessOptions
+
+    return evaluate_job(Path(run_or_weights), RobustnessOptions(**options)).metrics
 
 
 def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
     "linear": ("distill.cli.linear", "measure a linear classifier on a student's embeddings"),
     "voc": ("distill.cli.voc", "transfer a student to PASCAL VOC: classification, detection"),
+    "robustness": ("distill.cli.robustness", "measure a student on corrupted and on other images"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),

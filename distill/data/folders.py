@@ -41,7 +41,7 @@ def read_splits(root: Path) -> tuple[FolderImages, FolderImages | None]:
         return read_unlabelled(root, name=root.name), None
     _refuse_misnamed(root, "val")
     has_val = (root / "val").is_dir()
-    train_classes = _class_folders(root / "train")
+    train_classes = class_folders(root / "train")
     if not train_classes:
         train = read_unlabelled(root / "train", name=f"{root.name}/train")
         return train, read_unlabelled(root / "val", name=f"{root.name}/val") if has_val else None
@@ -76,7 +76,7 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, name: str) -> Fo
     Raises:
         DistillError: a class folder that is not in `classes` or holds no image, or no class folder.
     """
-    present = _class_folders(folder)
+    present = class_folders(folder)
     extra = sorted(set(present) - set(classes))
     if extra:
         raise DistillError(f"classes in {folder} that train/ does not have: {_some(extra)}")
@@ -98,6 +98,24 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, name: str) -> Fo
         )
     labels = np.repeat([label_of[class_name] for class_name in present], counts)
     return FolderImages(folder, files, labels, classes, name=name)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the class folders in code-point order.
+
+    Raises:
+        DistillError: images lie beside them, or the folder cannot be listed.
+    """
+    entries = _entries(folder)
+    classes = sorted(entry.name for entry in entries if _is_folder(entry))
+    loose = sorted(entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS))
+    loose = [name for name in loose if name not in classes]
+    if classes and loose:
+        raise DistillError(
+            f"{folder} holds class folders and, beside them, {len(loose)} images ({_some(loose)}): "
+            "move the images into class folders, or away"
+        )
+    return classes
 
 
 def list_images(folder: str | Path) -> list[str]:
@@ -131,20 +149,6 @@ def list_images(folder: str | Path) -> list[str]:
         # file system's order.
         pending += sorted(below, reverse=True)
     return sorted(files)
-
-
-def _class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in code-point order; refuse images beside them."""
-    entries = _entries(folder)
-    classes = sorted(entry.name for entry in entries if _is_folder(entry))
-    loose = sorted(entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS))
-    loose = [name for name in loose if name not in classes]
-    if classes and loose:
-        raise DistillError(
-            f"{folder} holds class folders and, beside them, {len(loose)} images ({_some(loose)}): "
-            "move the images into class folders, or away"
-        )
-    return classes
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

@@ -15,7 +15,7 @@ from distill.data.batch import Batch
 from distill.data.images import Images
 from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
-from distill.evaluation.network_view import NetworkView
+from distill.evaluation.network_view import NetworkView, ShownView
 from distill.networks import EmbeddingNetwork
 from distill.terminal import progress_bar
 
@@ -62,19 +62,21 @@ def embed(
     *,
     device: torch.device,
     precision: str,
+    view: ShownView | None = None,
     indices: np.ndarray | None = None,
     batch_size: int | None = None,
     num_workers: int = 0,
     description: str = "embed",
     on_bad_images: Callable[[Sequence[str]], None] | None = None,
 ) -> Embeddings:
-    """Embed images in evaluation mode through the network's own evaluation view, into memory.
+    """Embed images in evaluation mode, into memory.
 
     Args:
         network: Already on `device`; its mode is restored afterwards.
         images: The set.
         device: Where the network lies.
         precision: `fp32` or `bf16`.
+        view: What the network is shown; None: its evaluation view.
         indices: The images of the set to embed; None takes all.
         batch_size: Images per forward pass; None: by image size and device.
         num_workers: Processes that load images.
@@ -82,7 +84,9 @@ def embed(
         on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
     """
     how = Pass(device, precision, batch_size, num_workers, on_bad_images)
-    batches = list(embedded_batches(network, images, how, indices=indices, description=description))
+    batches = list(
+        embedded_batches(network, images, how, view=view, indices=indices, description=description)
+    )
     nothing = np.zeros((0, network.embedding_dim), np.float32)  # when no index was given
     no_numbers = np.zeros(0, np.int64)
     return Embeddings(
@@ -99,7 +103,7 @@ def embedded_batches(
     images: Images,
     how: Pass,
     *,
-    view: NetworkView | None = None,
+    view: ShownView | None = None,
     indices: np.ndarray | None = None,
     description: str = "embed",
 ) -> Generator[Embeddings]:

@@ -7,9 +7,21 @@ that training itself draws of the image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from distill.data.transforms import View, evaluation_view, training_view
 from distill.networks import InputSpec
+
+
+class ShownView(Protocol):
+    """Any view of every image that a network can be shown."""
+
+    @property
+    def draw(self) -> tuple[int, int] | None:
+        """Seed and number for the loader; None for a view without randomness."""
+
+    def build(self) -> View:
+        """Return the function from an image to the view."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""What can be asked of `distill robustness`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.evaluation.frozen_head import HeadName
+from distill.jobs.measurement import MeasurementOptions
+
+
+@dataclass(frozen=True)
+class RobustnessOptions(MeasurementOptions):
+    """How `distill robustness` measures."""
+
+    corruptions: tuple[str, ...] = ()
+    """Names of ImageNet-C; none given: all fifteen; `none`: none of them."""
+    severities: tuple[int, ...] = ()
+    """From 1 to 5; none given: all five."""
+    head: HeadName = "nn"
+    """What predicts from embeddings, fitted on clean training images: nearest neighbour or
+    logistic regression."""
+    num_images: int | None = None
+    """Validation images to corrupt, drawn by the seed; None: all."""
+    seed: int = 0
+    """Of the drawn images and of the corruptions."""
+    teacher: str | None = None
+    """Teacher to measure beside the student; None: the one of the run, if it is a run."""
+    teacher_weights: Path | None = None
+    """Weights of --teacher; None: the published ones."""
+    teacher_image_size: int | None = None
+    """Side of the view of --teacher in pixels; None: the side it was trained with."""
+    no_teacher: bool = False
+    """Leave the run's teacher out."""
+    shifted: tuple[Path, ...] = ()
+    """Folders of class folders of other images: ImageNet-A, -R, -v2, ObjectNet."""
+    class_map: Path | None = None
+    """JSON or CSV file that says which training classes the names of --shifted and --frames stand
+    for; None: they are training classes."""
+    frames: Path | None = None
+    """CSV file of neighbouring video frames: anchor,frame,label and optionally offset."""
+    frames_k: int = 10
+    """An anchor is right at pm-k if all its neighbours within k frames are."""
