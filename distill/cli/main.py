@@ -21,6 +21,7 @@ COMMANDS = {
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
+    "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
 }
 

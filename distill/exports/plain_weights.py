@@ -67,7 +67,8 @@ def library_model(network: EmbeddingNetwork) -> LibraryModel | None:
 def write_plain(network: EmbeddingNetwork, path: Path) -> None:
     """Write the backbone's weights under the library's names, with nothing else but the format."""
     weights = {name: w.detach().contiguous() for name, w in network.backbone.state_dict().items()}
-    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    # Not save_file, whose files only their owner can read.
+    path.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
 
 
 def run_plain(path: Path, model: LibraryModel, spec: InputSpec) -> Embed:

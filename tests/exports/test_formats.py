@@ -112,6 +112,28 @@ def test_networks_as_torch_export(tmp_path: Path, make, name: str, size: int):
         assert_same(embed(images), network(images).detach())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "name", "size"),
+    [
+        (student, "alexnet", 64),
+        (student, "resnet18", 32),
+        (student, "resnet50", 64),
+        (student, "mobilenetv2", 32),
+        (student, "torchvision:shufflenet_v2_x0_5", 32),
+        (backbone, "resnet18x0.125-small", 16),
+        (backbone, "resnet50x2", 64),
+    ],
+)
+def test_networks_as_onnx(tmp_path: Path, make, name: str, size: int):
+    network = make(name, size)
+    write_onnx(ExportedNetwork(network, l2_normalize=False), tmp_path / "a.onnx", {})
+    embed = run_onnx(tmp_path / "a.onnx")
+    for number in (1, 3, 8):
+        images = pixels(network, number)
+        assert_same(embed(images), network(images).detach())
+
+
 @pytest.mark.parametrize(
     ("make", "name", "size"),
     [
