@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.jobs.cache import CachedSplit
+    from distill.jobs.export import Exported
     from distill.jobs.fitting import RunResult
     from distill.networks import EmbeddingNetwork
 
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate_nn",
     "evaluate_voc",
     "evaluate_robustness",
+    "export",
     "load_student",
     "measure",
     "pretrain",
@@ -221,6 +223,28 @@ def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     from distill.jobs.measure import measure as measure_job
 
     return measure_job([Path(run_or_weights)], MeasureOptions(**options))[0].metrics()
+
+
+def export(run: str | Path, format: str, **options: Any) -> Exported:
+    """Export the network of a finished run; the same options as `distill export`.
+
+    Args:
+        run: A run directory of `distill train` or `distill pretrain`.
+        format: `onnx`, `torch-export` or `safetensors`.
+        **options: Any flag of `distill export --help` with underscores.
+
+    Returns:
+        Folder, files with size, SHA-256 and largest difference, and the model card.
+
+    Raises:
+        DistillError: A request that cannot be met; nothing was written then.
+    """
+    from distill.jobs.export import ExportOptions
+    from distill.jobs.export import export as export_job
+
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return export_job(Path(run), ExportOptions(format, **options))
 
 
 def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:

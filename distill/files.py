@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,3 +42,45 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path` by `written_whole`."""
     with written_whole(path) as file:
         file.write(content)
+
+
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for others to write to; rename it when all went well.
+
+    For writers that want a name rather than an open file; otherwise as `written_whole`.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def written_together(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield a folder for files that belong together; when all went well, rename them to `folder`.
+
+    After a failure none of them is there, nor is `folder` if it was made for them.
+
+    Args:
+        folder: Where the files shall lie; its own folder exists.
+        last: The file that is renamed last, because it speaks of the others.
+    """
+    was_there = folder.exists()
+    folder.mkdir(exist_ok=True)
+    staging = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        yield staging
+        for file in sorted(staging.iterdir(), key=lambda file: (file.name == last, file.name)):
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+            file.replace(folder / file.name)
+        was_there = True
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):  # another process put something there
+                folder.rmdir()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from distill.files import replaced_whole, write_whole
+from distill.files import write_whole, written_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -50,3 +51,36 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path):
         fail()
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+def test_files_that_belong_together_come_together(tmp_path: Path, monkeypatch):
+    folder, order = tmp_path / "export", []
+    replace = Path.replace
+
+    def recorded(source: Path, target: Path) -> Path:
+        order.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    with written_together(folder, last="b") as staging:
+        for name in "abc":
+            (staging / name).write_text(name)
+        assert not (folder / "a").exists()
+    assert order == ["a", "c", "b"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_files_that_belong_together_leave_nothing_after_a_failure(tmp_path: Path, was_there):
+    folder = tmp_path / "export"
+    if was_there:
+        folder.mkdir()
+        (folder / "mine").write_text("mine")
+
+    def fail() -> None:
+        with written_together(folder, last="a") as staging:
+            (staging / "a").write_text("a")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert folder.exists() == was_there
+    assert not was_there or [entry.name for entry in folder.iterdir()] == ["mine"]

@@ -24,6 +24,7 @@ COMMANDS = {
     "robustness": ("distill.cli.robustness", "measure a student on corrupted and on other images"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
+    "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
 }
 

@@ -1,0 +1,160 @@
+"""What lies in an export folder, and whose it is: `export.json`.
+
+A file is overwritten only when this record says that the same weights were exported to it, and the
+file has not changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from distill.errors import DistillError
+
+RECORD, CARD = "export.json", "model-card.md"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file.
+
+    Attributes:
+        name: Of the file.
+        format: `onnx`, `torch-export`, `safetensors`, or `safetensors-plain` for the file under a
+            library's names.
+        sha256: Of its content, in hexadecimal.
+        num_bytes: Its size.
+        l2_normalize: Whether its embeddings have length 1.
+        absolute_difference: See `distill.exports.comparison.Difference`.
+        relative_difference: The same.
+        milliseconds: Time for an image by batch size, original and exported; empty when not timed.
+        versions: Of what wrote it.
+    """
+
+    name: str
+    format: str
+    sha256: str
+    num_bytes: int
+    l2_normalize: bool
+    absolute_difference: float
+    relative_difference: float
+    milliseconds: dict[str, tuple[float, float]]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of an export folder.
+
+    Attributes:
+        weights: SHA-256 of the weights file that was exported.
+        artifacts: The files, in the order they were first written.
+        card: SHA-256 of the model card.
+    """
+
+    weights: str
+    artifacts: tuple[Artifact, ...] = field(default=())
+    card: str = ""
+
+    def artifact(self, name: str) -> Artifact | None:
+        """Return the file of that name, None when there is none."""
+        return next((each for each in self.artifacts if each.name == name), None)
+
+    def with_artifacts(self, new: Sequence[Artifact], folder: Path) -> Record:
+        """Return the record with files added or replaced; those that changed since are left out."""
+        names = {each.name for each in new}
+        kept = [each for each in self.artifacts if each.name not in names]
+        still = [each for each in kept if _is_unchanged(folder / each.name, each.sha256)]
+        return Record(self.weights, (*still, *new))
+
+    def with_card(self, digest: str) -> Record:
+        """Return the record with the SHA-256 of the model card."""
+        return replace(self, card=digest)
+
+    def to_json(self) -> str:
+        """Return the record as `read_record` reads it."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_record(folder: Path) -> Record | None:
+    """Read the record of an export folder; None when there is none.
+
+    Raises:
+        DistillError: It is damaged.
+    """
+    file = folder / RECORD
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        artifacts = tuple(Artifact(**each) for each in content.pop("artifacts"))
+        return Record(artifacts=artifacts, **content)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DistillError(
+            f"{file} is not a record of an export ({type(error).__name__}); remove the folder or "
+            "choose another --output"
+        ) from error
+
+
+def require_free(folder: Path, names: Sequence[str], *, weights: str, overwrite: bool) -> Record:
+    """Refuse to write over anything but an earlier export of the same weights; writes nothing.
+
+    Args:
+        folder: Where the export goes.
+        names: Of the files.
+        weights: SHA-256 of the weights file that is exported.
+        overwrite: Whether earlier exports may be replaced.
+
+    Returns:
+        What the folder holds of these weights so far.
+
+    Raises:
+        DistillError: Something of another origin is there, or an earlier export without
+            `overwrite`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DistillError(f"{folder} is a file; name a folder with --output")
+    if not folder.parent.is_dir():
+        raise DistillError(f"the folder of --output {folder} does not exist; make it first")
+    record = read_record(folder) or Record(weights)
+    if record.weights != weights:
+        raise DistillError(f"{folder} holds the export of other weights; choose another --output")
+    for name in names:
+        _require_replaceable(folder / name, record.artifact(name), overwrite=overwrite)
+    if (folder / CARD).exists() and not _is_unchanged(folder / CARD, record.card):
+        raise DistillError(
+            f"{folder / CARD} was not written by an export of these weights, or was changed since; "
+            "rename it or choose another --output"
+        )
+    return record
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        digest = hashlib.sha256()
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _require_replaceable(file: Path, earlier: Artifact | None, *, overwrite: bool) -> None:
+    if not file.exists():
+        return
+    if earlier is None or not _is_unchanged(file, earlier.sha256):
+        raise DistillError(
+            f"{file} was not written by an export of these weights, or was changed since; remove "
+            "it or choose another --output"
+        )
+    if not overwrite:
+        raise DistillError(
+            f"{file} is there from an earlier export; replace it with --overwrite or choose "
+            "another --output"
+        )
+
+
+def _is_unchanged(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256(file) == digest
