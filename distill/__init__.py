@@ -21,6 +21,7 @@ __all__ = [
     "evaluate_clusters",
     "evaluate_nn",
     "load_student",
+    "make_report",
     "measure",
     "pretrain",
     "train",
@@ -165,6 +166,24 @@ def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     from distill.jobs.measure import measure as measure_job
 
     return measure_job([Path(run_or_weights)], MeasureOptions(**options))[0].metrics()
+
+
+def make_report(*runs: str | Path, **options: Any) -> Path:
+    """Write a page about a run, or about several side by side; the same as `distill report`.
+
+    Args:
+        *runs: Run directories.
+        **options: Any flag of `distill report --help` with underscores.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.report import ReportOptions, report
+
+    return report([Path(run) for run in runs], ReportOptions(**options))
 
 
 def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:

@@ -20,6 +20,7 @@ COMMANDS = {
     "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
+    "report": ("distill.cli.report", "make a page about a run, or compare several"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
 }
