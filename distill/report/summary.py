@@ -62,7 +62,10 @@ def other_rows(metrics: Mapping[str, Any]) -> list[Row]:
 
 
 def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return all numbers of several runs, a row for each name, a column for each run."""
+    """Return all numbers of several runs, a row for each name, a column for each run.
+
+    The best is marked among students; that a run had the better teacher is no merit of it.
+    """
     names = list(dict.fromkeys(name for run in runs for name in run if _is_number(run[name])))
     names.sort(key=lambda name: (_order(_split(name)[1]), WHO.index(_split(name)[0])))
     return [
@@ -74,7 +77,14 @@ def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
 def words(name: str) -> str:
     """Turn the name of a metric into words."""
     who, base = _split(name)
-    special = {"nn": "nearest neighbour", "nmi": "NMI", "ari": "ARI", "ap": "AP", "map": "mAP"}
+    special = {
+        "nn": "nearest neighbour",
+        "nmi": "NMI",
+        "ari": "ARI",
+        "ap": "AP",
+        "map": "mAP",
+        "num": "number of",
+    }
     text = " ".join(special.get(part, part) for part in base.split("_"))
     text = text[:1].upper() + text[1:] if text[:2] != "mA" else text
     return text if who == STUDENT else f"{text}, {who}"
@@ -131,7 +141,7 @@ def _row(name: str, values: Sequence[float | None]) -> Row:
 def _best(name: str, values: Sequence[float]) -> float | None:
     """Return the best of several values; None where there is no better or no choice."""
     parts = set(_parts(name))
-    if len(set(values)) < 2 or _NO_RANK & parts or not _SHARES & parts:
+    if len(set(values)) < 2 or {*_NO_RANK, TEACHER, UNTRAINED} & parts or not _SHARES & parts:
         return None
     return min(values) if _LOWER_IS_BETTER & parts else max(values)
 

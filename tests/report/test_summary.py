@@ -59,17 +59,20 @@ def test_other_numbers_are_written_as_they_are():
     rows = {row.label: texts(row) for row in other_rows(METRICS)}
     assert rows == {
         "Train seconds": ["34.5"],
-        "Num steps": ["12,345"],
+        "Number of steps": ["12,345"],
         "Lipschitz sampled": ["0.9"],
     }
 
 
 def test_several_runs_side_by_side():
-    rows = comparison_rows([METRICS, {"nn_accuracy": 0.7, "train_seconds": 10}])
+    rows = comparison_rows(
+        [METRICS, {"nn_accuracy": 0.7, "train_seconds": 10, "untrained_nn_accuracy": 0.1}]
+    )
     by_label = {row.label: row for row in rows}
     assert texts(by_label["Nearest neighbour accuracy"]) == ["66.0%", "70.0%"]
     assert best(by_label["Nearest neighbour accuracy"]) == [False, True]
     assert best(by_label["Train seconds"]) == [False, False]
+    assert best(by_label["Nearest neighbour accuracy, untrained"]) == [False, False]
     assert texts(by_label["Nearest neighbour accuracy, teacher"]) == ["95.0%", "-"]
     assert [row.label for row in rows][:3] == [
         "Nearest neighbour accuracy, teacher",
