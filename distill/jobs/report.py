@@ -35,6 +35,8 @@ class ReportOptions:
     """As for training; None: the data of the run."""
     teacher_weights: Path | None = None
     """Weights of the teacher, where the run's own are no longer in their place."""
+    class_names: Path | None = None
+    """File that says what to call classes: on each line a class folder, a space and its name."""
     num_images: int = 20_000
     """Images of each split, at most, that clusters and neighbours are made of; drawn at random."""
     seed: int = 0

@@ -13,6 +13,7 @@ from distill.errors import DistillError
 from distill.evaluation.embedding_map import MAX_IMAGES, embedding_map
 from distill.jobs.evaluator import Evaluator
 from distill.jobs.measurement import open_evaluation
+from distill.jobs.report_class_names import read_class_names, rename_classes
 from distill.jobs.report_clusters import cluster_section
 from distill.jobs.report_neighbours import Eyes, neighbour_section
 from distill.jobs.report_teacher import teacher_eyes
@@ -35,6 +36,8 @@ def picture_sections(path: Path, options: ReportOptions) -> dict[str, Any]:
     """
     evaluation = open_evaluation(path, options.measurement())
     evaluator = _sampled(evaluation.evaluator, options)
+    if options.class_names is not None:
+        rename_classes(evaluator.data, read_class_names(options.class_names))
     student = _student_eyes(evaluation.network, evaluator)
     left_out: dict[str, str] = {}
     sections: dict[str, Any] = {"left_out": left_out}

@@ -61,7 +61,12 @@ class HeatMap:
     @property
     def width(self) -> float:
         """Of the figure."""
-        return self.left + self.cell * len(self.columns) + 2 + 20 * self.is_turned
+        return self.left + self.cell * len(self.columns) + 2 + self._overhang
+
+    @property
+    def _overhang(self) -> float:
+        """Of the last turned name over the last column."""
+        return max(0.0, 0.8 * self.top - self.cell / 2) if self.is_turned else 0.0
 
     @property
     def height(self) -> float:

@@ -98,12 +98,17 @@ def test_a_teacher_that_saw_the_students_views(make_folder, train):
 
 def test_large_data_are_sampled(make_folder, train, tmp_path):
     path, output = train(make_folder()), tmp_path / "small.html"
+    (tmp_path / "names.txt").write_text("class0 goldfish\n")
     argv = ["report", str(path), "--num-images", "10", "--output", str(output)]
+    argv += ["--class-names", str(tmp_path / "names.txt")]
     assert run([*argv, "--num-workers", "0", "--seed", "1"]) == 0
     found = sections(output.read_text())
     assert "10 images of photos/train" in found["neighbours"]
     assert "10 images of photos/train" in found["clusters"]
     assert "10 images of photos/val" in found["map"]
+    for name in ("neighbours", "clusters", "map"):
+        assert "goldfish" in found[name]
+        assert "class0" not in found[name]
     assert not (path / "report.html").exists()
 
 

@@ -100,7 +100,7 @@ def test_pictures_and_figures_have_words(page):
         assert named or attributes.get("aria-hidden") == "true"
     assert reader.tags["title"] > 1
     assert reader.tags["desc"] >= 1
-    scrolling = [a for _, a in reader.elements if a.get("class") == "scroll"]
+    scrolling = [a for _, a in reader.elements if "scroll" in (a.get("class") or "").split()]
     assert scrolling
     assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolling)
 
