@@ -26,6 +26,7 @@ __all__ = [
     "evaluate_robustness",
     "export",
     "load_student",
+    "make_report",
     "measure",
     "pretrain",
     "train",
@@ -245,6 +246,24 @@ def export(run: str | Path, format: str, **options: Any) -> Exported:
     if options.get("output") is not None:
         options["output"] = Path(options["output"])
     return export_job(Path(run), ExportOptions(format, **options))
+
+
+def make_report(*runs: str | Path, **options: Any) -> Path:
+    """Write a page about a run, or about several side by side; the same as `distill report`.
+
+    Args:
+        *runs: Run directories.
+        **options: Any flag of `distill report --help` with underscores.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.report import ReportOptions, report
+
+    return report([Path(run) for run in runs], ReportOptions(**options))
 
 
 def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:

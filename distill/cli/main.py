@@ -23,6 +23,7 @@ COMMANDS = {
     "voc": ("distill.cli.voc", "transfer a student to PASCAL VOC: classification, detection"),
     "robustness": ("distill.cli.robustness", "measure a student on corrupted and on other images"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
+    "report": ("distill.cli.report", "make a page about a run, or compare several"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),

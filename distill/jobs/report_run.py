@@ -1,0 +1,157 @@
+"""Reads what a run directory says without its data: options, numbers, curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.config import TrainConfig
+from distill.engine.run_directory import read_metrics
+from distill.options import flattened, read_yaml
+from distill.pretrain_config import PretrainConfig
+from distill.report.content import Curves, RunContent, Series
+
+_CONFIGS = {"train": TrainConfig, "pretrain": PretrainConfig}
+_NOT_REPEATED = {"output", "resume", "recipe"}
+_ALWAYS = {"method", "arch"}  # what a reader looks for, though it be the default
+_LOGGED = (
+    ("loss", "Loss", "loss", False),
+    ("learning_rate", "Learning rate", "learning rate", False),
+    ("holdout_nn_accuracy", "Held-out nearest neighbour", "accuracy on held-out images", True),
+)
+
+
+def read_run(path: Path) -> RunContent:
+    """Return what is written down about a run; no section with images is in it yet.
+
+    Raises:
+        DistillError: Files that cannot be read.
+    """
+    options = read_yaml(path / "config.yaml", kind="the run's configuration")
+    versions = options.pop("versions", {})
+    command = str(options.pop("command", "train"))
+    metrics = read_metrics(path)
+    return RunContent(
+        name=path.resolve().name,
+        facts=_facts(path, options, versions, metrics),
+        command=_command(command, options),
+        options={name: _plain(value) for name, value in options.items()},
+        metrics=metrics,
+        curves=tuple(_training_curves(list(_log_lines(path / "log.jsonl")))),
+        robustness=_robustness(path / "robustness.json"),
+    )
+
+
+def _facts(
+    path: Path, options: Mapping[str, Any], versions: Any, metrics: Mapping[str, Any]
+) -> dict[str, str]:
+    side = options.get("image_size")
+    size = "" if side is None else f", {side} px"
+    started = time.localtime((path / "config.yaml").stat().st_mtime)
+    facts = {
+        "Student": f"{options['student']}{size}" if options.get("student") else None,
+        "Network": f"{options['arch']}{size}" if options.get("arch") else None,
+        "Teacher": options.get("teacher"),
+        "Method": options.get("method") or f"CompRess, {options.get('variant')}",
+        "Data": options.get("data"),
+        "Epochs": options.get("epochs"),
+        "Trained on": time.strftime("%Y-%m-%d", started),
+        "Training took": _duration(metrics.get("train_seconds")),
+        "Versions": ", ".join(f"{name} {number}" for name, number in dict(versions).items()),
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _duration(seconds: Any) -> str | None:
+    if not isinstance(seconds, (int, float)):
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _command(command: str, options: Mapping[str, Any]) -> str | None:
+    """Return a command with every option that is not the default; None for an unknown command."""
+    if command not in _CONFIGS:
+        return None
+    defaults = flattened(_CONFIGS[command]())
+    words = ["distill", command]
+    for name, value in options.items():
+        is_default = value == defaults.get(name) and name not in _ALWAYS
+        if name in _NOT_REPEATED or value is None or is_default:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
+        words += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of log.jsonl, up to the one that a killed run left unfinished."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            yield values
+
+
+def _training_curves(lines: list[dict[str, Any]]) -> Iterator[Curves]:
+    for name, title, label, is_share in _LOGGED:
+        # Lines of events repeat the step before them; the held-out check is one of these.
+        points = [
+            (line["step"], float(line[name]))
+            for line in lines
+            if isinstance(line.get(name), (int, float)) and (is_share or "event" not in line)
+        ]
+        if points:
+            series = Series(label, *zip(*points, strict=True))
+            yield Curves(title, "step", label, [series], is_share)
+
+
+def _robustness(path: Path) -> Curves | None:
+    """Return the mean error over corruptions by severity; None when the file does not say it.
+
+    What is read is {"student": {CORRUPTION: [error of severity 1, 2, ...]}, "teacher": ...}, errors
+    as fractions of 1; entries of any other form are passed over.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    series = []
+    for who, corruptions in content.items() if isinstance(content, dict) else ():
+        errors = [row for row in _error_rows(corruptions) if row]
+        if errors and len({len(row) for row in errors}) == 1:
+            means = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
+            series.append(Series(str(who), list(range(1, len(means) + 1)), means))
+    title = "Mean error over corruptions"
+    return Curves(title, "severity", "error", series, True) if series else None
+
+
+def _error_rows(corruptions: Any) -> list[list[float]]:
+    rows = corruptions.values() if isinstance(corruptions, dict) else ()
+    return [
+        [float(value) for value in row]
+        for row in rows
+        if isinstance(row, list)
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row)
+    ]

@@ -1,0 +1,118 @@
+"""Pages in a real browser: nothing is fetched, nothing complains, all of it can be seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.report.page import Made, comparison_page, run_page
+
+MADE = Made("2026-01-02", "0.1.0")
+# Contrast as WCAG 2 defines it, of every text against the nearest background that is not clear.
+_CONTRAST = """(() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const lum = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || ['TITLE', 'DESC', 'STYLE'].includes(
+        e.tagName.toUpperCase())) continue;
+    const style = getComputedStyle(e), svg = e instanceof SVGElement;
+    const a = lum(rgb(svg ? style.fill : style.color)), b = lum(behind(e));
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]);
+  }
+  return found.sort((x, y) => x[0] - y[0])[0];
+})()"""
+_FILLED = """[...document.images].every(i => i.complete && i.naturalWidth > 0)"""
+
+
+@pytest.fixture
+def page(full_run, tmp_path: Path) -> Path:
+    """Return a page with every section; its strings are hostile and long."""
+    file = tmp_path / "report.html"
+    file.write_text(run_page(full_run, MADE), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_page_is_whole_at_any_width_in_light_and_dark(browser, page, tmp_path, width, dark):
+    browser.open(page, width=width, dark=dark)
+    assert browser.problems == []
+    assert browser.requests == [page.as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.evaluate(_FILLED)
+    contrast, where = browser.evaluate(_CONTRAST)
+    assert contrast >= 4.5, where
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        pixels = np.asarray(image.convert("L"), float)
+    assert (pixels[-50:].mean() < 80) == dark
+    assert len(np.unique(pixels)) > 20  # text is there, not one colour
+
+
+def test_sections_are_seen_and_wide_ones_scroll_in_their_own_box(browser, page):
+    browser.open(page, width=390)
+    shown = "[...document.querySelectorAll('section')].map(s => s.getBoundingClientRect())"
+    boxes = browser.evaluate(f"{shown}.map(b => [b.width, b.height])")
+    assert len(boxes) == 6
+    assert all(width > 300 and height > 100 for width, height in boxes)
+    heat = "document.querySelector('.heat').parentElement"
+    assert browser.evaluate(f"{heat}.scrollWidth > {heat}.clientWidth")
+    columns = "getComputedStyle(document.querySelector('.figures')).gridTemplateColumns"
+    assert len(browser.evaluate(columns).split()) == 1
+    browser.open(page, width=1280)
+    assert len(browser.evaluate(columns).split()) >= 2
+
+
+def test_the_keyboard_reaches_the_content_and_focus_is_seen(browser, page):
+    browser.open(page)
+    browser.press("Tab", 9)
+    active = "document.activeElement"
+    assert browser.evaluate(f"{active}.className") == "skip"
+    assert browser.evaluate(f"{active}.getBoundingClientRect().left") >= 0
+    assert browser.evaluate(f"getComputedStyle({active}).outlineStyle") == "solid"
+    browser.press("Enter", 13)
+    browser.evaluate("0")
+    assert browser.evaluate("location.hash") == "#content"
+    seen = set()
+    for _ in range(60):
+        browser.press("Tab", 9)
+        seen.add(browser.evaluate(f"{active}.tagName + '.' + {active}.className"))
+    assert {"SUMMARY.", "DIV.scroll"} <= seen
+
+
+def test_right_and_wrong_frames_differ_without_colour(browser, page):
+    browser.open(page)
+    style = "getComputedStyle(document.querySelector('.{} .frame')).borderStyle"
+    assert browser.evaluate(style.format("right")) == "solid"
+    assert browser.evaluate(style.format("wrong")) == "dashed"
+
+
+def test_the_browser_tells_of_what_goes_wrong(browser, tmp_path):
+    file = tmp_path / "bad.html"
+    file.write_text("<img src='absent.png'><script>console.error('no'); absent()</script>")
+    browser.open(file)
+    assert len(browser.requests) == 2
+    assert any("console" in problem or "absent" in problem for problem in browser.problems)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_comparison_of_many_runs_stays_within_the_page(browser, full_run, tmp_path, width):
+    file = tmp_path / "comparison.html"
+    runs = [replace(full_run, name=f"run-with-a-long-name-{number}") for number in range(9)]
+    file.write_text(comparison_page(runs, MADE), encoding="utf-8")
+    browser.open(file, width=width)
+    assert browser.problems == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
