@@ -22,8 +22,8 @@ __all__ = [
     "evaluate_clusters",
     "evaluate_linear",
     "evaluate_nn",
-    "evaluate_voc",
     "evaluate_robustness",
+    "evaluate_voc",
     "export",
     "load_student",
     "make_report",
@@ -162,17 +162,6 @@ def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any
     Returns:
         What was measured, by name, as fractions of 1.
 
-
-def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
-    """Measure a student on corrupted and on other images; the same options as `distill robustness`.
-
-    Args:
-        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
-        **options: Any flag of `distill robustness --help` with underscores.
-
-    Returns:
-        What was measured, by name, as fractions of 1; `robustness_definition` says on what.
-
     Raises:
         DistillError: A request that cannot be met.
     """
@@ -199,6 +188,21 @@ def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     from distill.jobs.voc import VocOptions, measure_voc
 
     return measure_voc(Path(run_or_weights), VocOptions(**options)).metrics()
+
+
+def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a student on corrupted and on other images; the same options as `distill robustness`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill robustness --help` with underscores.
+
+    Returns:
+        What was measured, by name, as fractions of 1; `robustness_definition` says on what.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
     from distill.jobs.robustness import evaluate_robustness as evaluate_job
     from distill.jobs.robustness_options import RobustnessOptions
 

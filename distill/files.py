@@ -45,19 +45,6 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replaced_whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for others to write to; rename it when all went well.
-
-    For writers that want a name rather than an open file; otherwise as `written_whole`.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    yield temporary
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextmanager
 def written_together(folder: Path, *, last: str) -> Iterator[Path]:
     """Yield a folder for files that belong together; when all went well, rename them to `folder`.
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.files import replaced_whole, write_whole
-from distill.files import write_whole, written_together
+from distill.files import replaced_whole, write_whole, written_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -51,6 +50,8 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path):
         fail()
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_files_that_belong_together_come_together(tmp_path: Path, monkeypatch):
     folder, order = tmp_path / "export", []
     replace = Path.replace

@@ -12,9 +12,9 @@ from distill.embedding_cache import EmbeddingStore
 from distill.errors import DistillError
 from distill.jobs.evaluator import Evaluator
 from distill.jobs.images import BadImages
+from distill.jobs.network_cache import NetworkCache, Split, in_memory, load_teacher_of
 from distill.jobs.report_neighbours import Eyes
 from distill.jobs.report_thumbnails import Thumbnails
-from distill.jobs.teacher_cache import Split, TeacherCache, in_memory, load_teacher_of
 from distill.networks import place
 
 if TYPE_CHECKING:
@@ -66,17 +66,19 @@ def _teacher_options(run_options: Mapping[str, Any], options: ReportOptions) -> 
 
 def _cache(
     options: TeacherOptions, evaluator: Evaluator, run_options: Mapping[str, Any]
-) -> TeacherCache:
-    return TeacherCache(
-        teacher=place(load_teacher_of(options), evaluator.device),
+) -> NetworkCache:
+    return NetworkCache(
+        network=place(load_teacher_of(options), evaluator.device),
+        what="teacher",
         evaluator=evaluator,
-        options=options,
         bad_images=BadImages("skip"),  # the student's pass has refused them, if they are to be
+        folder=options.teacher_cache,
+        dtype=options.cache_dtype,
         seed=int(run_options.get("seed", 0)),
     )
 
 
-def _embeddings(cache: TeacherCache, split: Split) -> Embeddings:
+def _embeddings(cache: NetworkCache, split: Split) -> Embeddings:
     """Return the embeddings of a split.
 
     Raises:

@@ -7,8 +7,8 @@ from pathlib import Path
 from distill.config import TeacherOptions
 from distill.engine.run_directory import read_config
 from distill.errors import DistillError
+from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.robustness_options import RobustnessOptions
-from distill.jobs.teacher_cache import load_teacher_of
 from distill.networks import EmbeddingNetwork
 
 
