@@ -30,7 +30,8 @@ class Minibatch:
     """How k-means goes over embeddings that do not fit into memory.
 
     Attributes:
-        batch_size: Images at a time, at least as many as clusters; 4 x D bytes each.
+        batch_size: Images at a time, at least as many as clusters; some 12 x D bytes
+            each at the peak.
         num_passes: Over all images, at least 1.
     """
 

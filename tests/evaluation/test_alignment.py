@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from distill.evaluation.cluster_alignment import align
+from distill.errors import DistillError
+from distill.evaluation.cluster_alignment import align, align_clusters
 
 
 def aligned(train, val=(), *, matching="purity", num_clusters: int):
@@ -77,6 +78,35 @@ def test_a_cluster_may_be_forced_to_a_class_that_it_does_not_hold():
     assert note.startswith("1 of 3 clusters stand for a class that none of their training images")
 
 
+def test_an_empty_cluster_is_not_forced():
+    found = aligned([(0, 0), (0, 0), (1, 1), (1, 2)], num_clusters=3)
+    assert found.empty_clusters.tolist() == [2]
+    assert found.mapping[2] in (1, 2)
+    assert len(found.forced_clusters) == 0
+    (note,) = found.notes()
+    assert (
+        note == "1 of 3 clusters hold no training image, so that no image says what they stand for"
+    )
+
+
+def test_the_validation_images_that_are_lost_are_counted():
+    train, val = [(0, 0), (1, 1), (2, 1), (2, 0)], [(2, 0), (2, 1), (2, 1), (0, 0)]
+    found = aligned(train, val, num_clusters=3)
+    assert found.mapping.tolist() == [0, 1, -1]
+    assert "the 3 validation images in them count as wrong" in found.notes()[0]
+    assert found.accuracy == 1 / 4
+
+
+def test_labels_that_mean_nothing():
+    clusters, labels = np.array([0, 1, 1]), np.array([0, 1, 2])
+    for train, val, message in (
+        (labels * 0, labels, "the training images are of 1 class"),
+        (labels, labels - 1, "1 of 3 labels of the validation images are missing"),
+    ):
+        with pytest.raises(DistillError, match=message):
+            align(clusters, train, clusters, val, num_clusters=2)
+
+
 def test_classes_without_training_images_are_nobodys():
     # With a column for class 1, the empty cluster could take it, and be right by luck.
     found = aligned([(0, 0), (0, 2), (1, 2)], [(2, 1), (0, 0)], num_clusters=3)
@@ -90,6 +120,10 @@ def test_counts_may_decide():
     by_count = aligned(train, num_clusters=2, matching="count")
     assert by_count.mapping.tolist() == [0, 1]
     assert by_count.train_accuracy == 61 / 110
+    directions, labels = np.eye(2)[np.array(train)[:, 0]], np.array(train)[:, 1]
+    for matching, accuracy in (("purity", 49 / 110), ("count", 61 / 110)):
+        found = align_clusters(directions, labels, directions, labels, matching=matching)
+        assert found.accuracy == accuracy
 
 
 @pytest.mark.parametrize("suffix", ["", "_with_empty"])

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from distill.errors import DistillError
 from distill.evaluation.cluster_alignment import (
+    align_clusters,
     alignment_accuracy,
     cluster_alignment,
     contingency,
     kmeans,
     match_clusters,
 )
+from distill.evaluation.kmeans import Clustering
 
 
 @pytest.mark.parametrize("suffix", ["", "_with_empty"])
@@ -161,3 +163,21 @@ def test_embeddings_and_labels_that_mean_nothing():
         cluster_alignment(good, labels * 0, good, labels)
     with pytest.raises(DistillError, match="the validation images have no labels"):
         cluster_alignment(good, labels, good, labels * 0 - 1)
+    with pytest.raises(DistillError, match="5 embeddings and 4 labels of the training images"):
+        cluster_alignment(good, labels[:4], good, labels)
+
+
+def test_the_number_and_the_result_are_of_the_same_clusters(oracles):
+    oracle = np.load(oracles / "evaluation_digits.npz")
+    arguments = [oracle[f"{s}_{what}"] for s in ("train", "val") for what in ("features", "labels")]
+    found = []
+    for restarts in (1, 10):
+        result = align_clusters(*arguments, clustering=Clustering(seed=0, restarts=restarts))
+        found.append(cluster_alignment(*arguments, seed=0, restarts=restarts))
+        assert result.accuracy == found[-1]
+        assert result.contingency.shape == (10, 10)
+        assert result.sizes.sum() == 1437
+        assert result.val_sizes.sum() == 360
+        assert result.train.purity >= result.train_accuracy
+    assert found[0] != found[1]
+    assert align_clusters(*arguments).accuracy == cluster_alignment(*arguments)

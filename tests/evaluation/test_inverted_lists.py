@@ -54,19 +54,31 @@ def test_queries_of_lists_that_are_too_short_are_searched_exactly():
     assert recall == 1
 
 
+def test_lists_may_be_empty():
+    copies = np.eye(3)[np.arange(90) % 3]  # three lists at most hold something
+    neighbours, similarities, recall = InvertedLists(num_lists=9, num_probes=9).search(
+        copies, np.eye(3), k=30
+    )
+    for i, row in enumerate(neighbours):
+        assert sorted(row) == list(range(i, 90, 3))
+    np.testing.assert_allclose(similarities, 1, atol=1e-6)
+    assert recall == 1
+
+
 def test_the_square_root_is_the_number_of_lists():
     default = InvertedLists(num_probes=2).search(ROWS, QUERIES, k=3)
     asked = InvertedLists(num_lists=26, num_probes=2).search(ROWS, QUERIES, k=3)
     np.testing.assert_array_equal(default[0], asked[0])
 
 
-def test_memory_does_not_grow_with_the_index(tmp_path):
+@pytest.mark.parametrize("num_lists", [1, 16])
+def test_memory_does_not_grow_with_the_index(num_lists: int, tmp_path):
     peaks = []
     for num_rows in (4000, 16000):
         rows = np.random.default_rng(0).normal(size=(num_rows, 64)).astype(np.float16)
         np.save(tmp_path / "rows.npy", rows)
         mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-        lists = InvertedLists(num_lists=16, num_probes=2, num_sampled=50, block_bytes=2**18)
+        lists = InvertedLists(num_lists, num_probes=2, num_sampled=50, block_bytes=2**18)
         tracemalloc.start()
         lists.search(mapped, rows[:200].copy(), k=5)
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -51,17 +51,24 @@ def test_images_of_one_class_after_the_other_do_no_harm():
     assert found.accuracy > 0.98
 
 
-def test_one_batch_of_everything_is_an_iteration_more():
-    features = unit_rows(400, 6)
-    begun = kmeans(features, 5, seed=4, num_iterations=3)
-    clusters = nearest_centroids(features, begun)
-    found = kmeans(features, 5, seed=4, num_iterations=3, minibatch=Minibatch(400, num_passes=1))
-    expected = np.stack([features[clusters == cluster].mean(axis=0) for cluster in range(5)])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    again = kmeans(features, 5, seed=4, num_iterations=3, minibatch=Minibatch(400, num_passes=2))
-    clusters = nearest_centroids(features, found)
-    expected = np.stack([features[clusters == cluster].mean(axis=0) for cluster in range(5)])
-    np.testing.assert_allclose(again, expected, atol=1e-6)
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_pass_over_one_batch_of_everything_is_an_iteration(spherical: bool):
+    features, keywords = unit_rows(400, 6), {"seed": 4, "num_iterations": 3, "spherical": spherical}
+    centroids = kmeans(features, 5, **keywords)
+    for num_passes in (1, 2, 3):
+        clusters = nearest_centroids(features, centroids)
+        means = [features[clusters == cluster].mean(axis=0) for cluster in range(5)]
+        norms = [np.linalg.norm(mean) if spherical else 1 for mean in means]
+        expected = np.stack([mean / norm for mean, norm in zip(means, norms, strict=True)])
+        centroids = kmeans(features, 5, minibatch=Minibatch(400, num_passes), **keywords)
+        np.testing.assert_allclose(centroids, expected, atol=1e-6)
+
+
+def test_it_starts_from_images_of_all_classes():
+    directions = np.eye(4)[[0] * 100 + [1, 2, 3] * 100]  # more than a batch of the first
+    found = kmeans(directions, 4, seed=0, minibatch=Minibatch(100, num_passes=1))
+    np.testing.assert_allclose(np.sort(found, axis=0)[-1], 1, atol=1e-5)
+    assert len(set(found.argmax(axis=1))) == 4
 
 
 def test_spherical_centroids_have_unit_norm_and_point_to_the_mean():
