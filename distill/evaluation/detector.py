@@ -135,7 +135,9 @@ def _parts(network: EmbeddingNetwork, image_size: int) -> _Parts:
         raise _no_map(network)
     probed = _probed(features)
     width = getattr(backbone, "num_features", probed.shape[1] if probed is not None else 0)
-    if probed is None or probed.ndim != 4 or probed.shape[1] != width:
+    # Some give tokens, or a map whose channels come last.
+    is_map = probed is not None and probed.ndim == 4 and probed.shape[2] == probed.shape[3]
+    if probed is None or not is_map or probed.shape[1] != width:
         raise _no_map(network)
     narrowed = nn.Sequential(features, nn.Conv2d(width, _WIDTH, 1))
     return _Parts(_with_width(narrowed, _WIDTH), sizes)

@@ -195,6 +195,13 @@ def test_numbers_out_of_range(complaint, flags, message):
     assert message in complaint("--data", "nowhere", *flags.split())
 
 
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as end:
+        run(["voc", "--help"])
+    assert end.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_ends_with_1(make_voc, weights, capsys):
     argv = ["voc", str(weights), *FLAGS, "--data", str(make_voc()), *DETECTION]
     assert run([*argv, "--steps", "20", "--learning-rate", "1e30"]) == 1

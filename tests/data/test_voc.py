@@ -64,8 +64,10 @@ def test_an_image_shows_a_class_or_not_or_only_difficultly(voc):
 
 
 def test_a_devkit_of_several_years(voc):
-    shutil.copytree(voc, voc.parent / "VOC2012")
+    for year in ("VOC2005", "VOC2012"):
+        shutil.copytree(voc, voc.parent / year)
     assert open_voc(voc.parent).name == "VOC2007"
+    shutil.rmtree(voc.parent / "VOC2005")
     shutil.rmtree(voc)
     assert open_voc(voc.parent).name == "VOC2012"
     shutil.copytree(voc.parent / "VOC2012", voc.parent / "VOC2010")

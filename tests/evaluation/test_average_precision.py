@@ -96,6 +96,11 @@ def test_equal_scores_keep_their_order():
     labels = np.array([1, *[-1] * 39])
     assert classification_ap(scores, labels, rule="area") == 1.0
     assert classification_ap(scores, labels[::-1], rule="area") == pytest.approx(1 / 40)
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 3, 400) / 2, rng.choice([1, -1], 400)
+    ranked = [labels[i] for i in sorted(range(400), key=lambda i: -scores[i])]
+    expected = by_definition([HIT if label == 1 else MISS for label in ranked], ranked.count(1))
+    assert classification_ap(scores, labels, rule="area") == pytest.approx(expected["area"])
 
 
 def test_scikit_learn_where_precision_only_falls():

@@ -7,6 +7,7 @@ from torch import nn
 from distill.errors import DistillError
 from distill.evaluation.detector import build_detector
 from students import build_student
+from teachers.backbones import build_backbone
 
 TINY = "timm:test_resnet"
 
@@ -46,6 +47,17 @@ def test_a_resnet_has_a_pyramid_of_its_four_stages():
 def test_the_stem_for_small_images_has_smaller_anchors():
     _, detector = build("resnet18", student_size=32)
     assert detector.model.rpn.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
+
+
+def test_a_pre_trained_backbone_has_a_pyramid_too():
+    network = build_backbone("resnet18x0.125-small", image_size=32)
+    maps = build_detector(network, 3, image_size=64).model.backbone.body(torch.zeros(1, 3, 64, 64))
+    assert [tuple(one.shape[1:]) for one in maps.values()] == [
+        (8, 64, 64),
+        (16, 32, 32),
+        (32, 16, 16),
+        (64, 8, 8),
+    ]
 
 
 def test_the_weights_are_the_students():
@@ -101,8 +113,8 @@ def test_other_networks_give_one_map(name, side):
     )
 
 
-@pytest.mark.parametrize("name", ["timm:test_vit"])
+@pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:swin_t"])
 def test_networks_without_a_map(name):
     network = build_student(name, image_size=160)
-    with pytest.raises(DistillError, match="timm:test_vit gives no feature map of images"):
+    with pytest.raises(DistillError, match=f"{name} gives no feature map of images"):
         build_detector(network, 3, image_size=64)

@@ -1,7 +1,11 @@
 """One classifier per class on frozen embeddings: what is learnt, chosen and ignored."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 
 from distill.errors import DistillError
 from distill.evaluation import voc_classification
@@ -47,6 +51,26 @@ def test_classifiers_differ():
         for name in ("svm", "logistic")
     )
     assert np.abs(one - other).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("classifier", "model"),
+    [
+        ("svm", partial(LinearSVC, dual=False)),
+        ("logistic", partial(LogisticRegression, max_iter=1000)),
+    ],
+)
+def test_both_signs_weigh_the_same(classifier, model):
+    train, presence = problem(noise=1.0)
+    test, _ = problem(noise=1.0, seed=1)
+    presence[:40, 0] = -1  # rare now
+    found = classify(train, presence, test, classes=CLASSES, classifier=classifier)
+    rows, tested = standardized(train, test)
+    is_present = presence[:, 0] == 1
+    shares = {True: 30 / is_present.sum(), False: 30 / (~is_present).sum()}
+    weights = np.array([shares[bool(one)] for one in is_present])
+    fitted = model(C=found.costs[0]).fit(rows, is_present, sample_weight=weights)
+    np.testing.assert_allclose(found.scores[:, 0], fitted.decision_function(tested), rtol=1e-5)
 
 
 def test_difficult_images_take_no_part_in_learning():
@@ -101,7 +125,6 @@ def test_rows_are_normalized_columns_standardized_by_the_training_images():
 
 def test_the_cost_is_the_one_that_ranks_left_out_images_best():
     from sklearn.model_selection import StratifiedKFold
-    from sklearn.svm import LinearSVC
 
     train, presence = problem(num=40, width=20, noise=1.5, seed=3)
     rows, is_present = standardized(train, train)[0], presence[:, 0] == 1
