@@ -180,6 +180,12 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
     assert newest["settings"]["input"]["image_size"] == 32
     assert run([*only, "--teacher", "pixels", "--teacher-image-size", "16"]) == 2
     assert "teacher's view has 16 x 16 pixels" in capsys.readouterr().err
+    config = (output / "config.yaml").read_text()
+    (output / "config.yaml").write_text(config.replace("teacher: pixels", "teacher: pixelz"))
+    assert run(only) == 2
+    error = capsys.readouterr().err
+    assert "the run's teacher: unknown teacher 'pixelz'" in error
+    assert "or pass --no-teacher" in error
 
 
 def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkeypatch, capsys):
