@@ -168,6 +168,8 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
     assert run([*train, "--output", str(output), "--batch-size", "8", "--epochs", "1"]) == 0
     found = distill.evaluate_robustness(output, corruptions=("contrast",), severities=(1,))
     assert "teacher_robustness_mean_error" in found
+    definition = f"errors under contrast at severity 1 of 12 images of {data.name}/val, head nn"
+    assert found["robustness_definition"] == definition
     records = read(output, "robustness.json").values()
     sizes = {record["network"]: record["settings"]["input"]["image_size"] for record in records}
     assert sizes == {"student": 32, "teacher": 40}

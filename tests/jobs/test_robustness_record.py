@@ -17,8 +17,8 @@ def test_what_is_set_is_found_again_and_nothing_else(tmp_path):
     first = record(folder)
     assert first.clean_error is None
     first.set_clean(0.25)
-    first.set("snow", 3, 0.5)
     first.set("fog", 5, 0.75)
+    first.set("snow", 3, 0.5)
     first.set("snow", 1, 0.375)
     again = record(folder)
     assert again.clean_error == 0.25
