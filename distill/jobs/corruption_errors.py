@@ -113,8 +113,9 @@ def _definition(
 ) -> str:
     complete = len(corruptions) == len(CORRUPTIONS)
     of = f"all {len(corruptions)} corruptions" if complete else ", ".join(corruptions)
+    strength = "severity" if len(severities) == 1 else "severities"
     return (
-        f"errors under {of} at severities {', '.join(map(str, severities))} of "
+        f"errors under {of} at {strength} {', '.join(map(str, severities))} of "
         f"{len(classifier.val_index):,} images of {classifier.val.name}, head "
         f"{classifier.head_name}"
     )

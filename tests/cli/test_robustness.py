@@ -168,6 +168,8 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
     assert run([*train, "--output", str(output), "--batch-size", "8", "--epochs", "1"]) == 0
     found = distill.evaluate_robustness(output, corruptions=("contrast",), severities=(1,))
     assert "teacher_robustness_mean_error" in found
+    definition = f"errors under contrast at severity 1 of 12 images of {data.name}/val, head nn"
+    assert found["robustness_definition"] == definition
     records = read(output, "robustness.json").values()
     sizes = {record["network"]: record["settings"]["input"]["image_size"] for record in records}
     assert sizes == {"student": 32, "teacher": 40}
@@ -180,6 +182,12 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
     assert newest["settings"]["input"]["image_size"] == 32
     assert run([*only, "--teacher", "pixels", "--teacher-image-size", "16"]) == 2
     assert "teacher's view has 16 x 16 pixels" in capsys.readouterr().err
+    config = (output / "config.yaml").read_text()
+    (output / "config.yaml").write_text(config.replace("teacher: pixels", "teacher: pixelz"))
+    assert run(only) == 2
+    error = capsys.readouterr().err
+    assert "the run's teacher: unknown teacher 'pixelz'" in error
+    assert "or pass --no-teacher" in error
 
 
 def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkeypatch, capsys):

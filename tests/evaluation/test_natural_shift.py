@@ -28,8 +28,9 @@ def test_all_neighbours_within_k_frames_must_be_right(k, pm_k):
 
 def test_neighbours_before_count_like_those_after_and_order_does_not():
     order = np.random.default_rng(0).permutation(len(RIGHT))
-    mirrored = frame_accuracy(RIGHT[order], ANCHOR[order], -OFFSET[order], k=2)
-    assert (mirrored.anchor, mirrored.pm_k) == (3 / 4, 2 / 4)
+    for k, pm_k in ((1, 3 / 4), (2, 2 / 4)):
+        mirrored = frame_accuracy(RIGHT[order], ANCHOR[order], -OFFSET[order], k=k)
+        assert (mirrored.anchor, mirrored.pm_k) == (3 / 4, pm_k)
 
 
 def test_an_anchor_that_cannot_be_read_does_not_count():
