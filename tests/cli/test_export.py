@@ -15,6 +15,7 @@ from distill.config import TrainConfig
 from distill.engine.run_directory import RunDirectory
 from distill.errors import DistillError
 from distill.exports import onnx_file, timing
+from distill.jobs import export as jobs_export
 from distill.jobs import export_formats
 from distill.options import updated
 from distill.weights import save_network
@@ -149,6 +150,21 @@ def test_the_run_s_own_file_is_copied(make_run):
     distill.export(path, "safetensors", timing=False)
     own = (path / "student.safetensors").read_bytes()
     assert (path / "export" / "student.safetensors").read_bytes() == own
+
+
+def test_validation_images_are_compared_on_where_there_are_any(make_run, make_folder, monkeypatch):
+    seen = []
+    look = jobs_export.real_pixels
+
+    def spy(images, spec, *, number):
+        seen.append((images.name.rpartition("/")[2], number))
+        return look(images, spec, number=number)
+
+    monkeypatch.setattr(jobs_export, "real_pixels", spy)
+    distill.export(make_run(), "safetensors", timing=False)
+    without = str(make_folder("without", num_val=0))
+    distill.export(make_run("other"), "safetensors", timing=False, data=without)
+    assert seen == [("val", 12), ("train", 12)]
 
 
 def test_what_is_overwritten(make_run, capsys):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from torch.nn import functional as F
 
 import distill
 from distill.errors import DistillError
@@ -185,16 +184,20 @@ def test_teachers_get_no_plain_file(name: str):
     assert library_model(build_network(TEACHERS.get(name), image_size=33)) is None
 
 
-def test_a_row_of_zeros_stays_one():
-    class Dead(torch.nn.Module):
+def test_rows_get_length_1_and_a_row_of_zeros_stays_one():
+    class Flat(torch.nn.Module):
         def forward(self, images):
-            return images.flatten(1) * 0
+            return images.flatten(1)
 
     network = student("timm:test_resnet", 32)
-    network.backbone = Dead()
-    embeddings = ExportedNetwork(network, l2_normalize=True)(pixels(network, 2))
-    assert torch.equal(embeddings, torch.zeros_like(embeddings))
-    assert F.normalize(torch.ones(1, 4)).norm() == 1
+    network.backbone = Flat()
+    images = pixels(network, 2)
+    images[1] = network.mean  # which normalization turns into zeros
+    embeddings = ExportedNetwork(network, l2_normalize=True)(images)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.tensor([1.0, 0.0]))
+    unchanged = ExportedNetwork(network, l2_normalize=False)(images)
+    assert torch.equal(unchanged, network(images))
+    assert unchanged[0].norm() > 2
 
 
 def test_missing_packages_are_named_with_what_installs_them(monkeypatch):
