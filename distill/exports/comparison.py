@@ -49,7 +49,7 @@ def compare(original: Embed, exported: Embed, pixels: Tensor, *, what: str) -> D
         absolute=max(each.absolute for each in found),
         relative=max(each.relative for each in found),
     )
-    if not difference.relative <= TOLERANCE:
+    if difference.relative > TOLERANCE:
         raise DistillError(
             f"{what} does not compute what the network computes: its embeddings differ by "
             f"{difference.relative:.2g} of their length and {TOLERANCE:g} is allowed, so it was "

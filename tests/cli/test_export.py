@@ -15,6 +15,7 @@ from distill.config import TrainConfig
 from distill.engine.run_directory import RunDirectory
 from distill.errors import DistillError
 from distill.exports import onnx_file, timing
+from distill.jobs import export as jobs_export
 from distill.jobs import export_formats
 from distill.options import updated
 from distill.weights import save_network
@@ -151,6 +152,21 @@ def test_the_run_s_own_file_is_copied(make_run):
     assert (path / "export" / "student.safetensors").read_bytes() == own
 
 
+def test_validation_images_are_compared_on_where_there_are_any(make_run, make_folder, monkeypatch):
+    seen = []
+    look = jobs_export.real_pixels
+
+    def spy(images, spec, *, number):
+        seen.append((images.name.rpartition("/")[2], number))
+        return look(images, spec, number=number)
+
+    monkeypatch.setattr(jobs_export, "real_pixels", spy)
+    distill.export(make_run(), "safetensors", timing=False)
+    without = str(make_folder("without", num_val=0))
+    distill.export(make_run("other"), "safetensors", timing=False, data=without)
+    assert seen == [("val", 12), ("train", 12)]
+
+
 def test_what_is_overwritten(make_run, capsys):
     path = make_run()
     argv = ["export", str(path), "--format", "safetensors", "--no-timing"]
@@ -179,7 +195,8 @@ def test_a_mismatch_leaves_nothing_behind(make_run, monkeypatch, capsys):
     monkeypatch.setattr(export_formats, "run_torch_export", off)
     before = names(path)
     assert run(["export", str(path), "--format", "torch-export"]) == 2
-    assert "student.pt2 does not compute what the network computes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("distill: error: student.pt2 does not compute what the network")
     assert names(path) == before
 
 
