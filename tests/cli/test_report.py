@@ -11,6 +11,7 @@ import pytest
 import distill
 from distill.cli.main import run
 from distill.data.sources import open_images
+from distill.embedding_cache import EmbeddingStore
 from distill.jobs import report as report_job
 
 TINY = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
@@ -82,6 +83,12 @@ def test_a_teacher_that_is_not_at_hand_is_left_out(make_folder, train, cache, mo
     assert "left out: its embeddings of the val images are not on this disk" in neighbours
     assert ">teacher</h4>" not in neighbours
     assert ">student</h4>" in neighbours
+    store = EmbeddingStore.find(cache / "own" / "train")
+    store.unmark([0])
+    assert run(["report", str(path), "--num-workers", "0"]) == 0
+    neighbours = sections((path / "report.html").read_text())["neighbours"]
+    assert "left out: its embeddings of the train images are not on this disk" in neighbours
+    assert not store.done().any()  # nothing was embedded
     config = (path / "config.yaml").read_text()
     (path / "config.yaml").write_text(config.replace("teacher: pixels", "teacher: absent"))
     assert run(["report", str(path), "--num-workers", "0"]) == 0

@@ -4,6 +4,7 @@ import pytest
 from distill.data.images import ArrayImages
 from distill.errors import DistillError
 from distill.evaluation.embed import Embeddings
+from distill.jobs import report_clusters
 from distill.jobs.report_clusters import ClusterTable, cluster_section, cluster_table
 from distill.jobs.report_neighbours import Eyes
 from distill.jobs.report_thumbnails import Thumbnails
@@ -20,7 +21,7 @@ def groups(labels: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def eyes(features, labels, index=None) -> Eyes:
     index = np.arange(len(labels)) if index is None else index
     pixels = np.zeros((index.max() + 1, 4, 4), np.uint8)
-    of_set = np.zeros(len(pixels), np.int64)
+    of_set = np.full(len(pixels), NAMES.index("unused"))
     of_set[index] = labels
     pictures = Thumbnails(ArrayImages(pixels, of_set, NAMES, name="digits/train"))
     found = Embeddings(features, labels, index, ())
@@ -40,11 +41,31 @@ def test_clusters_are_matched_to_the_classes_that_occur():
     assert table.purity[by_class["cat"]] == pytest.approx(10 / 16)
 
 
+def test_purity_is_the_share_of_the_matched_class_though_another_be_larger():
+    table = ClusterTable(
+        np.zeros(7, int), np.array([[3, 1], [2, 1]]), np.array([0, 1]), np.array([0, 1])
+    )
+    assert table.purity == pytest.approx([3 / 4, 1 / 3])
+
+
 def test_an_empty_cluster_has_purity_0():
     table = ClusterTable(
         np.zeros(4, int), np.array([[3, 1], [0, 0]]), np.array([0, 1]), np.array([0, 1])
     )
     assert table.purity.tolist() == [0.75, 0.0]
+
+
+def test_an_empty_cluster_is_not_shown(monkeypatch):
+    table = ClusterTable(
+        np.array([0, 0, 2, 2]), np.array([[2, 0, 0], [0, 0, 0], [0, 1, 1]]), np.array([0, 2, 1]),
+        np.array([0, 1, 3]),
+    )  # fmt: skip
+    monkeypatch.setattr(report_clusters, "cluster_table", lambda *_, **__: table)
+    section = cluster_section(eyes(np.eye(4), np.array([0, 0, 1, 3])), seed=0)
+    shown = [*section.random, *section.best, *section.worst]
+    assert {cluster.number for cluster in shown} == {0, 2}
+    assert section.worst[0].number == 2
+    assert section.rows == ["cluster 0", "cluster 2", "cluster 1"]
 
 
 def test_the_page_shows_best_and_worst_and_orders_the_table_by_the_matching():

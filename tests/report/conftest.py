@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ def full_run() -> RunContent:
     uri = thumbnail_uri(Image.fromarray(pixels))
     right, wrong, plain = (Picture(uri, EVIL, is_right) for is_right in (True, False, None))
     clusters = [Cluster(number, 1234, EVIL, 0.75, [right, wrong]) for number in range(3)]
-    query = Query(plain, [right, right, right, wrong, wrong], [wrong] * 5)
+    short = replace(wrong, name="x")
+    query = Query(plain, [right, right, right, short, wrong], [wrong] * 5)
     names = [f"{EVIL}{number}" for number in range(12)]
     labels = np.arange(48) % 12
     return RunContent(

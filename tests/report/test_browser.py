@@ -100,6 +100,16 @@ def test_right_and_wrong_frames_differ_without_colour(browser, page):
     assert browser.evaluate(style.format("wrong")) == "dashed"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pictures_of_a_row_are_of_one_size_whatever_their_names(browser, page, width):
+    browser.open(page, width=width)
+    frames = "[...document.querySelectorAll('.query .side .frame')]"
+    boxes = f"{frames}.map(f => f.getBoundingClientRect()).map(b => [b.width, b.height])"
+    sizes = np.array(browser.evaluate(boxes)).reshape(8, 5, 2)  # rows of five
+    assert np.ptp(sizes, axis=1).max() < 1
+    assert sizes.min() > 50
+
+
 def test_the_browser_tells_of_what_goes_wrong(browser, tmp_path):
     file = tmp_path / "bad.html"
     file.write_text("<img src='absent.png'><script>console.error('no'); absent()</script>")

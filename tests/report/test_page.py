@@ -119,9 +119,9 @@ def test_right_and_wrong_differ_in_more_than_colour(full_run):
     assert classes["picture wrong"] == 9 + 4 * 7
     assert reader.text.count("✓") == classes["picture right"]
     assert reader.text.count("✗") == classes["picture wrong"]
-    alts = Counter(a["alt"] for a in reader.having("img"))
-    assert alts[f"{EVIL}, right"] == classes["picture right"]
-    assert alts[f"{EVIL}, wrong"] == classes["picture wrong"]
+    alts = Counter((a["alt"] or "").rpartition(", ")[2] for a in reader.having("img"))
+    assert alts["right"] == classes["picture right"]
+    assert alts["wrong"] == classes["picture wrong"]
     assert alts[EVIL] == 4  # queries
 
 
