@@ -15,6 +15,8 @@ from distill.data.images import ArrayImages
 from distill.evaluation import corrupted_view
 from distill.jobs.corruption_errors import _describe
 from distill.jobs.frozen_classifier import FrozenClassifier
+from distill.jobs.robustness import _sample
+from distill.jobs.robustness_options import RobustnessOptions
 from students import build_student
 
 STUDENT = "timm:test_resnet"
@@ -267,3 +269,39 @@ def test_labels_are_part_of_the_key():
         _describe(ArrayImages(pixels + 1, [0, 1, 0, 1], name="a"), index),
     ]
     assert plain not in others
+
+
+def test_known_errors_count_only_where_asked_for_and_only_of_these_weights(
+    make_folder, weights, tmp_path, monkeypatch
+):
+    asked = []
+
+    def by_severity(self, view=None, *, description=""):
+        asked.append(view and view.severity)
+        return 0.05 if view is None else view.severity / 10
+
+    monkeypatch.setattr(FrozenClassifier, "error", by_severity)
+    options = {"data": str(make_folder()), "corruptions": ["fog"], "output": tmp_path / "out"}
+    both = distill.evaluate_robustness(weights, severities=[1, 5], **options, **NETWORK)
+    assert both["robustness_mean_error"] == pytest.approx(0.3)
+    assert both["robustness_gap"] == pytest.approx(0.25)
+    one = distill.evaluate_robustness(weights, severities=[5], **options, **NETWORK)
+    assert one["robustness_mean_error"] == 0.5
+    assert asked == [None, 1, 5]
+    torch.manual_seed(1)
+    torch.save(build_student(STUDENT, image_size=32).backbone.state_dict(), weights)
+    distill.evaluate_robustness(weights, severities=[5], **options, **NETWORK)
+    assert asked == [None, 1, 5, None, 5]
+
+
+def test_the_sample_is_of_the_seed_and_in_order():
+    index = np.arange(100, 200)
+    drawn = [
+        _sample(index, RobustnessOptions(num_images=20, seed=seed)).tolist() for seed in (0, 1)
+    ]
+    assert drawn[0] == _sample(index, RobustnessOptions(num_images=20)).tolist()
+    assert drawn[0] != drawn[1]
+    for one in drawn:
+        assert one == sorted(set(one) & set(index.tolist()))
+        assert len(one) == 20
+    assert _sample(index, RobustnessOptions()).tolist() == index.tolist()
