@@ -19,6 +19,7 @@ __all__ = [
     "cache",
     "convert",
     "evaluate_clusters",
+    "evaluate_linear",
     "evaluate_nn",
     "load_student",
     "measure",
@@ -144,6 +145,25 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     from distill.jobs.clusters import evaluate_clusters as evaluate_job
 
     return evaluate_job(Path(run_or_weights), ClusterOptions(**options))
+
+
+def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure linear classifiers on a student's embeddings; the same options as `distill linear`.
+
+    Args:
+        run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
+        **options: Any flag of `distill linear --help` with underscores, except `per_class`.
+
+    Returns:
+        What was measured, by name, as fractions of 1.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.linear import evaluate_linear as evaluate_job
+    from distill.jobs.linear_options import LinearOptions
+
+    return evaluate_job(Path(run_or_weights), LinearOptions(**options)).metrics
 
 
 def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

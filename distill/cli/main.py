@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": ("distill.cli.cache", "keep a teacher's embeddings on disk before training"),
     "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
+    "linear": ("distill.cli.linear", "measure a linear classifier on a student's embeddings"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),

@@ -97,6 +97,7 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("pretrain --recipe published", "did you mean 'published-300'"),
         ("nn absent --data digits", "no run directory or weights file at absent"),
         ("clusters absent --data digits", "no run directory or weights file at absent"),
+        ("linear absent --data digits", "no run directory or weights file at absent"),
     ],
 )
 def test_mistakes(mistake, argv: str, message: str):
@@ -118,7 +119,7 @@ def test_an_empty_folder(mistake, tmp_path: Path):
     assert "empty" in mistake(*TINY, "--data", "empty")
 
 
-@pytest.mark.parametrize("command", ["nn", "clusters"])
+@pytest.mark.parametrize("command", ["nn", "clusters", "linear"])
 def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder, command: str):
     data = make_folder(classes=1)
     unlabelled = data / "train" / "class0"
@@ -140,6 +141,23 @@ def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder, c
         ("clusters --num-clusters 99", "the number of clusters is 99, it must be between 1 and"),
         ("clusters --num-clusters 0", "the number of clusters is 0, it must be between 1 and"),
         ("clusters --seed -1", "the seed is -1, it must be between 0 and 2147483647"),
+        ("linear --seed -1", "--seed is -1, it must be between 0 and 2147483647"),
+        ("linear --labels 0", "--labels is 0, it must be a share above 0 and at most 1"),
+        ("linear --labels 2", "--labels is 2, it must be a share above 0 and at most 1"),
+        ("linear --labels nan", "--labels is nan, it must be a share above 0 and at most 1"),
+        ("linear --labels absent.txt", "neither a number nor a list that can be read (No such"),
+        ("linear --labels 0.1 --label-seeds 0", "--label-seeds is 0, it must be at least 1"),
+        ("linear --labels 0.01 --sweep", "none of 3 labelled images can be held out"),
+        ("linear --sweep --learning-rates 0", "a learning rate is 0, it must be positive"),
+        ("linear --sweep --weight-decays -1", "a weight decay is -1, it must be at least 0"),
+        ("linear --sweep --learning-rates", "--sweep needs a value of --learning-rates"),
+        ("linear --sweep --method logistic", "--sweep does not go with --method logistic"),
+        ("linear --augment --method logistic", "--augment does not go with --method logistic"),
+        ("linear --augment --layers all", "--augment does not go with --layers"),
+        ("linear --labels 0.1 --layers all", "--labels does not go with --layers"),
+        ("linear --per-class --layers all", "--per-class does not go with --layers"),
+        ("linear --layers stage9", "unknown layer 'stage9': did you mean 'stage"),
+        ("linear --layers layer1.0.conv9", "did you mean 'layer1.0.conv"),
     ],
 )
 def test_numbers_that_an_evaluation_cannot_take(
@@ -227,6 +245,7 @@ def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_p
         "train --help",
         "nn --help",
         "clusters --help",
+        "linear --help",
         "cache --help",
         "list --help",
         "list",
