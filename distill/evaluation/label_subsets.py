@@ -55,11 +55,10 @@ def _shares(counts: np.ndarray, fraction: float, generator: np.random.Generator)
     """Distribute round(fraction N) over classes of sizes `counts`, at least one to each."""
     quotas = fraction * counts
     shares = np.maximum(np.floor(quotas).astype(np.int64), np.minimum(counts, 1))
-    remainders = np.where(shares < quotas, quotas - shares, -1.0)  # who rounded up has none left
     num_left = max(0, round(fraction * counts.sum()) - shares.sum())
-    order = np.lexsort((generator.random(len(counts)), -remainders))
-    up = order[:num_left]
-    shares[up[remainders[up] > 0]] += 1
+    # Who was given its one instead of less has no remainder left: it comes last.
+    order = np.lexsort((generator.random(len(counts)), shares - quotas))
+    shares[order[:num_left]] += 1
     return shares
 
 

@@ -120,7 +120,6 @@ class LayerBackbone(nn.Module):
         self.widths = {
             name: vector.shape[1] for name, vector in zip(self.layers, vectors, strict=True)
         }
-        self._outputs.clear()
         return torch.cat(vectors, dim=1)
 
     def columns(self) -> dict[str, slice]:

@@ -10,6 +10,8 @@ import torch
 
 import distill
 from distill.cli.main import run
+from distill.evaluation.class_scores import ClassScores
+from distill.evaluation.label_subsets import class_balanced_subset
 from distill.evaluation.linear_heads import PUBLISHED_SCHEDULE
 from distill.jobs import linear_probe
 from students import build_student
@@ -98,6 +100,42 @@ def test_few_labels_are_drawn_by_several_seeds(measure, capsys):
     np.testing.assert_allclose(measured[names[1]], np.std(shares, ddof=1), atol=1e-4)
 
 
+def test_mean_and_standard_deviation_over_seeds_by_hand(measure, monkeypatch):
+    drawn = []
+
+    def scored(self, *, rows, seed):
+        drawn.append((seed, rows.tolist()))
+        accuracy = {3: 0.5, 4: 0.7, 5: 0.9}[seed]
+        return linear_probe.Found(
+            {"": ClassScores(accuracy, None, np.full(3, accuracy), 0.0)}, [], []
+        )
+
+    monkeypatch.setattr(linear_probe.LinearProbe, "measure", scored)
+    measured = measure("--labels", "0.25", "--label-seeds", "3", "--seed", "3")
+    np.testing.assert_allclose(measured["linear_accuracy_labels_0.25"], 0.7)
+    np.testing.assert_allclose(measured["linear_accuracy_labels_0.25_std"], 0.2)
+    labels = np.repeat(np.arange(3), 12)
+    for seed, rows in drawn:
+        assert rows == class_balanced_subset(labels, 0.25, seed=seed).tolist()
+    assert [seed for seed, _ in drawn] == [3, 4, 5]
+
+
+def test_a_list_and_images_that_cannot_be_read(measure, tmp_path, monkeypatch):
+    chosen = []
+    original = linear_probe.LinearProbe.measure
+
+    def record(self, *, rows, seed):
+        chosen.append(rows.tolist())
+        return original(self, rows=rows, seed=seed)
+
+    monkeypatch.setattr(linear_probe.LinearProbe, "measure", record)
+    (tmp_path / "photos/train/class0/000.png").write_bytes(b"")
+    listed = tmp_path / "few.txt"
+    listed.write_text("class2/003.png\nclass0/001.png\nclass0/000.png\n")
+    measure("--labels", str(listed), "--label-seeds", "1", "--on-bad-image", "skip")
+    assert chosen == [[0, 26]]  # rows of the embedded images
+
+
 def test_all_labels_are_a_share_too(measure):
     measured = measure("--labels", "1", "--label-seeds", "1")
     assert list(measured) == ["linear_accuracy_labels_1"]
@@ -161,14 +199,15 @@ def test_layers_that_memory_does_not_hold(measure, weights, tmp_path, monkeypatc
     assert "name fewer of them with --layers" in capsys.readouterr().err
 
 
-def test_augmented_images_are_embedded_at_every_step(measure, monkeypatch):
+def test_augmented_images_are_embedded_at_every_step(measure, monkeypatch, tmp_path):
     monkeypatch.setattr(
         linear_probe, "PUBLISHED_SCHEDULE", replace(PUBLISHED_SCHEDULE, num_epochs=3)
     )
-    seen = []
+    seen, indices = [], []
     original = linear_probe.AugmentedBatches.__call__
 
     def record(self, rows, standardizer):
+        indices.append(self.index[rows].tolist())
         for batch in original(self, rows, standardizer):
             seen.append((self.augmentation, self.seed, batch.epoch, len(batch.labels)))
             yield batch
@@ -180,6 +219,9 @@ def test_augmented_images_are_embedded_at_every_step(measure, monkeypatch):
     measured = measure("--augment", "--labels", "0.5", "--label-seeds", "1")
     assert "linear_accuracy_labels_0.5_augmented" in measured
     assert [size for _, _, _, size in seen[3:]] == [18] * 3
+    (tmp_path / "photos/train/class0/000.png").write_bytes(b"")
+    measure("--augment", "--on-bad-image", "skip")
+    assert indices[-1] == list(range(1, 36))
 
 
 def test_weights_that_are_damaged(make_folder, weights, tmp_path, capsys):

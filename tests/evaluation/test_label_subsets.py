@@ -35,6 +35,8 @@ def test_every_class_gives_one_and_no_more_for_it():
 
 def test_a_class_number_without_images():
     assert counts(np.repeat([0, 2], [10, 10]), 0.2) == [2, 0, 2]
+    # Nor does it use up an image of the total: five of 50.
+    assert counts(np.repeat([0, 2, 3], [14, 17, 19]), 0.1) == [1, 0, 2, 2]
 
 
 def test_equal_remainders_fall_by_the_seed():

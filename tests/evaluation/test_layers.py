@@ -129,6 +129,11 @@ def test_layers_that_cannot_be_taken():
         LayerBackbone(Odd(), {"unused": "unused"})(torch.zeros(1, 3, 2, 2))
     with pytest.raises(DistillError, match="layer pair gives neither maps"):
         LayerBackbone(Odd(), {"pair": "pair"})(torch.zeros(1, 3, 2, 2))
+    layers = LayerBackbone(Odd(), {"used": "used"})
+    layers(torch.zeros(1, 3, 2, 2))
+    layers.backbone.used, images = nn.Identity(), torch.zeros(1, 3, 2, 2)
+    with pytest.raises(DistillError, match="layer used does not run"):  # not the pass before
+        layers(images)
     network = EmbeddingNetwork(Odd(), NetworkSpec(name="odd", build=lambda side: Odd()))
     with pytest.raises(DistillError, match=r"^layer unused does not run"):
         layer_network(network, ["unused"])

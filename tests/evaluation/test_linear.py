@@ -107,9 +107,37 @@ def test_only_the_chosen_rows_count():
     part = LabelledEmbeddings(
         data.train_features[rows], data.train_labels[rows], data.val_features, data.val_labels
     )
-    found = linear_evaluation(data, device=CPU, schedule=SHORT, rows=rows)
-    alone = linear_evaluation(part, device=CPU, schedule=SHORT)
+    sweep = [HeadSetting(0.1, 0.0), HeadSetting(1e-5, 0.0)]
+    found = linear_evaluation(data, device=CPU, schedule=SHORT, rows=rows, sweep=sweep)
+    alone = linear_evaluation(part, device=CPU, schedule=SHORT, sweep=sweep)
     np.testing.assert_allclose(found.published.loss, alone.published.loss, rtol=1e-6)
+    assert found.held_out == alone.held_out
+
+
+def test_held_out_rows_are_scored(monkeypatch):
+    scored = []
+    original = module.score_heads
+
+    def record(heads, rows, labels, *, num_classes):
+        scored.append((rows.rows.tolist(), labels.tolist()))
+        return original(heads, rows, labels, num_classes=num_classes)
+
+    monkeypatch.setattr(module, "score_heads", record)
+    data, chosen = made(), np.arange(30, 90)
+    sweep = [HeadSetting(0.1, 0.0)]
+    linear_evaluation(data, device=CPU, schedule=SHORT, rows=chosen, sweep=sweep)
+    (held_out, labels), (everything, _) = scored
+    assert len(held_out) == 6
+    assert set(held_out) < set(chosen.tolist())
+    assert labels == data.train_labels[held_out].tolist()
+    assert everything == list(range(60))
+
+
+def test_of_equally_accurate_settings_the_surer_is_chosen():
+    sweep = [HeadSetting(0.02, 0.0), HeadSetting(0.1, 0.0), HeadSetting(0.03, 0.0)]
+    found = linear_evaluation(made(noise=0.01), device=CPU, schedule=SHORT, sweep=sweep)
+    assert set(found.held_out.values()) == {1.0}
+    assert found.best_setting == sweep[1]
 
 
 def test_a_setting_that_diverges_is_not_chosen():

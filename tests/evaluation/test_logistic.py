@@ -59,6 +59,20 @@ def test_the_penalty_is_chosen_on_held_out_rows_not_on_validation():
     assert found.scores.accuracy > 0.45
 
 
+def test_held_out_rows_are_not_fitted(monkeypatch):
+    fitted = []
+    original = module.minimize
+
+    def record(rows, labels, **arguments):
+        fitted.append(rows.rows.tolist())
+        assert labels.tolist() == made().train_labels[rows.rows].tolist()
+        return original(rows, labels, **arguments)
+
+    monkeypatch.setattr(module, "minimize", record)
+    logistic_evaluation(made(), device=CPU, penalties=[0.1, 0.01])
+    assert [len(rows) for rows in fitted] == [108, 108, 120]
+
+
 def test_of_equal_penalties_the_stronger_is_chosen():
     found = logistic_evaluation(made(noise=0.01), device=CPU, penalties=[1e-3, 1e-2])
     assert found.held_out == {1e-2: 1.0, 1e-3: 1.0}
