@@ -23,6 +23,7 @@ def test_largest_remainders_by_hand():
     labels = np.repeat([0, 1, 2], [14, 17, 19])  # a tenth: 1.4, 1.7, 1.9; five in all
     assert counts(labels, 0.1) == [1, 2, 2]
     assert counts(labels, 1.0) == [14, 17, 19]
+    assert counts(np.repeat([0, 1], [16, 22]), 0.1) == [2, 2]  # 3.8 are four
 
 
 def test_every_class_gives_one_and_no_more_for_it():
