@@ -9,6 +9,7 @@ from distill.config import TrainConfig
 from distill.engine.run_directory import RunDirectory
 from distill.errors import DistillError
 from distill.jobs.report_run import read_run
+from distill.jobs.robustness_record import RobustnessRecord
 from distill.options import updated
 
 
@@ -93,25 +94,34 @@ def test_curves_are_read_up_to_a_line_that_is_not_whole(written):
 
 
 def test_robustness_is_the_mean_over_corruptions_by_severity(written):
-    content = {
-        "student": {"fog": [0.1, 0.2, 0.3], "snow": [0.3, 0.4, 0.5], "note": "words"},
-        "teacher": {"fog": [0.0, 0.1, 0.2]},
-        "ragged": {"fog": [0.1], "snow": [0.1, 0.2]},
-        "severities": [1, 2, 3],
-        "nothing": {"fog": []},
-    }
-    (written / "robustness.json").write_text(json.dumps(content))
+    settings = [{"images": "old"}, {"images": "new"}]
+    for setting, clean in zip(settings, (0.9, 0.1), strict=True):
+        record = RobustnessRecord(written, "student", setting)
+        for severity, errors in ((1, (0.1, 0.3)), (2, (0.2, 0.4))):
+            for name, error in zip(("fog", "snow"), errors, strict=True):
+                record.set(name, severity, error)
+        record.set_clean(clean)
+    teacher = RobustnessRecord(written, "teacher", {})
+    teacher.set("fog", 1, 0.05)
     found = read_run(written).robustness
     assert [series.name for series in found.series] == ["student", "teacher"]
-    assert list(found.series[0].x) == [1, 2, 3]
-    assert list(found.series[0].y) == pytest.approx([0.2, 0.3, 0.4])
+    assert list(found.series[0].x) == [0, 1, 2]  # 0: the clean images of the newest setting
+    assert list(found.series[0].y) == pytest.approx([0.1, 0.2, 0.3])
+    assert list(found.series[1].x) == [1]
     assert found.is_share
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"student": 3}', '{"a": {"fog": ["x"]}}'])
-def test_robustness_of_another_form_is_passed_over(written, text):
-    (written / "robustness.json").write_text(text)
+def test_corruptions_at_unlike_severities_have_no_mean(written):
+    record = RobustnessRecord(written, "student", {})
+    record.set("fog", 1, 0.1)
+    record.set("snow", 2, 0.1)
     assert read_run(written).robustness is None
+
+
+def test_a_damaged_robustness_file_is_said(written):
+    (written / "robustness.json").write_text("{")
+    with pytest.raises(DistillError, match="is damaged"):
+        read_run(written)
 
 
 def test_pre_training_and_commands_that_are_not_known(make_pretraining_run):
