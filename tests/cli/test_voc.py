@@ -14,6 +14,7 @@ from distill.cli.main import run
 from distill.data.voc import open_voc
 from distill.evaluation import detection
 from distill.jobs import voc as job
+from distill.jobs.images import BadImages
 from distill.jobs.voc import VocMeasurement
 from students import build_student
 
@@ -97,6 +98,8 @@ def test_the_options_of_detection_arrive(make_voc, weights, monkeypatch):
         return torch.nn.Identity()
 
     def tune(detector, images, index, options, how):
+        assert isinstance(how.on_bad_images, BadImages)
+        assert how.num_workers == 0
         received.append((images.name, len(index), options))
 
     def find(detector, images, index, how):
@@ -153,6 +156,29 @@ def test_unreadable_images_end_it_or_are_skipped(make_voc, weights, complaint, c
         printed = capsys.readouterr().out
         assert printed.count("trainval003.png: cannot be read") == 1
         assert printed.count("test002.png: cannot be read") == 1
+
+
+def test_what_images_show_stays_theirs_when_others_are_skipped(make_voc, weights, monkeypatch):
+    data, received = make_voc(), []
+    for name in ("trainval003", "test002"):
+        (data / f"VOC2007/JPEGImages/{name}.png").write_bytes(b"x")
+
+    def record(train, presence, test, **options):
+        received.append(presence.tolist())
+        return job_classify(train, presence, test, **options)
+
+    def record_aps(scores, presence):
+        received.append(presence.tolist())
+        return job_aps(scores, presence)
+
+    job_classify, job_aps = job.classify, job.classification_aps
+    monkeypatch.setattr(job, "classify", record)
+    monkeypatch.setattr(job, "classification_aps", record_aps)
+    options = {"num_workers": 0, "on_bad_image": "skip", **NETWORK}
+    distill.evaluate_voc(weights, data=str(data), **options)
+    opened = open_voc(data)
+    train, test = opened.train.presence().tolist(), opened.val.presence().tolist()
+    assert received == [train[:3] + train[4:], test[:2] + test[3:]]
 
 
 def test_a_class_without_a_test_object_is_shown_as_such():
