@@ -49,14 +49,14 @@ def read_run(path: Path) -> RunContent:
 def _facts(
     path: Path, options: Mapping[str, Any], versions: Any, metrics: Mapping[str, Any]
 ) -> dict[str, str]:
-    side = options.get("image_size")
+    side, variant = options.get("image_size"), options.get("variant")
     size = "" if side is None else f", {side} px"
     started = time.localtime((path / "config.yaml").stat().st_mtime)
     facts = {
         "Student": f"{options['student']}{size}" if options.get("student") else None,
         "Network": f"{options['arch']}{size}" if options.get("arch") else None,
         "Teacher": options.get("teacher"),
-        "Method": options.get("method") or f"CompRess, {options.get('variant')}",
+        "Method": options.get("method") or (variant and f"CompRess, {variant}"),
         "Data": options.get("data"),
         "Epochs": options.get("epochs"),
         "Trained on": time.strftime("%Y-%m-%d", started),

@@ -17,6 +17,15 @@ def test_points_lie_where_their_values_are():
     assert figure.lines[0].path == f"M{LEFT} {BOTTOM}L{middle[0]:g} {middle[1]:g}L{RIGHT} {TOP}"
 
 
+def test_ticks_stand_beside_the_values_that_they_name():
+    figure = chart(Series("a", [0, 10], [0.0, 2.0]))
+    assert [(tick.label, tick.place) for tick in figure.y_ticks[::4]] == [("0", BOTTOM), ("2", TOP)]
+    assert [(tick.label, tick.place) for tick in figure.x_ticks[::5]] == [
+        ("0", LEFT),
+        ("10", RIGHT),
+    ]
+
+
 def test_the_horizontal_axis_ends_with_the_values_and_series_share_it():
     figure = chart(Series("a", [3, 85], [1.0, 1.0]), Series("b", [3, 44], [2.0, 2.0]))
     assert [tick.label for tick in figure.x_ticks] == ["20", "40", "60", "80"]
