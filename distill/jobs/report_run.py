@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.config import TrainConfig
 from distill.engine.run_directory import read_metrics
+from distill.jobs.robustness_record import read_robustness
 from distill.options import flattened, read_yaml
 from distill.pretrain_config import PretrainConfig
 from distill.report.content import Curves, RunContent, Series
@@ -42,7 +43,7 @@ def read_run(path: Path) -> RunContent:
         options={name: _plain(value) for name, value in options.items()},
         metrics=metrics,
         curves=tuple(_training_curves(list(_log_lines(path / "log.jsonl")))),
-        robustness=_robustness(path / "robustness.json"),
+        robustness=_robustness(path),
     )
 
 
@@ -126,31 +127,21 @@ def _training_curves(lines: list[dict[str, Any]]) -> Iterator[Curves]:
             yield Curves(title, "step", label, [series], is_share)
 
 
-def _robustness(path: Path) -> Curves | None:
-    """Return the mean error over corruptions by severity; None when the file does not say it.
+def _robustness(run: Path) -> Curves | None:
+    """Return the mean error over corruptions by severity, 0 being the clean images.
 
-    What is read is {"student": {CORRUPTION: [error of severity 1, 2, ...]}, "teacher": ...}, errors
-    as fractions of 1; entries of any other form are passed over.
+    None when nothing was measured, or not every corruption at the same severities.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    newest = {entry["network"]: entry for entry in read_robustness(run).values()}
     series = []
-    for who, corruptions in content.items() if isinstance(content, dict) else ():
-        errors = [row for row in _error_rows(corruptions) if row]
-        if errors and len({len(row) for row in errors}) == 1:
-            means = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
-            series.append(Series(str(who), list(range(1, len(means) + 1)), means))
+    for network, entry in newest.items():
+        rows = list(entry["errors"].values())
+        if not rows or any(row.keys() != rows[0].keys() for row in rows):
+            continue
+        by_severity = {int(s): sum(row[s] for row in rows) / len(rows) for s in rows[0]}
+        if entry["clean_error"] is not None:
+            by_severity[0] = entry["clean_error"]
+        severities = sorted(by_severity)
+        series.append(Series(network, severities, [by_severity[s] for s in severities]))
     title = "Mean error over corruptions"
     return Curves(title, "severity", "error", series, True) if series else None
-
-
-def _error_rows(corruptions: Any) -> list[list[float]]:
-    rows = corruptions.values() if isinstance(corruptions, dict) else ()
-    return [
-        [float(value) for value in row]
-        for row in rows
-        if isinstance(row, list)
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row)
-    ]
