@@ -81,7 +81,9 @@ def task(folder: Path, images, *, view: NetworkView | None = None, **changes) ->
         "dtype": "fp32",
         "shape": (len(images), WIDTH),
     }
-    return CacheTask(folder, Contents(**{**given, **changes}), images, view, {"torch": "2"})
+    return CacheTask(
+        folder, "teacher", Contents(**{**given, **changes}), images, view, {"torch": "2"}
+    )
 
 
 def how(batch_size: int = 5, **settings) -> Pass:
