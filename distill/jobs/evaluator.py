@@ -12,7 +12,7 @@ from distill.data.images import Images
 from distill.data.sources import ImageData
 from distill.data.views import default_num_workers
 from distill.errors import DistillError
-from distill.evaluation.cluster_alignment import cluster_alignment, require_clusters
+from distill.evaluation.cluster_alignment import cluster_alignment
 from distill.evaluation.embed import Embeddings, Pass, embed
 from distill.evaluation.nearest_neighbour import Vote, nn_accuracy, require_labels
 from distill.networks import EmbeddingNetwork
@@ -99,41 +99,6 @@ class Evaluator:
     def embed_train(self, network: EmbeddingNetwork, *, what: str) -> Embeddings:
         """Embed the training images; `what` names the network before the progress bar."""
         return self.embed(network, self.data.train, self.train_index, f"{what}, train")
-
-    def nn_accuracy(
-        self,
-        network: EmbeddingNetwork,
-        *,
-        what: str,
-        train: Embeddings | None = None,
-        k: int = 1,
-        vote: Vote = "majority",
-    ) -> float:
-        """Return the accuracy of `network`; `train` spares embedding the training images again.
-
-        Raises:
-            DistillError: When the data has no labels for it (`why_not`) or k is out of range.
-        """
-        return self.embed_both(network, what=what, train=train).nn_accuracy(k=k, vote=vote)
-
-    def cluster_alignment(
-        self,
-        network: EmbeddingNetwork,
-        *,
-        what: str,
-        train: Embeddings | None = None,
-        num_clusters: int | None = None,
-        seed: int = 0,
-    ) -> float:
-        """Return the alignment of `network`; `train` spares embedding the training images again.
-
-        Raises:
-            DistillError: When the data has no labels for it (`why_not`), or `num_clusters` or
-                `seed` is out of range.
-        """
-        require_clusters(num_clusters, num_images=len(self.train_index), seed=seed)
-        splits = self.embed_both(network, what=what, train=train)
-        return splits.cluster_alignment(num_clusters=num_clusters, seed=seed)
 
     def measure(
         self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None

@@ -54,6 +54,6 @@ def test_the_evaluator_says_what_is_missing(evaluator):
     without_val = dataclasses.replace(evaluator, data=dataclasses.replace(evaluator.data, val=None))
     assert "has no validation images" in without_val.why_not()
     with pytest.raises(DistillError, match="has no validation images"):
-        without_val.nn_accuracy(load_teacher("pixels"), what="teacher")
+        without_val.embed_both(load_teacher("pixels"), what="teacher")
     one_class = dataclasses.replace(evaluator, train_index=np.arange(20))
     assert "are of 1 class" in one_class.why_not()
