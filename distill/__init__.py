@@ -119,7 +119,8 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
 
     Args:
         run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
-        **options: Any flag of `distill nn --help` with underscores.
+        **options: Any flag of `distill nn --help` with underscores, except `per_class` and
+            `confusion`; `k` may be one number.
 
     Returns:
         What was measured, by name, as fractions of 1.
@@ -130,7 +131,9 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     from distill.jobs.nearest_neighbour import NearestNeighbourOptions
     from distill.jobs.nearest_neighbour import evaluate_nn as evaluate_job
 
-    return evaluate_job(Path(run_or_weights), NearestNeighbourOptions(**options))
+    if isinstance(options.get("k"), int):
+        options["k"] = (options["k"],)
+    return evaluate_job(Path(run_or_weights), NearestNeighbourOptions(**options)).metrics
 
 
 def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
 
     Args:
         run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
-        **options: Any flag of `distill clusters --help` with underscores.
+        **options: Any flag of `distill clusters --help` with underscores, except `per_cluster`.
 
     Returns:
         What was measured, by name, as fractions of 1.
@@ -149,7 +152,7 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     from distill.jobs.clusters import ClusterOptions
     from distill.jobs.clusters import evaluate_clusters as evaluate_job
 
-    return evaluate_job(Path(run_or_weights), ClusterOptions(**options))
+    return evaluate_job(Path(run_or_weights), ClusterOptions(**options)).metrics
 
 
 def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

@@ -10,6 +10,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from distill.errors import DistillError
+
+
+def require_file_place(path: Path, *, flag: str, example: str) -> None:
+    """Refuse a path that no file can be written to, before there is anything to write.
+
+    Args:
+        path: Of the file.
+        flag: That it was given with.
+        example: A file name of the kind.
+
+    Raises:
+        DistillError: It is a folder, or lies in one that is not there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+        raise DistillError(f"{flag} {path} {problem}; name a file such as {example}")
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:

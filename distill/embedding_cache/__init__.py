@@ -4,6 +4,6 @@ The package stores and checks rows; it knows no networks. `distill.evaluation.ca
 """
 
 from distill.embedding_cache.store import EmbeddingStore
-from distill.embedding_cache.table import EmbeddingTable, open_table
+from distill.embedding_cache.table import EmbeddingTable, SelectedRows, open_table
 
-__all__ = ["EmbeddingStore", "EmbeddingTable", "open_table"]
+__all__ = ["EmbeddingStore", "EmbeddingTable", "SelectedRows", "open_table"]

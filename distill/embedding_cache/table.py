@@ -6,6 +6,7 @@ Shapes: N images, D embedding width, B rows.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -66,6 +67,36 @@ class EmbeddingTable:
                 "be read then; remove the folder and its embeddings are made again"
             )
         return decode(stored, self.contents.dtype)
+
+
+class SelectedRows:
+    """Some rows of a table, in a given order, as an array of which only what is asked for is read.
+
+    Args:
+        table: Of all images of a set.
+        index: int64 (N,), the images whose embeddings these are.
+    """
+
+    def __init__(self, table: EmbeddingTable, index: np.ndarray) -> None:
+        self.table = table
+        self.index = index
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return len(self.index), self.table.embedding_dim
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        """Read the rows of a slice or of an array of row numbers, (B, D) float32."""
+        return self.table.rows(self.index[key]).numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read all rows; each reading makes an array of its own."""
+        assert copy is not False, "nothing of it lies in memory"
+        return np.asarray(self[:], dtype=dtype)
 
 
 def open_table(folder: Path) -> EmbeddingTable:

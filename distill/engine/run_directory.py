@@ -178,8 +178,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Add numbers to metrics.json under `path`; those of the same name are replaced."""
+    """Add numbers to metrics.json under `path`; those of the same name go, for good if None."""
     merged = {**read_metrics(path), **metrics}
+    merged = {name: value for name, value in merged.items() if value is not None}
     write_whole(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())
 
 

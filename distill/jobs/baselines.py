@@ -11,8 +11,9 @@ from distill.embedding_cache import EmbeddingTable
 from distill.engine.device import require_memory
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.errors import DistillError
+from distill.evaluation.stored import stored
 from distill.jobs.evaluator import EmbeddedSplits, Evaluator
-from distill.jobs.network_cache import NetworkCache, in_memory
+from distill.jobs.network_cache import NetworkCache
 from distill.jobs.prepare import Job
 from distill.terminal import say
 
@@ -115,8 +116,8 @@ def _teacher_splits(job: Job, embeddings: TeacherEmbeddings | None) -> EmbeddedS
         say(f"the teacher is not measured: {error}")
         return None
     return EmbeddedSplits(
-        in_memory(embeddings.views[0], data.train, evaluator.train_index),
-        in_memory(embeddings.val, data.val, evaluator.val_index),
+        stored(embeddings.views[0], data.train, evaluator.train_index).in_memory(),
+        stored(embeddings.val, data.val, evaluator.val_index).in_memory(),
     )
 
 

@@ -15,9 +15,9 @@ from distill.data.sources import ImageData, open_images
 from distill.engine.device import pick_device, pick_precision
 from distill.errors import DistillError
 from distill.evaluation.cached import CachedEmbeddings
-from distill.jobs.evaluator import Evaluator
+from distill.jobs.evaluator import Evaluator, Split
 from distill.jobs.images import BadImages, data_or_default
-from distill.jobs.network_cache import NetworkCache, Split, load_teacher_of
+from distill.jobs.network_cache import NetworkCache, load_teacher_of
 from distill.networks import place
 
 

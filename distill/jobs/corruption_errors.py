@@ -48,17 +48,19 @@ class CorruptionResult:
         """Return the mean error over severities by corruption."""
         return corruption_means(self.errors)
 
-    def metrics(self) -> dict[str, float | str]:
-        """Return the numbers for metrics.json by name; the teacher's with a prefix."""
-        mean = mean_error(self.errors)
-        found: dict[str, float | str] = {
+    def metrics(self) -> dict[str, float | str | None]:
+        """Return the numbers for metrics.json by name; the teacher's with a prefix.
+
+        mCE is None where it is not defined, so that one of an earlier definition does not stay.
+        """
+        mean, has_mce = mean_error(self.errors), self.why_no_mce is None
+        found: dict[str, float | str | None] = {
             "robustness_definition": self.definition,
             "robustness_clean_error": self.clean_error,
             "robustness_mean_error": mean,
             "robustness_gap": mean - self.clean_error,
+            "robustness_mce": mean_corruption_error(self.errors) if has_mce else None,
         }
-        if self.why_no_mce is None:
-            found["robustness_mce"] = mean_corruption_error(self.errors)
         prefix = "teacher_" if self.role == "teacher" else ""
         return {prefix + name: value for name, value in found.items()}
 

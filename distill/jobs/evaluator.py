@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from distill.evaluation.cluster_alignment import cluster_alignment
 from distill.evaluation.embed import Embeddings, Pass, embed
 from distill.evaluation.nearest_neighbour import Vote, nn_accuracy, require_labels
 from distill.networks import EmbeddingNetwork
+
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,13 @@ class Evaluator:
         except DistillError as error:
             return str(error)
         return None
+
+    def split(self, split: Split) -> tuple[Images, np.ndarray]:
+        """Return the images of a split, which must be there, and which of them can be read."""
+        if split == "train":
+            return self.data.train, self.train_index
+        assert self.data.val is not None
+        return self.data.val, self.val_index
 
     def num_classes(self) -> int:
         """Return how many classes the training images are of, 0 without labels."""

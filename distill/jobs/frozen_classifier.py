@@ -13,6 +13,7 @@ from distill.evaluation.embed import Embeddings, embed
 from distill.evaluation.frozen_head import Head, HeadName, fit_head
 from distill.evaluation.network_view import ShownView
 from distill.jobs.evaluator import Evaluator
+from distill.jobs.network_cache import NetworkCache
 from distill.networks import EmbeddingNetwork
 
 
@@ -21,33 +22,44 @@ class FrozenClassifier:
     """Predicts classes of images that nothing was fitted on.
 
     Attributes:
-        role: `student` or `teacher`.
-        network: On the evaluator's device.
-        evaluator: The training images, and how networks go over images.
+        cache: The network, its embeddings of clean images, and how it goes over others.
         head_name: See `fit_head`.
-        val_index: The clean validation images that count.
+        val_index: The clean validation images that count, sorted.
     """
 
-    role: str
-    network: EmbeddingNetwork
-    evaluator: Evaluator
+    cache: NetworkCache
     head_name: HeadName
     val_index: np.ndarray
 
+    @property
+    def role(self) -> str:
+        """`student` or `teacher`."""
+        return self.cache.what
+
+    @property
+    def network(self) -> EmbeddingNetwork:
+        """The network, on the evaluator's device."""
+        return self.cache.network
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The images, and how networks go over them."""
+        return self.cache.evaluator
+
     @cached_property
     def head(self) -> Head:
-        """The head; the first use embeds the training images.
+        """The head; the first use embeds the training images, unless they lie on the disk.
 
         Raises:
             DistillError: See `fit_head`.
         """
-        train = self.evaluator.embed_train(self.network, what=self.role)
+        train = self.cache.stored("train").in_memory()
         return fit_head(self.head_name, train.features, train.labels)
 
     @cached_property
     def clean(self) -> Embeddings:
         """Embeddings of the clean validation images."""
-        return self.embed(self.val, self.val_index, description="clean")
+        return self.cache.stored("val", self.val_index).in_memory()
 
     @property
     def val(self) -> Images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,7 @@ def evaluate_linear(run_or_weights: Path, options: LinearOptions) -> LinearRepor
     """
     check_linear(options)
     evaluation = open_evaluation(run_or_weights, options)
-    reason = evaluation.evaluator.why_not()
-    if reason is not None:
-        raise DistillError(reason)
+    evaluation.require_measurable()
     named = _named_images(options, evaluation.evaluator.data.train)
     if options.layers:
         report = _layers(evaluation, options)
@@ -76,6 +74,7 @@ def evaluate_linear(run_or_weights: Path, options: LinearOptions) -> LinearRepor
         splits = evaluation.splits()
         probe = LinearProbe(evaluation, options, splits)
         report = _few_labels(probe, named) if options.labels is not None else _standard(probe)
+    report = replace(report, metrics=evaluation.named(report.metrics))
     evaluation.keep(report.metrics)
     return report
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from distill.data.sources import ImageData, open_images
 from distill.engine.device import pick_device, pick_precision
 from distill.engine.run_directory import add_metrics, read_config
 from distill.errors import DistillError
+from distill.evaluation.stored import StoredEmbeddings
 from distill.jobs.evaluator import EmbeddedSplits, Evaluator
 from distill.jobs.images import BadImages, data_or_default
-from distill.jobs.network_cache import NetworkCache, in_memory
+from distill.jobs.network_cache import NetworkCache
 from distill.networks import EmbeddingNetwork, place
 from students import build_student
 from teachers import load_trained
@@ -54,28 +56,43 @@ class Evaluation:
         evaluator: The setting.
         cache: Its embeddings on disk.
         output: Directory whose metrics.json receives the numbers; None: they are not kept.
+        other_data: Name of the data, when it is not what the run was trained on.
     """
 
     network: EmbeddingNetwork
     evaluator: Evaluator
     cache: NetworkCache
     output: Path | None
+    other_data: str | None = None
 
-    def splits(self) -> EmbeddedSplits:
+    def require_measurable(self) -> None:
+        """Refuse data without what a measure needs.
+
+        Raises:
+            DistillError: No validation images, no labels, or one class.
+        """
+        reason = self.evaluator.why_not()
+        if reason is not None:
+            raise DistillError(reason)
+
+    def stored(self) -> tuple[StoredEmbeddings, StoredEmbeddings]:
         """Return the embeddings of training and validation images, made once and kept on disk.
 
         Raises:
             DistillError: When the data has no labels to measure with, or the disk no room.
         """
-        reason = self.evaluator.why_not()
-        if reason is not None:
-            raise DistillError(reason)
-        data = self.evaluator.data
-        assert data.val is not None
-        return EmbeddedSplits(
-            in_memory(self.cache.embeddings("train").table, data.train, self.evaluator.train_index),
-            in_memory(self.cache.embeddings("val").table, data.val, self.evaluator.val_index),
-        )
+        self.require_measurable()
+        return self.cache.stored("train"), self.cache.stored("val")
+
+    def splits(self) -> EmbeddedSplits:
+        """Return what `stored` does, in memory."""
+        train, val = self.stored()
+        return EmbeddedSplits(train.in_memory(), val.in_memory())
+
+    def named(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return numbers by names that tell data other than the run's, `nn_accuracy@flowers`."""
+        suffix = "" if self.other_data is None else f"@{self.other_data}"
+        return {name + suffix: value for name, value in metrics.items()}
 
     def keep(self, metrics: dict[str, Any]) -> None:
         """Add numbers to metrics.json, where there is a place for it."""
@@ -126,7 +143,13 @@ def open_evaluation(
         dtype=options.cache_dtype,
     )
     output = options.output or (run_or_weights if is_run else None)
-    return Evaluation(network, evaluator, cache, output)
+    is_other = is_run and data.name.lower() != _name(run_options.get("data"))
+    return Evaluation(network, evaluator, cache, output, data.name if is_other else None)
+
+
+def _name(data: str | None) -> str:
+    """Return what `open_images` calls a set, wherever it lies, in small letters."""
+    return Path(abspath(expanduser(data or "digits"))).name.lower()
 
 
 def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork:

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,20 +17,19 @@ from distill.cache_folder import cache_folder
 from distill.config import CacheDtype, TeacherOptions
 from distill.data.images import Images
 from distill.data.transforms import default_augmentation
-from distill.embedding_cache import EmbeddingTable
+from distill.embedding_cache import EmbeddingStore, EmbeddingTable
 from distill.embedding_cache.manifest import Contents
 from distill.engine.run_directory import versions
 from distill.evaluation.cached import CachedEmbeddings, cached_embeddings
-from distill.evaluation.embed import Embeddings
 from distill.evaluation.fill_cache import CacheTask
 from distill.evaluation.network_view import NetworkView
-from distill.jobs.evaluator import Evaluator
+from distill.evaluation.stored import StoredEmbeddings, stored
+from distill.jobs.evaluator import Evaluator, Split
 from distill.jobs.images import BadImages
 from distill.networks import EmbeddingNetwork
 from distill.weights_hash import weights_hash
 from teachers import load_teacher
 
-Split = Literal["train", "val"]
 _MAX_NAME = 100  # characters; file systems take 255 bytes
 
 
@@ -58,6 +56,7 @@ class NetworkCache:
     seed: int = 0
 
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+    _tables: dict[str, EmbeddingTable] = field(default_factory=dict, init=False)
 
     @cached_property
     def _weights(self) -> str:
@@ -80,9 +79,26 @@ class NetworkCache:
         self.bad_images.share()
         return found
 
+    def stored(self, split: Split, index: np.ndarray | None = None) -> StoredEmbeddings:
+        """Return the embeddings of images of a split, by `embeddings` when first asked for.
+
+        Args:
+            split: Which images.
+            index: Which of them; None: those of the evaluator.
+        """
+        images, readable = self.evaluator.split(split)
+        if split not in self._tables:
+            self._tables[split] = self.embeddings(split).table
+        return stored(self._tables[split], images, readable if index is None else index)
+
+    def is_complete(self, split: Split) -> bool:
+        """Say whether all embeddings of a split lie on the disk already; nothing is written."""
+        store = EmbeddingStore.find(self.task(split, view=0).folder)
+        return store is not None and bool(store.done().all())
+
     def task(self, split: Split, *, view: int) -> CacheTask:
         """Say what must be in a cache, and where it lies."""
-        images = self._images(split)
+        images, _ = self.evaluator.split(split)
         shown = self._view(view)
         contents = self._contents(split, images, shown)
         return CacheTask(
@@ -93,12 +109,6 @@ class NetworkCache:
             view=shown,
             versions=versions(),
         )
-
-    def _images(self, split: Split) -> Images:
-        data = self.evaluator.data
-        images = data.train if split == "train" else data.val
-        assert images is not None
-        return images
 
     def _view(self, number: int) -> NetworkView:
         if number == 0:
@@ -145,16 +155,3 @@ def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
     return load_teacher(
         str(options.teacher), weights=options.teacher_weights, image_size=options.teacher_image_size
     )
-
-
-def in_memory(table: EmbeddingTable, images: Images, index: np.ndarray) -> Embeddings:
-    """Return the embeddings of some images as a measure takes them, without unreadable images.
-
-    Args:
-        table: Of all images of the set.
-        images: The set.
-        index: Which of them.
-    """
-    readable = np.setdiff1d(index, table.bad)
-    labels = np.full(len(readable), -1) if images.labels is None else images.labels[readable]
-    return Embeddings(table.rows(readable).numpy(), labels, readable, ())

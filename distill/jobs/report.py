@@ -16,7 +16,7 @@ from typing import Any, Literal
 import distill
 from distill.engine.run_directory import BACKBONE, STUDENT
 from distill.errors import DistillError
-from distill.files import write_whole
+from distill.files import require_file_place, write_whole
 from distill.jobs.measurement import MeasurementOptions
 from distill.jobs.report_run import read_run
 from distill.report.content import RunContent
@@ -102,9 +102,7 @@ def _checked_output(runs: Sequence[Path], options: ReportOptions) -> Path:
     if not 0 <= options.seed < 2**31:
         raise DistillError(f"--seed is {options.seed}, it must be between 0 and 2^31 - 1")
     output = options.output or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
-    if output.is_dir() or not output.parent.is_dir():
-        problem = "is a folder" if output.is_dir() else "lies in a folder that is not there"
-        raise DistillError(f"--output {output} {problem}; name a file such as {NAME}")
+    require_file_place(output, flag="--output", example=NAME)
     return output
 
 

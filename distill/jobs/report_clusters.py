@@ -7,16 +7,11 @@ Shapes: N training images, K clusters, C classes that occur; K = C.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from distill.evaluation.cluster_alignment import (
-    contingency,
-    kmeans,
-    match_clusters,
-    nearest_centroids,
-)
+from distill.evaluation.alignment import Alignment
+from distill.evaluation.cluster_alignment import align
+from distill.evaluation.kmeans import Clustering, nearest_centroids
 from distill.evaluation.nearest_neighbour import require_labels
 from distill.jobs.report_neighbours import Eyes
 from distill.jobs.report_thumbnails import Thumbnails
@@ -26,47 +21,22 @@ NUM_RANDOM, NUM_EXTREME = 6, 3
 NUM_PICTURES = 10
 
 
-@dataclass(frozen=True)
-class ClusterTable:
-    """What k-means found.
-
-    Attributes:
-        assignment: (N,) the cluster of every image.
-        counts: (K, C) images by cluster and class.
-        matched: (K,) the class, by column, that each cluster stands for.
-        classes: (C,) the labels of the columns.
-    """
-
-    assignment: np.ndarray
-    counts: np.ndarray
-    matched: np.ndarray
-    classes: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Images of every cluster (K,)."""
-        return self.counts.sum(axis=1)
-
-    @property
-    def purity(self) -> np.ndarray:
-        """Share of every cluster that is of its class (K,); 0 for an empty one."""
-        own = self.counts[np.arange(len(self.counts)), self.matched]
-        return own / np.maximum(self.sizes, 1)
-
-
-def cluster_table(features: np.ndarray, labels: np.ndarray, *, seed: int) -> ClusterTable:
+def clustered(
+    features: np.ndarray, labels: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, Alignment]:
     """Cluster embeddings into as many clusters as there are classes and match the two.
 
     Args:
         features: (N, D), any scale.
         labels: (N,) classes, at least 0, of two or more.
         seed: Of k-means.
+
+    Returns:
+        The cluster of every image (N,), and which class every cluster stands for.
     """
-    classes, columns = np.unique(labels, return_inverse=True)
-    centroids = kmeans(features, len(classes), seed=seed)
-    assignment = nearest_centroids(features, centroids)
-    counts = contingency(assignment, columns, len(classes), len(classes))
-    return ClusterTable(assignment, counts, match_clusters(counts), classes)
+    centroids = Clustering(seed=seed).centroids(features, num_classes=len(np.unique(labels)))
+    of_image = nearest_centroids(features, centroids)
+    return of_image, align(of_image, labels, of_image, labels, num_clusters=len(centroids))
 
 
 def cluster_section(student: Eyes, seed: int) -> ClusterSection:
@@ -77,22 +47,25 @@ def cluster_section(student: Eyes, seed: int) -> ClusterSection:
     """
     images = student.indexed_pictures.images
     require_labels(student.indexed.labels, what=f"the images of {images.name}")
-    table = cluster_table(student.indexed.features, student.indexed.labels, seed=seed)
+    of_image, found = clustered(student.indexed.features, student.indexed.labels, seed=seed)
     rng = np.random.default_rng(seed)
-    there = np.flatnonzero(table.sizes)
-    by_purity = there[np.argsort(-table.purity[there], kind="stable")]
+    there = np.flatnonzero(found.sizes)
+    by_purity = there[np.argsort(-found.matched_share[there], kind="stable")]
     num_extreme = max(1, min(NUM_EXTREME, len(there) // 2))
     drawn = np.sort(rng.choice(there, min(NUM_RANDOM, len(there)), replace=False))
 
     def shown(numbers: np.ndarray) -> list[Cluster]:
-        return [_cluster(table, int(number), student, rng) for number in numbers]
+        return [
+            _cluster(int(number), np.flatnonzero(of_image == number), found, student, rng)
+            for number in numbers
+        ]
 
-    order = np.argsort(table.matched)
-    shares = table.counts / np.maximum(table.sizes, 1)[:, None]
-    names = [str(images.classes[label]) for label in table.classes]  # type: ignore[index]
+    order = np.argsort(found.mapping)
+    shares = found.contingency / np.maximum(found.sizes, 1)[:, None]
+    names = [str(images.classes[label]) for label in found.classes]  # type: ignore[index]
     return ClusterSection(
         facts=f"{len(student.indexed.labels):,} images of {images.name}, embedded by the student, "
-        f"in {len(table.counts)} clusters by k-means, as many as there are classes; every cluster "
+        f"in {len(found.sizes)} clusters by k-means, as many as there are classes; every cluster "
         "stands for one class, so that the shares of those classes are the largest in sum.",
         random=shown(drawn),
         best=shown(by_purity[:num_extreme]),
@@ -103,18 +76,19 @@ def cluster_section(student: Eyes, seed: int) -> ClusterSection:
     )
 
 
-def _cluster(table: ClusterTable, number: int, student: Eyes, rng: np.random.Generator) -> Cluster:
+def _cluster(
+    number: int, members: np.ndarray, found: Alignment, student: Eyes, rng: np.random.Generator
+) -> Cluster:
     """Return a cluster with some of its images, drawn at random."""
     pictures: Thumbnails = student.indexed_pictures
-    label = int(table.classes[table.matched[number]])
-    members = np.flatnonzero(table.assignment == number)
+    label = int(found.mapping[number])
     drawn = rng.choice(members, min(NUM_PICTURES, len(members)), replace=False)
     assert pictures.images.classes is not None
     return Cluster(
         number=number,
         size=len(members),
         matched=str(pictures.images.classes[label]),
-        purity=float(table.purity[number]),
+        purity=float(found.matched_share[number]),
         pictures=[
             pictures.picture(
                 int(student.indexed.index[row]),

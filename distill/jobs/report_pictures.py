@@ -1,4 +1,4 @@
-"""Embeds a run's images again and fills in the sections of its report that show them."""
+"""Fills in the sections of a run's report that show its images as the student sees them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from distill.engine.run_directory import read_config
 from distill.errors import DistillError
+from distill.evaluation.embed import Embeddings
 from distill.evaluation.embedding_map import MAX_IMAGES, embedding_map
-from distill.jobs.evaluator import Evaluator
+from distill.jobs.evaluator import Evaluator, Split
 from distill.jobs.measurement import open_evaluation
+from distill.jobs.network_cache import NetworkCache
 from distill.jobs.report_class_names import read_class_names, rename_classes
 from distill.jobs.report_clusters import cluster_section
 from distill.jobs.report_neighbours import Eyes, neighbour_section
@@ -36,9 +38,10 @@ def picture_sections(path: Path, options: ReportOptions) -> dict[str, Any]:
     """
     evaluation = open_evaluation(path, options.measurement())
     evaluator = _sampled(evaluation.evaluator, options)
+    cache = replace(evaluation.cache, evaluator=evaluator)
     if options.class_names is not None:
         rename_classes(evaluator.data, read_class_names(options.class_names))
-    student = _student_eyes(evaluation.network, evaluator)
+    student = _student_eyes(cache)
     left_out: dict[str, str] = {}
     sections: dict[str, Any] = {"left_out": left_out}
     makers = {
@@ -71,13 +74,22 @@ def _sampled(evaluator: Evaluator, options: ReportOptions) -> Evaluator:
     return replace(evaluator, train_index=train, val_index=val)
 
 
-def _student_eyes(network: Any, evaluator: Evaluator) -> Eyes:
+def _student_eyes(cache: NetworkCache) -> Eyes:
+    evaluator = cache.evaluator
     train_images, val_images = evaluator.data.train, evaluator.data.val
-    train = evaluator.embed_train(network, what="student")
+    train = _embedded(cache, "train")
     if val_images is None or len(evaluator.val_index) == 0:
         return Eyes(train, train, Thumbnails(train_images), Thumbnails(train_images))
-    val = evaluator.embed(network, val_images, evaluator.val_index, "student, val")
+    val = _embedded(cache, "val")
     return Eyes(train, val, Thumbnails(train_images), Thumbnails(val_images))
+
+
+def _embedded(cache: NetworkCache, split: Split) -> Embeddings:
+    """Return the embeddings of what is shown; those of a sample alone are not kept."""
+    images, index = cache.evaluator.split(split)
+    if len(index) == len(images) or cache.is_complete(split):
+        return cache.stored(split).in_memory()
+    return cache.evaluator.embed(cache.network, images, index, f"{cache.what}, {split}")
 
 
 def _map_section(student: Eyes, seed: int) -> MapSection:

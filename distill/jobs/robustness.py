@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from distill.data.corruptions import (
 )
 from distill.errors import DistillError
 from distill.jobs.corruption_errors import CorruptionResult, corruption_errors
+from distill.jobs.evaluator import Evaluator
 from distill.jobs.frozen_classifier import FrozenClassifier
 from distill.jobs.measurement import Evaluation, open_evaluation
 from distill.jobs.natural_shifts import ShiftOptions, ShiftRow, measure_shifts, open_shifts
+from distill.jobs.network_cache import NetworkCache
 from distill.jobs.robustness_options import RobustnessOptions
-from distill.jobs.teacher_beside import teacher_beside
-from distill.networks import place
+from distill.jobs.teacher_beside import named_teacher, teacher_cache
 
 NONE = "none"
 _ON_THE_FLY = "corrupted on the fly: near, but not the same as, the published ImageNet-C JPEG files"
@@ -95,8 +96,10 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
             )
             result.add_corrupted(found, _notes(one, found))
         result.add_shifts(measure_shifts(one, shifts))
-    evaluation.keep(result.metrics)
-    return result
+    metrics = evaluation.named(result.metrics)
+    evaluation.keep(metrics)
+    defined = {name: value for name, value in metrics.items() if value is not None}
+    return replace(result, metrics=defined)
 
 
 def _wanted(options: RobustnessOptions) -> tuple[Sequence[str], Sequence[int]]:
@@ -125,19 +128,34 @@ def _wanted(options: RobustnessOptions) -> tuple[Sequence[str], Sequence[int]]:
 def _classifiers(
     run_or_weights: Path, options: RobustnessOptions, evaluation: Evaluation
 ) -> list[FrozenClassifier]:
+    evaluation.require_measurable()
     evaluator = evaluation.evaluator
-    reason = evaluator.why_not()
-    if reason is not None:
-        raise DistillError(reason)
     index = _sample(evaluator.val_index, options)
-    networks = {"student": evaluation.network}
-    teacher = teacher_beside(run_or_weights, options)
+    caches = [evaluation.cache]
+    teacher = _teacher_beside(run_or_weights, options, evaluator)
     if teacher is not None:
-        networks["teacher"] = place(teacher, evaluator.device)
-    return [
-        FrozenClassifier(role, network, evaluator, options.head, index)
-        for role, network in networks.items()
-    ]
+        caches.append(teacher)
+    return [FrozenClassifier(cache, options.head, index) for cache in caches]
+
+
+def _teacher_beside(
+    run_or_weights: Path, options: RobustnessOptions, evaluator: Evaluator
+) -> NetworkCache | None:
+    """Load the teacher that was asked for, else the one of the run, if there is one."""
+    given = (options.teacher, options.teacher_weights, options.teacher_image_size)
+    if options.no_teacher:
+        if any(one is not None for one in given):
+            raise DistillError("--no-teacher leaves the teacher out; leave out --teacher... or it")
+        return None
+    teacher = named_teacher(run_or_weights, options)
+    if teacher is None:
+        return None
+    try:
+        return teacher_cache(teacher, evaluator)
+    except DistillError as error:
+        if options.teacher is not None:
+            raise
+        raise DistillError(f"the run's teacher: {error}; or pass --no-teacher") from error
 
 
 def _sample(index: np.ndarray, options: RobustnessOptions) -> np.ndarray:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.evaluation.frozen_head import HeadName
-from distill.jobs.measurement import MeasurementOptions
+from distill.jobs.teacher_beside import BesideOptions
 
 
 @dataclass(frozen=True)
-class RobustnessOptions(MeasurementOptions):
+class RobustnessOptions(BesideOptions):
     """How `distill robustness` measures."""
 
     corruptions: tuple[str, ...] = ()
@@ -24,12 +24,6 @@ class RobustnessOptions(MeasurementOptions):
     """Validation images to corrupt, drawn by the seed; None: all."""
     seed: int = 0
     """Of the drawn images and of the corruptions."""
-    teacher: str | None = None
-    """Teacher to measure beside the student; None: the one of the run, if it is a run."""
-    teacher_weights: Path | None = None
-    """Weights of --teacher; None: the published ones."""
-    teacher_image_size: int | None = None
-    """Side of the view of --teacher in pixels; None: the side it was trained with."""
     no_teacher: bool = False
     """Leave the run's teacher out."""
     shifted: tuple[Path, ...] = ()

@@ -132,13 +132,11 @@ def measure_voc(run_or_weights: Path, options: VocOptions) -> VocMeasurement:
 def _classification(
     evaluation: Evaluation, train: VocImages, test: VocImages, options: VocOptions
 ) -> dict[Rule, np.ndarray]:
-    evaluator, network = evaluation.evaluator, evaluation.network
-    learnt = evaluator.embed(network, train, evaluator.train_index, "student, train")
-    tested = evaluator.embed(network, test, evaluator.val_index, "student, test")
+    learnt, tested = evaluation.cache.stored("train"), evaluation.cache.stored("val")
     found = classify(
-        learnt.features,
+        learnt.features[:],
         train.presence()[learnt.index],
-        tested.features,
+        tested.features[:],
         classes=train.object_classes,
         classifier=options.classifier,
         seed=options.seed,

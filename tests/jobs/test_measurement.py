@@ -81,7 +81,8 @@ def test_what_is_stored_measures_as_what_is_not(make_folder, tmp_path: Path):
     trained = result.metrics
     # bfloat16 has fewer digits than float16, so that nothing is lost.
     measured = distill.evaluate_nn(tmp_path / "run") | distill.evaluate_clusters(tmp_path / "run")
-    assert measured == {name: trained[name] for name in ("nn_accuracy", "cluster_alignment")}
+    both = ("nn_accuracy", "cluster_alignment")
+    assert {name: measured[name] for name in both} == {name: trained[name] for name in both}
 
 
 def test_nothing_is_embedded_in_vain(make_folder, tmp_path: Path, seen):
@@ -99,3 +100,20 @@ def test_numbers_go_to_the_run(make_folder, tmp_path: Path):
     run.close()
     found = distill.evaluate_nn(run.path, data=str(make_folder()), output=tmp_path / "elsewhere")
     assert read_metrics(tmp_path / "elsewhere") == found
+
+
+def test_numbers_of_other_data_do_not_replace_those_of_the_runs_own(make_folder, tmp_path: Path):
+    run = tmp_path / "run"
+    RunDirectory(run, resume=False).close()
+    make_student(run)
+    own, other = make_folder("photos"), make_folder("Flowers")
+    (run / "config.yaml").write_text(f"command: train\ndata: {own}\n")
+    at_home = distill.evaluate_nn(run)
+    assert list(at_home) == ["nn_accuracy"]
+    moved = own.rename(tmp_path / "moved")  # its parent's name does not matter, its own does
+    (tmp_path / "elsewhere").mkdir()
+    moved = moved.rename(tmp_path / "elsewhere" / "photos")
+    assert distill.evaluate_nn(run, data=str(moved)) == at_home
+    abroad = distill.evaluate_linear(run, data=str(other), method="logistic")
+    assert list(abroad) == ["linear_accuracy_logistic@Flowers"]
+    assert read_metrics(run) == at_home | abroad
