@@ -132,9 +132,13 @@ def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
     row, column = misfit
     value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
     if not np.isfinite(value):
+        precision = task.contents.precision
+        remedy = "use other weights"
+        if precision != "fp32":  # measures compute as the run did, which has the flag
+            remedy = "compute in fp32 (--precision fp32 in training), or use other weights"
         raise DistillError(
-            f"the {task.what}'s embedding of {image} holds {value}; use --precision fp32, or other "
-            "weights"
+            f"the {task.what}'s embedding of {image} holds {value}, computed in {precision}; "
+            + remedy
         )
     larger = "--cache-dtype bf16 or fp32" if task.contents.dtype == "fp16" else "--cache-dtype fp32"
     raise DistillError(

@@ -10,7 +10,7 @@ from distill.errors import DistillError
 from distill.evaluation.inverted_lists import InvertedLists
 from distill.evaluation.nearest_neighbour import Vote, nn_scores
 from distill.evaluation.nn_scores import NearestNeighbourScores
-from distill.evaluation.requirements import require_seed
+from distill.evaluation.requirements import require_ks, require_seed
 from distill.jobs.agreement import Agreement, measure_agreement
 from distill.jobs.measurement import Evaluation, open_evaluation
 from distill.jobs.teacher_beside import BesideOptions, named_teacher
@@ -74,20 +74,20 @@ def evaluate_nn(run_or_weights: Path, options: NearestNeighbourOptions) -> Neare
             for), a number out of range, no teacher to agree with.
     """
     require_seed(options.seed)
-    if not options.k:
-        raise DistillError("--k is missing its numbers; name one at least, as --k 1 5 20")
     evaluation = open_evaluation(run_or_weights, options)
+    require_ks(options.k, most=len(evaluation.evaluator.train_index))  # before they are embedded
     teacher = named_teacher(run_or_weights, options)
+    if options.agreement and teacher is None:
+        raise DistillError(
+            f"--agreement needs a teacher, and {run_or_weights} names none; add --teacher"
+        )
     scores = agreement = None
     metrics: dict[str, Any] = {}
     if not options.agreement or evaluation.evaluator.why_not() is None:
         scores = _scores(evaluation, options)
         metrics |= _accuracies(scores, options)
     if options.agreement:
-        if teacher is None:
-            raise DistillError(
-                f"--agreement needs a teacher, and {run_or_weights} names none; add --teacher"
-            )
+        assert teacher is not None
         agreement = measure_agreement(
             evaluation,
             teacher,

@@ -76,7 +76,8 @@ def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def words(name: str) -> str:
     """Turn the name of a metric into words."""
-    who, base = _split(name)
+    who, measure = _split(name)
+    base, _, data = measure.partition("@")
     special = {
         "nn": "nearest neighbour",
         "nmi": "NMI",
@@ -87,6 +88,7 @@ def words(name: str) -> str:
     }
     text = " ".join(special.get(part, part) for part in base.split("_"))
     text = text[:1].upper() + text[1:] if text[:2] != "mA" else text
+    text = f"{text} on {data}" if data else text
     return text if who == STUDENT else f"{text}, {who}"
 
 
@@ -112,7 +114,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _parts(name: str) -> list[str]:
-    return name.lower().split("_")
+    return name.partition("@")[0].lower().split("_")
 
 
 def _is_number(value: Any) -> bool:

@@ -142,7 +142,7 @@ def test_agreement_needs_no_labels(make_folder, weights, tmp_path):
     ("flags", "message"),
     [
         (["--agreement"], "w.pth names none; add --teacher"),
-        (["--k"], "name one at least, as --k 1 5 20"),
+        (["--k"], "no k was given, name one or more between 1"),
         (["--k", "1", "37"], "k is 37, it must be between 1 and the number of indexed images, 36"),
         (
             ["--agreement", *PIXELS, "--k", "12"],

@@ -86,3 +86,9 @@ def test_damaged_metrics_are_named(run: RunDirectory):
     (run.path / "metrics.json").write_text("{")
     with pytest.raises(DistillError, match=r"metrics\.json is damaged"):
         read_metrics(run.path)
+
+
+def test_a_number_that_is_none_goes(tmp_path):
+    add_metrics(tmp_path, {"robustness_mce": 0.5, "nn_accuracy": 0.25})
+    add_metrics(tmp_path, {"robustness_mce": None, "voc": {"cat": None}})
+    assert read_metrics(tmp_path) == {"nn_accuracy": 0.25, "voc": {"cat": None}}

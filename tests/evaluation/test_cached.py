@@ -276,8 +276,16 @@ def test_other_contents_are_refused(tmp_path):
             r"of pictures/train\[0\] holds -?\d.*, too large for fp16; use --cache-dtype "
             "bf16 or fp32",
         ),
-        ("fp32", float("inf"), r"of pictures/train\[0\] holds -?inf; use --precision fp32"),
-        ("bf16", float("nan"), r"of pictures/train\[0\] holds nan; use --precision fp32"),
+        (
+            "fp32",
+            float("inf"),
+            r"of pictures/train\[0\] holds -?inf, computed in fp32; use other weights$",
+        ),
+        (
+            "bf16",
+            float("nan"),
+            r"of pictures/train\[0\] holds nan, computed in fp32; use other weights$",
+        ),
     ],
 )
 def test_values_that_do_not_fit_end_the_pass(tmp_path, dtype, factor, message):

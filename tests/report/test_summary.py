@@ -98,3 +98,10 @@ def test_words():
     assert words("teacher_nn_accuracy_k20") == "Nearest neighbour accuracy k20, teacher"
     assert words("voc_map") == "Voc mAP"
     assert words("map") == "mAP"
+
+
+def test_numbers_of_other_data_name_it():
+    assert words("linear_accuracy@Flower_Photos") == "Linear accuracy on Flower_Photos"
+    assert words("teacher_robustness_gap@Flowers") == "Robustness gap on Flowers, teacher"
+    assert is_share("linear_accuracy@Flower_Photos", 0.5)
+    assert not is_share("num_steps@error", 0.5)
