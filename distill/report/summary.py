@@ -6,6 +6,7 @@ shown under its own name. A fraction of 1 is written in per cent when its name s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +86,11 @@ def words(name: str) -> str:
         "ap": "AP",
         "map": "mAP",
         "num": "number of",
+        "ivf": "IVF",
+        "voc": "VOC",
     }
-    text = " ".join(special.get(part, part) for part in base.split("_"))
+    spelt = (re.sub(r"^k(\d+)$", r"k = \1", part) for part in base.split("_"))
+    text = " ".join(special.get(part, part) for part in spelt)
     text = text[:1].upper() + text[1:] if text[:2] != "mA" else text
     text = f"{text} on {data}" if data else text
     return text if who == STUDENT else f"{text}, {who}"
@@ -125,8 +129,12 @@ def _is_compared(name: str, values: Mapping[str, float]) -> bool:
     return set(values) != {STUDENT} or is_share(name, values[STUDENT])
 
 
-def _order(name: str) -> tuple[int, str]:
-    return (_FIRST.index(name), "") if name in _FIRST else (len(_FIRST), name)
+def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
+    """Sort what matters most first, the rest by name, k = 5 before k = 20."""
+    if name in _FIRST:
+        return _FIRST.index(name), []
+    parts = re.split(r"(\d+)", name)
+    return len(_FIRST), [(int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def _row(name: str, values: Sequence[float | None]) -> Row:

@@ -95,8 +95,8 @@ def test_truth_values_and_words_are_no_numbers():
 
 
 def test_words():
-    assert words("teacher_nn_accuracy_k20") == "Nearest neighbour accuracy k20, teacher"
-    assert words("voc_map") == "Voc mAP"
+    assert words("teacher_nn_accuracy_k20") == "Nearest neighbour accuracy k = 20, teacher"
+    assert words("voc_map") == "VOC mAP"
     assert words("map") == "mAP"
 
 
@@ -105,3 +105,13 @@ def test_numbers_of_other_data_name_it():
     assert words("teacher_robustness_gap@Flowers") == "Robustness gap on Flowers, teacher"
     assert is_share("linear_accuracy@Flower_Photos", 0.5)
     assert not is_share("num_steps@error", 0.5)
+
+
+def test_numbers_of_neighbours_are_in_their_order():
+    names = ("nn_accuracy_k20", "nn_accuracy_k5_ivf", "voc_detection_map", "nn_accuracy_k5")
+    assert [row.label for row in summary_rows(dict.fromkeys(names, 0.5))] == [
+        "Nearest neighbour accuracy k = 5",
+        "Nearest neighbour accuracy k = 5 IVF",
+        "Nearest neighbour accuracy k = 20",
+        "VOC detection mAP",
+    ]
