@@ -77,7 +77,7 @@ class Imitation:
             student = self.student.parallel(self.student.views(batch))
         loss = self._loss(
             self._of_teacher(batch, counts),
-            gather_rows_with_gradient(student.float(), counts),
+            gather_rows_with_gradient(student, counts),
             gather_rows(batch.index.to(self.device), counts),
             gather_rows(batch.label.to(self.device), counts),
         )

@@ -18,7 +18,8 @@ from distill.report.content import Curves, RunContent, Series
 
 _CONFIGS = {"train": TrainConfig, "pretrain": PretrainConfig}
 _NOT_REPEATED = {"output", "resume", "recipe"}
-_ALWAYS = {"method", "arch"}  # what a reader looks for, though it be the default
+# What a reader looks for, though it be the default.
+_ALWAYS = {"train": frozenset[str](), "pretrain": frozenset({"method", "arch"})}
 _LOGGED = (
     ("loss", "Loss", "loss", False),
     ("learning_rate", "Learning rate", "learning rate", False),
@@ -91,7 +92,7 @@ def _command(command: str, options: Mapping[str, Any]) -> str | None:
     defaults = flattened(_CONFIGS[command]())
     words = ["distill", command]
     for name, value in options.items():
-        is_default = value == defaults.get(name) and name not in _ALWAYS
+        is_default = value == defaults.get(name) and name not in _ALWAYS[command]
         if name in _NOT_REPEATED or value is None or is_default:
             continue
         flag = name.replace("_", "-")

@@ -59,8 +59,7 @@ def _relations(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     products = rows @ rows.T
     squares = products.diagonal()
     squared = squares[:, None] + squares - 2 * products
-    apart = squared > _NEAR * squared.detach().mean()
-    apart.fill_diagonal_(False)
+    apart = squared > _NEAR * squared.detach().mean()  # an image is not apart from itself
     distance = torch.where(apart, squared, 1).sqrt()  # the root of 0 has no gradient
     inverse = apart / distance
     distance = apart * distance

@@ -62,11 +62,6 @@ def test_without_a_teacher_there_are_labels():
     torch.testing.assert_close(objective.loss(images), F.cross_entropy(logits, images.label))
 
 
-def test_embeddings_in_bf16_are_compared_in_float32():
-    objective = build(Reg(5, 4), precision="bf16")
-    assert objective.loss(batch(0)).dtype == torch.float32
-
-
 @pytest.mark.parametrize("stepped", [True, False])
 def test_memories_follow_every_batch(stepped):
     objective = build(CRD(5, 4, torch.arange(8), head_dim=3, num_negatives=4))
