@@ -49,22 +49,22 @@ class Imitation:
         self.student = TrainedStudent(student, device=device, precision=precision)
         self.network = self.student.network
         self.teacher = teacher
-        self.imitated = loss.to(device)
+        self.criterion = loss.to(device)
         # The heads' gradients are equal on all ranks, up to the order in which a device adds; their
         # average keeps the ranks from drifting apart. All begin with the first rank's heads.
         has_heads = any(parameter.requires_grad for parameter in loss.parameters())
-        self._loss: nn.Module = distributed.data_parallel(loss, device) if has_heads else loss
+        self._parallel: nn.Module = distributed.data_parallel(loss, device) if has_heads else loss
         self.weight = weight
         self.device = device
 
     def train_mode(self) -> None:
         """Put the student and the heads into train mode."""
         self.student.parallel.train()
-        self._loss.train()
+        self._parallel.train()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the student and of the loss's heads."""
-        return chain(self.network.parameters(), self.imitated.parameters())
+        return chain(self.network.parameters(), self.criterion.parameters())
 
     def accepts(self, row_counts: Sequence[int]) -> bool:
         """Return whether the ranks have two images together, as BatchNorm needs."""
@@ -75,7 +75,7 @@ class Imitation:
         counts = row_counts(len(batch.index))
         with self.student.autocast():
             student = self.student.parallel(self.student.views(batch))
-        loss = self._loss(
+        loss = self._parallel(
             self._of_teacher(batch, counts),
             gather_rows_with_gradient(student, counts),
             gather_rows(batch.index.to(self.device), counts),
@@ -90,15 +90,15 @@ class Imitation:
 
     def after_step(self, *, stepped: bool) -> None:
         """Let memories take in the batch, also one that gave no loss."""
-        self.imitated.after_step()
+        self.criterion.after_step()
 
     def metrics(self) -> dict[str, float]:
         """Return what the loss tells of itself."""
-        return self.imitated.metrics()
+        return self.criterion.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """Return student, heads and memories; the teacher is not part of it."""
-        return {"network": self.network.state_dict(), "loss": self.imitated.state_dict()}
+        return {"network": self.network.state_dict(), "loss": self.criterion.state_dict()}
 
     def shard(self) -> None:
         """Return that every rank holds everything."""
@@ -106,4 +106,4 @@ class Imitation:
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]] = ()) -> None:
         """Restore what `state_dict` returned."""
         self.network.load_state_dict(state["network"])
-        self.imitated.load_state_dict(state["loss"])
+        self.criterion.load_state_dict(state["loss"])

@@ -11,7 +11,6 @@ from distill import distributed
 from distill.anchors import AnchorQueue
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import checkpoints
-from distill.engine.device import require_memory
 from distill.engine.imitation import Imitation
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
@@ -144,12 +143,6 @@ def _clusterfit(job: Job, run: RunDirectory, embeddings: Sequence[EmbeddingTable
 def _clusters(job: Job, table: EmbeddingTable, trained: np.ndarray) -> np.ndarray:
     """Return the cluster of every image of `trained`, int64."""
     number = given(job.config.baseline.num_clusters)
-    require_memory(
-        3 * len(trained) * table.embedding_dim * 4,  # as read, normalized, and in the index
-        torch.device("cpu"),
-        what=f"clustering {len(trained):,} embeddings",
-        remedy="use fewer images or a teacher with narrower embeddings",
-    )
     say(f"clustering {len(trained):,} embeddings of the teacher into {number:,} clusters")
     features = table.rows(trained).numpy()
     # One start: ten, as evaluation makes, would take ten times as long with 16,000 clusters.

@@ -175,11 +175,15 @@ def _require_enough_images(config: TrainConfig, images: TrainingImages) -> None:
 
 
 class _Needed(NamedTuple):
-    """Memory that a method's queue or memory takes in a process, for people."""
+    """Memory that a method takes for what it remembers, in words for people.
+
+    In every process on its device or, `once`, in the first one's memory for a time.
+    """
 
     num_bytes: int
     what: str
     remedy: str
+    once: bool = False
 
 
 def _memory_needed(
@@ -194,7 +198,15 @@ def _memory_needed(
         number = len(images.trained)
         num_bytes = 2 * number * given(config.baseline.head_dim) * torch.float32.itemsize
         return _Needed(num_bytes, f"memories of {number:,} images", "lower --head-dim")
-    if method.queue_size is None or teacher is None:
+    if teacher is None:
+        return None
+    if method.method == "clusterfit":
+        number = len(images.trained)
+        # As read, normalized, and once more in k-means.
+        num_bytes = 3 * number * teacher.embedding_dim * torch.float32.itemsize
+        remedy = "use fewer images or a teacher with narrower embeddings"
+        return _Needed(num_bytes, f"clustering {number:,} embeddings", remedy, once=True)
+    if method.queue_size is None:
         return None
     has_two = method.method == "compress" and method.variant != "one-queue"
     num_bytes = AnchorQueue.required_bytes(
@@ -210,6 +222,11 @@ def _memory_needed(
 
 def _require_memory(device: torch.device, needed: _Needed | None) -> None:
     if needed is None:
+        return
+    if needed.once:
+        require_memory(
+            needed.num_bytes, torch.device("cpu"), what=needed.what, remedy=needed.remedy
+        )
         return
     here = distributed.num_local_ranks()  # they share the memory of the machine
     of_processes = "" if here == 1 else f" in {here} processes"

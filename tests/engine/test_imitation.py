@@ -39,7 +39,7 @@ def build(loss: ImitationLoss, *, with_teacher: bool = True, **options) -> Imita
 def test_the_loss_is_of_student_and_teacher_times_the_weight():
     objective = build(Reg(5, 4), weight=3.0)
     images = batch(0)
-    predicted = objective.imitated.head(objective.network(images.view))
+    predicted = objective.criterion.head(objective.network(images.view))
     expected = 2 - 2 * F.cosine_similarity(predicted, objective.teacher(images)).mean()
     torch.testing.assert_close(objective.loss(images), 3 * expected)
 
@@ -47,10 +47,10 @@ def test_the_loss_is_of_student_and_teacher_times_the_weight():
 def test_heads_are_trained_and_not_part_of_the_student():
     objective = build(Reg(5, 4))
     trained = {id(parameter) for parameter in objective.parameters()}
-    assert {id(parameter) for parameter in objective.imitated.parameters()} < trained
+    assert {id(parameter) for parameter in objective.criterion.parameters()} < trained
     assert not trained & {id(parameter) for parameter in objective.teacher.network.parameters()}
     of_student = {id(parameter) for parameter in objective.network.parameters()}
-    assert not of_student & {id(parameter) for parameter in objective.imitated.parameters()}
+    assert not of_student & {id(parameter) for parameter in objective.criterion.parameters()}
     objective.loss(batch(0)).backward()
     assert all(parameter.grad is not None for parameter in objective.parameters())
 
@@ -58,17 +58,17 @@ def test_heads_are_trained_and_not_part_of_the_student():
 def test_without_a_teacher_there_are_labels():
     objective = build(Supervised(4, 3), with_teacher=False)
     images = batch(0)
-    logits = objective.imitated.head(objective.network(images.view))
+    logits = objective.criterion.head(objective.network(images.view))
     torch.testing.assert_close(objective.loss(images), F.cross_entropy(logits, images.label))
 
 
 @pytest.mark.parametrize("stepped", [True, False])
 def test_memories_follow_every_batch(stepped):
     objective = build(CRD(5, 4, torch.arange(8), head_dim=3, num_negatives=4))
-    before = objective.imitated.teacher_memory.clone()
+    before = objective.criterion.teacher_memory.clone()
     objective.loss(batch(0))
     objective.after_step(stepped=stepped)
-    changed = (objective.imitated.teacher_memory != before).any(1)
+    changed = (objective.criterion.teacher_memory != before).any(1)
     assert changed.tolist() == [True] * 6 + [False] * 2
 
 
