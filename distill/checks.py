@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
-from distill.config import CacheConfig, OptimizationOptions, RunOptions, TrainConfig
+from distill.config import (
+    CacheConfig,
+    NetworkOptions,
+    OptimizationOptions,
+    RunOptions,
+    TrainConfig,
+)
 from distill.errors import DistillError
+from distill.methods import METHODS
 from distill.options import flattened
 from distill.pretrain_config import COMPRESSING, WITH_TARGET, PretrainConfig
 
@@ -15,8 +23,9 @@ def check(config: TrainConfig) -> None:
     """Refuse values out of range and flags that contradict each other.
 
     Raises:
-        DistillError: One sentence per problem, all of them at once.
+        DistillError: One sentence per problem, all of them at once; an unknown method alone.
     """
+    METHODS.get(config.method.method)
     _complain([*_missing(config), *_out_of_range(config), *_contradictions(config)])
 
 
@@ -45,8 +54,9 @@ def _complain(problems: list[str]) -> None:
 
 def _missing(config: TrainConfig) -> list[str]:
     networks = config.networks
+    has_none = METHODS.get(config.method.method).teacher == "never"
     return [
-        *_missing_network("teacher", networks.teacher),
+        *([] if has_none else _missing_network("teacher", networks.teacher)),
         *_missing_network("student", networks.student),
     ]
 
@@ -68,6 +78,13 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (1e-6, 1e6, "positive and finite"),
     "student_temperature": (1e-6, 1e6, "positive and finite"),
     "momentum": (0, 1, "between 0 and 1"),
+    "loss_weight": (1e-12, 1e12, "positive and finite"),
+    "head_dim": (1, math.inf, "at least 1"),
+    "num_negatives": (1, math.inf, "at least 1"),
+    "memory_momentum": (0, 1, "between 0 and 1"),
+    "distance_weight": (0, 1e12, "at least 0 and finite"),
+    "angle_weight": (0, 1e12, "at least 0 and finite"),
+    "num_clusters": (2, math.inf, "at least 2"),
     "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
     "beta_epochs": (0, 1e6, "at least 0 and finite"),
     "kappa_e": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
@@ -108,23 +125,61 @@ def _out_of_range(config: Any) -> list[str]:
 def _contradictions(config: TrainConfig) -> list[str]:
     method = config.method
     problems = _shared_contradictions(config.optimization, config.run)
-    if method.variant != "two-queue-momentum" and method.momentum is not None:
+    problems += _of_other_methods(config)
+    if (
+        method.method == "compress"
+        and method.variant != "two-queue-momentum"
+        and method.momentum is not None
+    ):
         problems.append(
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
             f"not with {method.variant}; leave one of them out"
         )
-    networks = config.networks
-    if networks.teacher_view == "student" and networks.teacher_image_size:
+    return problems + _teacher_contradictions(config.networks, method.method)
+
+
+def _of_other_methods(config: TrainConfig) -> list[str]:
+    """Refuse options that the method does not have; one of the usual value is not noticed."""
+    name = config.method.method
+    own = METHODS.get(name).options
+    strangers = [
+        f"{_flag(option.name)} {getattr(group, option.name)}"
+        for group in (config.method, config.baseline)
+        for option in fields(group)
+        if option.name not in own | {"method"} and getattr(group, option.name) != option.default
+    ]
+    if not strangers:
+        return []
+    flags = ", ".join(_flag(option) for option in sorted(own))
+    return [
+        f"{' and '.join(strangers)} {'goes' if len(strangers) == 1 else 'go'} with another method "
+        f"than --method {name}, which has {flags}; leave out what it has not"
+    ]
+
+
+def _teacher_contradictions(networks: NetworkOptions, method: str) -> list[str]:
+    problems = []
+    is_online = networks.teacher_view == "student"
+    if METHODS.get(method).teacher != "every step":
+        does = {"once": "clusters its centre crops before training", "never": "needs no teacher"}
+        does_so = f"--method {method}, which {does[METHODS.get(method).teacher]}"
+        if is_online:
+            problems.append(f"--teacher-view student does not go with {does_so}; leave it out")
+        if networks.num_teacher_views > 1:
+            views = networks.num_teacher_views
+            problems.append(f"--num-teacher-views {views} does not go with {does_so}; leave it out")
+        return problems
+    if is_online and networks.teacher_image_size:
         problems.append(
             "--teacher-image-size goes with --teacher-view centre: a teacher that sees the "
             "student's crop sees it at --image-size; leave one of them out"
         )
-    if networks.teacher_view == "student" and networks.num_teacher_views > 1:
+    if is_online and networks.num_teacher_views > 1:
         problems.append(
             f"--num-teacher-views {networks.num_teacher_views} goes with --teacher-view centre: a "
             "teacher that sees the student's crop has no views of its own; leave one of them out"
         )
-    if networks.teacher_view == "student" and networks.teacher_cache is not None:
+    if is_online and networks.teacher_cache is not None:
         problems.append(
             "--teacher-cache goes with --teacher-view centre: what a teacher makes of the "
             "student's crop is not kept; leave one of them out"

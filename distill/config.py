@@ -88,22 +88,26 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """CompRess: anchors, temperatures, momentum copy."""
+    """The method; for CompRess: anchors, temperatures, momentum copy."""
 
+    method: str = "compress"
+    """compress, or a baseline (`distill list methods`)."""
     variant: Variant = "one-queue"
     """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
     queue_size: int | None = None
-    """Number of anchors; None: nine tenths of the training images, at most 128,000."""
+    """Number of anchors; None: nine tenths of the training images, at most 128,000 (seed: at most
+    65,536)."""
     queue_init: Literal["empty", "random", "prefill"] = "empty"
     """empty: only real anchors count; random: as published; prefill: one pass before training."""
     queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Storage of the anchors."""
     queue_sharding: Literal["ranks", "none"] = "ranks"
     """Under torchrun. ranks: every process holds its share of the anchors; none: all of them."""
-    temperature: float = 0.04
-    """Temperature of the teacher's softmax, and of the student's unless given."""
+    temperature: float | None = None
+    """Temperature of the teacher's softmax (crd: of both directions); None: 0.04 for compress,
+    0.0001 for seed, 0.07 for crd."""
     student_temperature: float | None = None
-    """Temperature of the student's softmax; None: the same as the teacher's."""
+    """Temperature of the student's softmax; None: the same as the teacher's, 0.2 for seed."""
     momentum: float | None = None
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True
@@ -113,6 +117,26 @@ class MethodOptions:
     for one queue, else no layer; 0: no layer."""
     loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """Baselines (--method); each has some of these."""
+
+    loss_weight: float | None = None
+    """Factor of the loss, of every method but compress; None: 3000 for sp, else 1."""
+    head_dim: int | None = None
+    """Width of the linear layers after teacher and student (crd, cc-released); None: 128."""
+    num_negatives: int | None = None
+    """Other images that crd compares an image with; None: 16,384, or as many as there are."""
+    memory_momentum: float | None = None
+    """Share of the old embedding in crd's memory of an image; None: 0.5."""
+    distance_weight: float | None = None
+    """Weight of rkd's distances; None: 25."""
+    angle_weight: float | None = None
+    """Weight of rkd's angles; None: 50."""
+    num_clusters: int | None = None
+    """Clusters of clusterfit; None: one for 80 training images, from 2 to 16,000."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +206,7 @@ class TrainConfig:
     images: ImageOptions = field(default_factory=ImageOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
+    baseline: BaselineOptions = field(default_factory=BaselineOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: RunOptions = field(default_factory=RunOptions)
 

@@ -1,8 +1,9 @@
 """Rows of a batch, exchanged between ranks that hold unequal numbers of them.
 
 The backends exchange tensors of one shape only: rows travel padded to the largest number on any
-rank, and the numbers themselves (`row_counts`) are exchanged first, once for a batch. Nothing here
-is differentiable. All of it is valid in one process, where there is nothing to exchange.
+rank, and the numbers themselves (`row_counts`) are exchanged first, once for a batch. Only
+`gather_rows_with_gradient` is differentiable. All of it is valid in one process, where there is
+nothing to exchange.
 
 Shapes: b rows on this rank, B rows on all ranks together.
 """
@@ -44,8 +45,28 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
-    gathered = distributed.all_gather(padded).split(max(counts))
-    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+    return _without_padding(distributed.all_gather(padded), counts)
+
+
+def gather_rows_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
+
+    Arguments and result are those of `gather_rows`.
+
+    Returns:
+        (B, ...). The gradient of `rows` is the sum of the gradients that all ranks computed for
+        them: for a loss that every rank computes of all rows, W times its gradient, which
+        DistributedDataParallel's average over W ranks undoes.
+    """
+    if len(counts) == 1:
+        return rows
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    return _without_padding(distributed.all_gather(torch.cat([rows, padding])), counts)
+
+
+def _without_padding(gathered: Tensor, counts: Sequence[int]) -> Tensor:
+    parts = gathered.split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:

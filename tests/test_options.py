@@ -6,6 +6,7 @@ import yaml
 from distill.checks import check
 from distill.config import TrainConfig
 from distill.errors import DistillError
+from distill.methods import METHODS
 from distill.options import flattened, option_names, read_yaml, to_yaml, updated
 from distill.recipes import load_recipe, recipe_names
 
@@ -92,7 +93,12 @@ def test_the_published_recipe_is_the_papers():
 
 
 def test_recipes_by_name():
-    assert recipe_names("train") == ["default", "published"]
+    baselines = {name for name, _ in METHODS.items()} - {"compress"}
+    assert set(recipe_names("train")) == {"default", "published"} | baselines
+    for name in baselines:
+        config = load_recipe(name)
+        assert config.method.method == name
+        check(updated(config, {"teacher": "t", "student": "s"}, source="test"))
     assert load_recipe("default").run.recipe == "default"
     with pytest.raises(DistillError, match=r"unknown recipe 'publishd': did you mean 'published'"):
         load_recipe("publishd")
@@ -114,6 +120,27 @@ def test_recipes_by_name():
         ),
         ({"teacher_view": "student", "teacher_image_size": 64}, "--teacher-image-size goes with"),
         ({"resume": True}, "--resume needs --output"),
+        ({"method": "simregg"}, "unknown method 'simregg': did you mean 'simreg'"),
+        (
+            {"method": "simreg", "variant": "two-queue", "num_clusters": 3},
+            "--variant two-queue and --num-clusters 3 go with another method than --method simreg, "
+            "which has --loss-weight; leave out what it has not",
+        ),
+        ({"loss_weight": 2.0}, "--loss-weight 2.0 goes with another method than --method compress"),
+        ({"method": "crd", "student_temperature": 0.2}, "--student-temperature 0.2 goes with"),
+        ({"method": "seed", "momentum": 0.9}, "--momentum 0.9 goes with another method"),
+        (
+            {"method": "clusterfit", "teacher_view": "student"},
+            "--teacher-view student does not go with --method clusterfit, which clusters",
+        ),
+        (
+            {"method": "supervised", "num_teacher_views": 2},
+            "--num-teacher-views 2 does not go with --method supervised, which needs no teacher",
+        ),
+        ({"method": "reg", "teacher": None}, "--teacher is missing"),
+        ({"method": "crd", "num_negatives": 0}, "--num-negatives is 0, it must be at least 1"),
+        ({"method": "clusterfit", "num_clusters": 1}, "--num-clusters is 1, it must be at least 2"),
+        ({"method": "rkd", "angle_weight": -1.0}, "--angle-weight is -1.0, it must be at least 0"),
         (
             {"epochs": 2, "warmup_epochs": 3},
             "--warmup-epochs is 3.0, it must be less than --epochs 2",

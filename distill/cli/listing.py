@@ -21,9 +21,9 @@ examples:
 class ListCommand:
     """The arguments of `distill list`."""
 
-    what: tyro.conf.Positional[Literal["all", "teachers", "students", "datasets", "recipes"]] = (
-        "all"
-    )
+    what: tyro.conf.Positional[
+        Literal["all", "teachers", "students", "methods", "datasets", "recipes"]
+    ] = "all"
     """What to list."""
 
 
@@ -33,6 +33,7 @@ def run(argv: list[str]) -> int:
     sections = {
         "teachers": _teachers,
         "students": _students,
+        "methods": _methods,
         "datasets": _datasets,
         "recipes": _recipes,
     }
@@ -101,6 +102,12 @@ def _students() -> list[tuple[str, str]]:
     return [*((name, spec.summary) for name, spec in STUDENTS.items()), *_LIBRARIES]
 
 
+def _methods() -> list[tuple[str, str]]:
+    from distill.methods import METHODS
+
+    return [(name, method.summary) for name, method in METHODS.items()]
+
+
 def _datasets() -> list[tuple[str, str]]:
     return [
         ("digits", "1,797 images of 8 x 8 pixels, shipped with scikit-learn"),
@@ -127,6 +134,14 @@ _LIBRARIES = [
 _RECIPES = {
     "train default": "what is not given follows the data",
     "train published": "CompRess, NeurIPS 2020, literally",
+    **{
+        f"train {name}": f"--method {name}, published settings"
+        for name in ("simreg", "seed", "clusterfit")
+    },
+    **{
+        f"train {name}": f"--method {name} under CompRess's published schedule"
+        for name in ("reg", "reg-bn", "cc", "cc-released", "crd", "rkd", "sp", "supervised")
+    },
     "pretrain digits-cbyol": "the shipped teacher digits-cbyol",
     "pretrain default": "what is not given follows method and data",
     "pretrain published-300": "Compressive Visual Representations, NeurIPS 2021, 300 epochs",

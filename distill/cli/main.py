@@ -26,7 +26,7 @@ COMMANDS = {
     "report": ("distill.cli.report", "make a page about a run, or compare several"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
-    "list": ("distill.cli.listing", "list teachers, students, datasets or recipes"),
+    "list": ("distill.cli.listing", "list teachers, students, methods, datasets, recipes"),
 }
 
 _USAGE = """usage: distill [COMMAND] [OPTIONS]

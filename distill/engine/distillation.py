@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.data.views import Batch
-from distill.engine.batch_norm import synchronize_batch_norm
 from distill.engine.checkpoint import Shard
-from distill.engine.device import autocast
 from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
+from distill.engine.trained_student import TrainedStudent
 from distill.losses.compress import CompRess
 from distill.networks import EmbeddingNetwork
 from distill.row_exchange import gather_rows, row_counts
@@ -54,21 +52,20 @@ class Distillation:
         device: torch.device,
         precision: str,
     ) -> None:
-        self.network = nn.Sequential(student, projection or nn.Identity()).to(device)
-        synchronize_batch_norm(self.network, device)
-        self.parallel = distributed.data_parallel(self.network, device)
+        self.student = TrainedStudent(
+            student, projection=projection, device=device, precision=precision
+        )
+        self.network = self.student.network
         self.teacher = teacher
         self.compress = compress
         # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
-        self.image_size = student.input.image_size
         self.device = device
-        self.precision = precision
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
 
     def train_mode(self) -> None:
         """Put the student into train mode."""
-        self.parallel.train()
+        self.student.parallel.train()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the student's and the projection's parameters."""
@@ -82,9 +79,9 @@ class Distillation:
         """Return KL(teacher || student) over the anchors; None while the queue has none."""
         counts = row_counts(len(batch.index))
         teacher, index = self._known(batch, counts)
-        views = self._views(batch)
-        with autocast(self.device, self.precision):
-            student = self.parallel(views)
+        views = self.student.views(batch)
+        with self.student.autocast():
+            student = self.student.parallel(views)
             key = student.detach() if self.copy is None else self.copy(views)
         self._to_enqueue = (teacher, self._gathered_key(key, counts), index)
         return self.compress(teacher, student.float(), index, counts)
@@ -102,18 +99,11 @@ class Distillation:
         """Enqueue a batch without learning from it; return whether the queue is now full."""
         counts = row_counts(len(batch.index))
         network = self.network if self.copy is None else self.copy.network
-        with autocast(self.device, self.precision):
-            key = network(self._views(batch))
+        with self.student.autocast():
+            key = network(self.student.views(batch))
         teacher, index = self._known(batch, counts)
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
-
-    def _views(self, batch: Batch) -> Tensor:
-        """Return the student's views; without images there are none, of the usual size."""
-        if len(batch.index) == 0:
-            side = self.image_size
-            return batch.view.new_empty(0, 3, side, side, device=self.device)
-        return batch.view.to(self.device, non_blocking=True)
 
     def _known(self, batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the teacher's embeddings and the indices of all ranks' images."""

@@ -14,16 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from distill.config import (
+    BaselineOptions,
     ImageOptions,
     MethodOptions,
     OptimizationOptions,
     RunOptions,
     TrainConfig,
 )
+from distill.methods import METHODS
 
 PUBLISHED_BATCH_SIZE = 256
-PUBLISHED_QUEUE_SIZE = 128_000
+PUBLISHED_QUEUE_SIZES = {"compress": 128_000, "seed": 65_536}
 PUBLISHED_MOMENTUM = 0.999
+PUBLISHED_NUM_NEGATIVES = 16_384
+PUBLISHED_NUM_CLUSTERS = 16_000
+IMAGES_PER_CLUSTER = 80  # 16,000 clusters of ImageNet's 1.28 million images
 NN_CHECKS_PER_RUN = 5
 # Peak learning rates at the published batch size; they follow the batch linearly for SGD and by its
 # square root for AdamW, whose steps are normalized.
@@ -32,6 +37,7 @@ SCALING_POWER = {"sgd": 1.0, "adamw": 0.5, "lars": 1.0}
 
 
 Value = TypeVar("Value")
+Options = TypeVar("Options", MethodOptions, BaselineOptions)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def resolve(
     config: TrainConfig,
     facts: DataFacts,
     *,
-    teacher_dim: int,
+    teacher_dim: int | None,
     published_projection_dim: int | None = None,
 ) -> TrainConfig:
     """Return `config` with every option that follows the data filled in.
@@ -57,7 +63,7 @@ def resolve(
     Args:
         config: The configuration; options that are given stay as they are.
         facts: About the images that are trained on.
-        teacher_dim: Width of the teacher's embedding.
+        teacher_dim: Width of the teacher's embedding; None for a method without a teacher.
         published_projection_dim: Width of the layer that the published recipe trains the student
             through, if any.
     """
@@ -74,6 +80,7 @@ def resolve(
             config.views, augmentation=either(config.views.augmentation, facts.augmentation)
         ),
         method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
+        baseline=_resolve_baseline(config.baseline, config.method.method, facts.num_images),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
     )
@@ -127,21 +134,46 @@ def _resolve_method(
     options: MethodOptions,
     num_images: int,
     num_steps: int,
-    teacher_dim: int,
+    teacher_dim: int | None,
     published_projection_dim: int | None,
 ) -> MethodOptions:
+    options = _with_defaults(options, options.method)
+    if "queue_size" in METHODS.get(options.method).options:
+        most = PUBLISHED_QUEUE_SIZES[options.method]
+        queue_size = either(options.queue_size, min(most, max(1, num_images * 9 // 10)))
+        options = replace(options, queue_size=queue_size)
+    if options.method != "compress":
+        return options
     one_queue = options.variant == "one-queue"
     has_copy = options.variant == "two-queue-momentum"
     projection_dim = teacher_dim if one_queue else published_projection_dim or 0
     return replace(
         options,
-        queue_size=either(
-            options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10))
-        ),
         student_temperature=either(options.student_temperature, options.temperature),
         momentum=either(options.momentum, default_momentum(num_steps)) if has_copy else None,
         projection_dim=either(options.projection_dim, projection_dim),
     )
+
+
+def _resolve_baseline(options: BaselineOptions, method: str, num_images: int) -> BaselineOptions:
+    options = _with_defaults(options, method)
+    if method == "crd":
+        most = min(PUBLISHED_NUM_NEGATIVES, num_images - 1)
+        return replace(options, num_negatives=either(options.num_negatives, most))
+    if method == "clusterfit":
+        number = min(PUBLISHED_NUM_CLUSTERS, max(2, num_images // IMAGES_PER_CLUSTER))
+        return replace(options, num_clusters=either(options.num_clusters, number))
+    return options
+
+
+def _with_defaults(options: Options, method: str) -> Options:
+    """Return a group of options with the method's own defaults where nothing was given."""
+    filled = {
+        name: either(getattr(options, name), value)
+        for name, value in METHODS.get(method).defaults.items()
+        if hasattr(options, name)
+    }
+    return replace(options, **filled)
 
 
 def default_momentum(num_steps: int, *, published: float = PUBLISHED_MOMENTUM) -> float:

@@ -37,13 +37,13 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
     """Return the teacher's embeddings, made where they are missing; all ranks call it together.
 
     Returns:
-        None for a teacher that runs at every step.
+        None for a teacher that runs at every step, and without a teacher.
 
     Raises:
         DistillError: See `NetworkCache.embeddings`.
     """
     networks = job.config.networks
-    if networks.teacher_view == "student":
+    if job.teacher is None or networks.teacher_view == "student":
         return None
     cache = NetworkCache(
         network=job.teacher,
@@ -97,7 +97,9 @@ def _keep(run: RunDirectory, splits: EmbeddedSplits, *, prefix: str, what: str) 
 
 
 def _teacher_splits(job: Job, embeddings: TeacherEmbeddings | None) -> EmbeddedSplits | None:
-    """Return the teacher's embeddings in memory; None, saying so, when they do not fit."""
+    """Return the teacher's embeddings in memory; None without one, or when they do not fit."""
+    if job.teacher is None:
+        return None
     evaluator = _evaluator(job)
     if embeddings is None:
         return evaluator.embed_both(job.teacher, what="teacher")

@@ -1,4 +1,4 @@
-"""Builds what a training job trains: teacher, queue, loss, momentum copy, optimizer, schedule."""
+"""Builds what a training job trains: teacher, objective (CompRess here), optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
 from distill.engine.loop import Learner
+from distill.engine.objective import Objective
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
 from distill.jobs.fitting import make_learner, restore
+from distill.jobs.imitation import build_imitation
 from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
 from distill.losses.compress import CompRess
 from distill.row_exchange import row_counts
@@ -35,10 +37,15 @@ def build_learner(
         embeddings: Of each of the teacher's views of the training images; none for a teacher that
             runs at every step.
     """
-    objective = _build_objective(job, _build_teacher(job, embeddings))
+    objective: Objective
+    if job.config.method.method == "compress":
+        objective = _build_distillation(job, given(_build_teacher(job, embeddings)))
+    else:
+        objective = build_imitation(job, run, _build_teacher(job, embeddings), embeddings)
     learner = make_learner(job.setting, objective)
     progress = restore(run, learner) if job.config.run.resume else None
-    if progress is None and job.config.method.queue_init == "prefill":
+    prefill = progress is None and job.config.method.queue_init == "prefill"
+    if prefill and isinstance(objective, Distillation):
         _prefill(job, objective)
     return learner, progress or Progress()
 
@@ -66,7 +73,9 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
     )
 
 
-def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
+def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher | None:
+    if job.teacher is None:
+        return None
     if not embeddings:
         return OnlineTeacher(
             job.teacher,
@@ -78,7 +87,7 @@ def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
     return CachedTeacher(embeddings, job.setting.device)
 
 
-def _build_objective(job: Job, teacher: Teacher) -> Distillation:
+def _build_distillation(job: Job, teacher: Teacher) -> Distillation:
     method, width = job.config.method, job.config.method.projection_dim
     student_dim = width or job.setting.network.embedding_dim
     queue = AnchorQueue(
@@ -93,7 +102,7 @@ def _build_objective(job: Job, teacher: Teacher) -> Distillation:
     )
     compress = CompRess(
         queue,
-        teacher_temperature=method.temperature,
+        teacher_temperature=given(method.temperature),
         student_temperature=given(method.student_temperature),
         mask_self=method.mask_self,
         implementation=method.loss_implementation,

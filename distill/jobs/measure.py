@@ -50,7 +50,7 @@ class Measurement:
 
     Attributes:
         path: As it was given.
-        method: The run's method, `distilled` for a student, `weights` for a bare file.
+        method: The run's method, `distilled` for CompRess, `weights` for a bare file.
         beta: The run's weight of the residual information; None without.
         definition: What the numbers mean.
         numbers: By name, see `distill.evaluation.information` and `distill.evaluation.lipschitz`.
@@ -210,4 +210,5 @@ def _method_and_beta(path: Path) -> tuple[str, float | None]:
     if not (path / "config.yaml").exists():
         return "weights", None
     config = read_config(path)
-    return config.get("method", "distilled"), config.get("beta")
+    method = config.get("method", "compress")  # before there were baselines
+    return "distilled" if method == "compress" else method, config.get("beta")

@@ -6,6 +6,7 @@ Everything that can be refused is refused here, before anything is written.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +21,7 @@ from distill.engine.device import pick_precision, require_memory
 from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
-from distill.jobs.images import training_images
+from distill.jobs.images import TrainingImages, training_images
 from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
 from distill.kernels import fused
@@ -39,12 +40,12 @@ class Job:
     Attributes:
         config: Nothing in it follows the data any more.
         setting: Images, student, device and rhythm.
-        teacher: Frozen, on the device.
+        teacher: Frozen, on the device; None for a method without one, where none was named.
     """
 
     config: TrainConfig
     setting: TrainingSetting
-    teacher: EmbeddingNetwork
+    teacher: EmbeddingNetwork | None
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Job:
@@ -64,8 +65,9 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     if config.method.loss_implementation == "triton":
         fused.require(torch.empty(0, dtype=QUEUE_DTYPES[config.method.queue_dtype], device=device))
     spec = student_spec(str(config.networks.student))
-    config, data = open_data(config, str(config.networks.teacher), str(config.networks.student))
+    config, data = open_data(config, *_named_after(config))
     images = training_images(data, config.images, seed=config.run.seed)
+    _require_labels(config, images)
     facts = data_facts(
         images, augmentation=default_augmentation(data), min_image_size=spec.min_image_size
     )
@@ -73,7 +75,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     config = resolve(
         config,
         facts,
-        teacher_dim=teacher.embedding_dim,
+        teacher_dim=None if teacher is None else teacher.embedding_dim,
         published_projection_dim=spec.published_projection_dim,
     )
     precision = pick_precision(config.run.precision, device)
@@ -82,7 +84,8 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         require_same_run(config)
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
-    _require_memory(config, device, teacher=teacher, student=student)
+    _require_enough_images(config, images)
+    _require_memory(device, _memory_needed(config, images, teacher, student))
     batch_size = given(config.optimization.batch_size)
     setting = TrainingSetting(
         images=images,
@@ -95,7 +98,8 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         # A last batch of one image has no batch statistics.
         drop_last=len(images.trained) > batch_size and len(images.trained) % batch_size == 1,
     )
-    return Job(config=config, setting=setting, teacher=place(teacher, device))
+    placed = None if teacher is None else place(teacher, device)
+    return Job(config=config, setting=setting, teacher=placed)
 
 
 def queue_shard(method: MethodOptions) -> Shard:
@@ -105,8 +109,17 @@ def queue_shard(method: MethodOptions) -> Shard:
     return (distributed.rank(), distributed.world_size())
 
 
-def _load_teacher(config: TrainConfig) -> EmbeddingNetwork:
+def _named_after(config: TrainConfig) -> list[str]:
+    """Return what the default run directory is named after, beside the data."""
+    networks, method = config.networks, config.method.method
+    names = (None if method == "compress" else method, networks.teacher, networks.student)
+    return [name for name in names if name]
+
+
+def _load_teacher(config: TrainConfig) -> EmbeddingNetwork | None:
     networks = config.networks
+    if networks.teacher is None:
+        return None
     if networks.teacher_view == "centre":
         return load_teacher_of(networks)
     return load_teacher_of(replace(networks, teacher_image_size=config.images.image_size))
@@ -122,12 +135,29 @@ def _build_student(config: TrainConfig, data: ImageData) -> EmbeddingNetwork:
     )
 
 
+def _require_labels(config: TrainConfig, images: TrainingImages) -> None:
+    """Refuse to learn from labels that are not there."""
+    if config.method.method != "supervised":
+        return
+    labels, train = images.data.train.labels, images.data.train
+    num_missing = len(images.trained) if labels is None else (labels[images.trained] < 0).sum()
+    if num_missing:
+        raise DistillError(
+            f"--method supervised learns from labels, and {num_missing} of the "
+            f"{len(images.trained)} images of {train.name} have none; put every image into a "
+            "folder of its class under train/, or choose a method that needs none"
+        )
+
+
 def _require_comparable(
-    config: TrainConfig, teacher: EmbeddingNetwork, student: EmbeddingNetwork
+    config: TrainConfig, teacher: EmbeddingNetwork | None, student: EmbeddingNetwork
 ) -> None:
     """Refuse one queue for embeddings of different widths."""
+    if config.method.method != "compress" or config.method.variant != "one-queue":
+        return
+    assert teacher is not None
     student_dim = config.method.projection_dim or student.embedding_dim
-    if config.method.variant == "one-queue" and student_dim != teacher.embedding_dim:
+    if student_dim != teacher.embedding_dim:
         raise DistillError(
             f"--variant one-queue compares the student with the teacher's anchors, which are "
             f"{teacher.embedding_dim} wide, and the student's embedding is {student_dim} wide; "
@@ -135,27 +165,74 @@ def _require_comparable(
         )
 
 
-def _require_memory(
+def _require_enough_images(config: TrainConfig, images: TrainingImages) -> None:
+    number, num_images = config.baseline.num_clusters, len(images.trained)
+    if number is not None and number > num_images:
+        raise DistillError(
+            f"--num-clusters is {number}, it must be at most the number of images that are "
+            f"trained on, {num_images}"
+        )
+
+
+class _Needed(NamedTuple):
+    """Memory that a method takes for what it remembers, in words for people.
+
+    In every process on its device or, `once`, in the first one's memory for a time.
+    """
+
+    num_bytes: int
+    what: str
+    remedy: str
+    once: bool = False
+
+
+def _memory_needed(
     config: TrainConfig,
-    device: torch.device,
-    *,
-    teacher: EmbeddingNetwork,
+    images: TrainingImages,
+    teacher: EmbeddingNetwork | None,
     student: EmbeddingNetwork,
-) -> None:
-    method, queue_size = config.method, given(config.method.queue_size)
-    student_dim = method.projection_dim or student.embedding_dim
+) -> _Needed | None:
+    """Return what the method remembers; None for nothing to speak of."""
+    method = config.method
+    if method.method == "crd":
+        number = len(images.trained)
+        num_bytes = 2 * number * given(config.baseline.head_dim) * torch.float32.itemsize
+        return _Needed(num_bytes, f"memories of {number:,} images", "lower --head-dim")
+    if teacher is None:
+        return None
+    if method.method == "clusterfit":
+        number = len(images.trained)
+        # As read, normalized, and once more in k-means.
+        num_bytes = 3 * number * teacher.embedding_dim * torch.float32.itemsize
+        remedy = "use fewer images or a teacher with narrower embeddings"
+        return _Needed(num_bytes, f"clustering {number:,} embeddings", remedy, once=True)
+    if method.queue_size is None:
+        return None
+    has_two = method.method == "compress" and method.variant != "one-queue"
     num_bytes = AnchorQueue.required_bytes(
-        queue_size,
+        method.queue_size,
         teacher.embedding_dim,
-        None if method.variant == "one-queue" else student_dim,
+        (method.projection_dim or student.embedding_dim) if has_two else None,
         QUEUE_DTYPES[method.queue_dtype],
-        num_shards=queue_shard(method)[1],
+        num_shards=queue_shard(method)[1] if method.method == "compress" else 1,
     )
+    remedy = "lower --queue-size or use --queue-dtype bf16"
+    return _Needed(num_bytes, f"a queue of {method.queue_size:,} anchors", remedy)
+
+
+def _require_memory(device: torch.device, needed: _Needed | None) -> None:
+    if needed is None:
+        return
+    if needed.once:
+        require_memory(
+            needed.num_bytes, torch.device("cpu"), what=needed.what, remedy=needed.remedy
+        )
+        return
     here = distributed.num_local_ranks()  # they share the memory of the machine
     of_processes = "" if here == 1 else f" in {here} processes"
     require_memory(
-        num_bytes * (here if device.type == "cpu" else 1),
+        needed.num_bytes * (here if device.type == "cpu" else 1),
         device,
-        what=f"a queue of {queue_size:,} anchors{of_processes}",
-        remedy="lower --queue-size or use --queue-dtype bf16",
+        what=f"{needed.what}{of_processes}",
+        remedy=needed.remedy,
     )

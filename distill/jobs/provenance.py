@@ -17,6 +17,7 @@ from distill.errors import DistillError
 from distill.exports.markdown import escaped
 from distill.exports.model_card import CardFacts, Rows
 from distill.exports.plain_weights import library_model
+from distill.methods import METHODS
 from distill.networks import EmbeddingNetwork, num_parameters
 from distill.options import read_yaml
 from teachers import TEACHERS, load_trained
@@ -94,7 +95,9 @@ def card_facts(run: FinishedRun, data: ImageData | None, *, license_name: str) -
     """
     network, dataset = run.network, _dataset(run, data)
     title, summary = _title_and_summary(run, dataset)
-    kind = "knowledge-distillation" if _is_distilled(run) else "self-supervised-learning"
+    kind = "self-supervised-learning"
+    if run.command == "train":
+        kind = "knowledge-distillation" if _is_distilled(run) else "supervised-learning"
     return CardFacts(
         title=title,
         summary=summary,
@@ -114,7 +117,11 @@ def card_facts(run: FinishedRun, data: ImageData | None, *, license_name: str) -
 
 
 def _is_distilled(run: FinishedRun) -> bool:
-    return run.command == "train"
+    return run.command == "train" and METHODS.get(_method(run)).teacher != "never"
+
+
+def _method(run: FinishedRun) -> str:
+    return run.options.get("method", "compress")  # before there were baselines
 
 
 def _dataset(run: FinishedRun, data: ImageData | None) -> str:
@@ -123,18 +130,33 @@ def _dataset(run: FinishedRun, data: ImageData | None) -> str:
 
 def _title_and_summary(run: FinishedRun, dataset: str) -> tuple[str, str]:
     options = run.options
-    if _is_distilled(run):
-        student, teacher = _shown(options.get("student")), _shown(options.get("teacher"))
-        return f"{student} distilled from {teacher}", (
-            f"A {student} that was trained without labels, by CompRess (arXiv 2010.14713), to see "
-            f"the images of {dataset} near each other where {teacher} does."
-        )
+    if run.command == "train":
+        return _of_student(run, dataset)
     method, paper = _METHODS.get(options.get("method", ""), ("an unknown method", "unknown"))
     backbone = run.network.spec.name.partition(":")[2]
     return f"{backbone} pre-trained by {method}", (
         f"A {backbone} that was trained without labels by {method} (arXiv {paper}) on the images "
         f"of {dataset}."
     )
+
+
+def _of_student(run: FinishedRun, dataset: str) -> tuple[str, str]:
+    student, teacher = _shown(run.options.get("student")), _shown(run.options.get("teacher"))
+    method = _method(run)
+    if not _is_distilled(run):
+        return f"{student} trained with labels", (
+            f"A {student} that was trained with the labels of {dataset}, without a teacher."
+        )
+    summary = (
+        f"A {student} that was trained without labels, by CompRess (arXiv 2010.14713), to see "
+        f"the images of {dataset} near each other where {teacher} does."
+    )
+    if method != "compress":
+        summary = (
+            f"A {student} that was trained without labels on the images of {dataset} to imitate "
+            f"{teacher}. Method {method}: {METHODS.get(method).summary}."
+        )
+    return f"{student} distilled from {teacher}", summary
 
 
 def _teacher(run: FinishedRun) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ from distill.report.content import Curves, RunContent, Series
 
 _CONFIGS = {"train": TrainConfig, "pretrain": PretrainConfig}
 _NOT_REPEATED = {"output", "resume", "recipe"}
-_ALWAYS = {"method", "arch"}  # what a reader looks for, though it be the default
+# What a reader looks for, though it be the default.
+_ALWAYS = {"train": frozenset[str](), "pretrain": frozenset({"method", "arch"})}
 _LOGGED = (
     ("loss", "Loss", "loss", False),
     ("learning_rate", "Learning rate", "learning rate", False),
@@ -50,14 +51,14 @@ def read_run(path: Path) -> RunContent:
 def _facts(
     path: Path, options: Mapping[str, Any], versions: Any, metrics: Mapping[str, Any]
 ) -> dict[str, str]:
-    side, variant = options.get("image_size"), options.get("variant")
+    side = options.get("image_size")
     size = "" if side is None else f", {side} px"
     started = time.localtime((path / "config.yaml").stat().st_mtime)
     facts = {
         "Student": f"{options['student']}{size}" if options.get("student") else None,
         "Network": f"{options['arch']}{size}" if options.get("arch") else None,
         "Teacher": options.get("teacher"),
-        "Method": options.get("method") or (variant and f"CompRess, {variant}"),
+        "Method": _method(options),
         "Data": options.get("data"),
         "Epochs": options.get("epochs"),
         "Trained on": time.strftime("%Y-%m-%d", started),
@@ -65,6 +66,13 @@ def _facts(
         "Versions": ", ".join(f"{name} {number}" for name, number in dict(versions).items()),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _method(options: Mapping[str, Any]) -> str | None:
+    method, variant = options.get("method"), options.get("variant")
+    if variant and method in (None, "compress"):  # None: before there were baselines
+        return f"CompRess, {variant}"
+    return method
 
 
 def _duration(seconds: Any) -> str | None:
@@ -84,7 +92,7 @@ def _command(command: str, options: Mapping[str, Any]) -> str | None:
     defaults = flattened(_CONFIGS[command]())
     words = ["distill", command]
     for name, value in options.items():
-        is_default = value == defaults.get(name) and name not in _ALWAYS
+        is_default = value == defaults.get(name) and name not in _ALWAYS[command]
         if name in _NOT_REPEATED or value is None or is_default:
             continue
         flag = name.replace("_", "-")

@@ -17,7 +17,7 @@ from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics
 from distill.jobs.learner import build_learner, training_batches
 from distill.jobs.prepare import Job, prepare
 from distill.jobs.setting import describe_setting
-from distill.networks import num_parameters
+from distill.networks import EmbeddingNetwork, num_parameters
 from distill.terminal import say
 from distill.weights import save_network
 
@@ -49,13 +49,21 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
 
 
 def _announce(job: Job, output: Path) -> None:
-    networks, setting = job.config.networks, job.setting
-    millions = [num_parameters(network) / 1e6 for network in (job.teacher, setting.network)]
+    networks, setting, method = job.config.networks, job.setting, job.config.method.method
+    words = f"student {networks.student} ({_millions(setting.network)} M"
+    if job.teacher is not None:
+        words = (
+            f"teacher {networks.teacher} ({_millions(job.teacher)} M parameters, "
+            f"{job.teacher.embedding_dim}-d) -> {words}"
+        )
     say(
-        f"teacher {networks.teacher} ({millions[0]:.1f} M parameters, {job.teacher.embedding_dim}"
-        f"-d) -> student {networks.student} ({millions[1]:.1f} M, "
+        f"{'' if method == 'compress' else f'{method}: '}{words}, "
         f"{setting.network.embedding_dim}-d), {describe_setting(setting)}; run directory {output}"
     )
+
+
+def _millions(network: EmbeddingNetwork) -> str:
+    return f"{num_parameters(network) / 1e6:.1f}"
 
 
 def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:

@@ -1,5 +1,30 @@
-"""Losses: one file per method."""
+"""Losses: CompRess and the baselines it is compared with, one file per method."""
 
+from distill.losses.cc import CC, CCReleased
+from distill.losses.clusterfit import ClusterFit
 from distill.losses.compress import CompRess
+from distill.losses.crd import CRD
+from distill.losses.imitation import ImitationLoss
+from distill.losses.reg import Reg
+from distill.losses.reg_bn import RegBN
+from distill.losses.rkd import RKD
+from distill.losses.seed import SEED
+from distill.losses.simreg import SimReg
+from distill.losses.sp import SP
+from distill.losses.supervised import Supervised
 
-__all__ = ["CompRess"]
+__all__ = [
+    "CC",
+    "CRD",
+    "RKD",
+    "SEED",
+    "SP",
+    "CCReleased",
+    "ClusterFit",
+    "CompRess",
+    "ImitationLoss",
+    "Reg",
+    "RegBN",
+    "SimReg",
+    "Supervised",
+]

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.anchors import AnchorQueue
 from distill.kernels.anchor_kl import anchor_kl, check_implementation
 from distill.kernels.operands import check_temperature
+from distill.losses.embeddings import unit_rows
 from distill.row_exchange import own_rows
 
 
@@ -128,8 +127,8 @@ class CompRess(nn.Module):
     ) -> Tensor:
         anchors = self.queue.anchors()
         return anchor_kl(
-            _unit(teacher.detach()),
-            _unit(student),
+            unit_rows(teacher.detach()),
+            unit_rows(student),
             anchors.teacher,
             anchors.student,
             teacher_temperature=self.teacher_temperature,
@@ -146,8 +145,3 @@ class CompRess(nn.Module):
             f"student_temperature={self.student_temperature}, mask_self={self.mask_self}, "
             f"implementation={self.implementation!r}"
         )
-
-
-def _unit(embeddings: Tensor) -> Tensor:
-    """L2-normalize the rows, in float32 or wider."""
-    return F.normalize(embeddings.to(torch.promote_types(torch.float32, embeddings.dtype)))

@@ -72,3 +72,20 @@ def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys)
     error = capsys.readouterr().err
     assert "queue-1-of-3.pt is missing; put a copy there or start a new run" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.ddp
+def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path):
+    data, outputs = make_folder(num_train=9, num_val=3), [tmp_path / "one", tmp_path / "two"]
+    flags = [*TINY, "--data", str(data), "--method", "clusterfit", "--num-clusters", "4"]
+    flags += ["--batch-size", "9", "--epochs", "2", "--holdout", "0.1", "--nn-every", "0"]
+    assert run([*flags, "--output", str(outputs[0])]) == 0
+    done = torchrun(2, *flags, "--output", str(outputs[1]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("clustering 24 embeddings of the teacher into 4 clusters") == 1
+    for one, two in zip(*(log_lines(output) for output in outputs), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    checkpoints(outputs[1] / "checkpoints")[-1].unlink()  # what two began, one goes on with
+    assert run(["--output", str(outputs[1]), "--resume"]) == 0
+    losses = [log_lines(output)[-1]["loss"] for output in outputs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -158,7 +158,7 @@ def test_a_state_from_before_there_were_shards(variant):
 def test_without_images_there_are_views_and_embeddings_without_rows():
     objective = build("one-queue")
     nothing = batch(0)._replace(view=torch.empty(0, 3, 0, 0).byte(), index=torch.arange(0))
-    assert objective._views(nothing).shape == (0, 3, 2, 2)
+    assert objective.student.views(nothing).shape == (0, 3, 2, 2)
     assert objective.teacher(nothing).shape == (0, 5)
     assert [objective.accepts(counts) for counts in ([2], [1, 0, 1], [0, 1])] == [True, True, False]
 

@@ -1,6 +1,8 @@
+from dataclasses import fields
+
 import pytest
 
-from distill.config import TrainConfig
+from distill.config import BaselineOptions, TrainConfig
 from distill.engine.resolve import DataFacts, resolve
 from distill.options import flattened, updated
 from distill.recipes import load_recipe
@@ -23,7 +25,58 @@ def test_nothing_follows_the_data_afterwards():
     left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
     may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache"}
-    assert left == may_stay
+    assert left == may_stay | set(flattened_baseline())
+
+
+def flattened_baseline() -> list[str]:
+    return [option.name for option in fields(BaselineOptions)]
+
+
+FOLLOWED = {
+    "reg": {"loss_weight": 1.0},
+    "reg-bn": {"loss_weight": 1.0},
+    "simreg": {"loss_weight": 1.0},
+    "cc": {"loss_weight": 1.0},
+    "cc-released": {"loss_weight": 1.0, "head_dim": 128},
+    "crd": {
+        **{"loss_weight": 1.0, "head_dim": 128, "memory_momentum": 0.5, "temperature": 0.07},
+        "num_negatives": 8_995,
+    },
+    "rkd": {"loss_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
+    "sp": {"loss_weight": 3000.0},
+    "seed": {
+        **{"loss_weight": 1.0, "temperature": 1e-4, "student_temperature": 0.2},
+        "queue_size": 8_096,
+    },
+    "clusterfit": {"loss_weight": 1.0, "num_clusters": 112},
+    "supervised": {"loss_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("method", FOLLOWED)
+def test_a_method_s_own_options_and_no_others_are_filled_in(method):
+    config = resolved(SMALL, method=method)
+    flat = {name: value for group in (config.method, config.baseline)
+            for name, value in vars(group).items()
+            if value != getattr(type(group)(), name)}  # fmt: skip
+    assert flat == {**FOLLOWED[method], **({} if method == "compress" else {"method": method})}
+    given = {name: value / 2 if isinstance(value, float) else value // 2
+             for name, value in FOLLOWED[method].items()}  # fmt: skip
+    config = resolved(SMALL, method=method, **given)
+    assert {name: flattened(config)[name] for name in given} == given
+
+
+def test_numbers_of_a_baseline_reach_the_published_ones():
+    assert resolved(IMAGENET, method="crd").baseline.num_negatives == 16_384
+    assert resolved(IMAGENET, method="clusterfit").baseline.num_clusters == 16_000
+    assert resolved(IMAGENET, method="seed").method.queue_size == 65_536
+    tiny = DataFacts(30, 8, "crop", 1, 0)
+    assert resolved(tiny, method="clusterfit").baseline.num_clusters == 2
+
+
+def test_no_teacher_no_width():
+    config = updated(load_recipe("supervised"), {"student": "s"}, source="test")
+    assert resolve(config, SMALL, teacher_dim=None).method.projection_dim is None
 
 
 def test_the_published_recipe_stays_literal():

@@ -48,6 +48,21 @@ def test_one_process_needs_the_whole_queue(monkeypatch, tmp_path):
     assert asked["a queue of 10 anchors"] == 10 * ((192 + 96) * 4 + 8)
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("seed", {"a queue of 10 anchors in 3 processes": 3 * 10 * (192 * 4 + 8)}),
+        ("crd", {"memories of 1,365 images in 3 processes": 3 * 2 * 1365 * 7 * 4}),
+        ("clusterfit", {"clustering 1,365 embeddings": 3 * 1365 * 192 * 4}),
+        ("simreg", {}),
+    ],
+)
+def test_what_a_baseline_remembers_must_fit(three_ranks, monkeypatch, tmp_path, method, expected):
+    options = {"variant": "one-queue", "queue_size": 10 if method == "seed" else None}
+    options["head_dim"] = 7 if method == "crd" else None
+    assert asked_for(monkeypatch, tmp_path, method=method, **options) == expected
+
+
 def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path):
     reference = {"loss_implementation": "reference"}
     with pytest.raises(DistillError, match="spread over 3; use another loss implementation"):

@@ -107,3 +107,15 @@ def test_data(network, tmp_path, classes: int, expected: str):
     rows = dict(facts(network, tmp_path, data).data)
     assert rows["classes"].endswith(expected)
     assert (rows["images"], rows["for training"], rows["for validation"]) == ("x", "42", "none")
+
+
+def test_a_card_names_the_method_and_a_supervised_student_s_labels(network, tmp_path):
+    found = facts(network, tmp_path)
+    assert "by CompRess" in found.summary
+    found = facts(network, tmp_path, method="simreg")
+    assert "CompRess" not in found.summary
+    assert "Method simreg: SimReg: regression through an MLP" in found.summary
+    found = facts(network, tmp_path, method="supervised", teacher=None)
+    assert "with the labels of" in found.summary
+    assert found.teacher == ()
+    assert "supervised-learning" in found.tags

@@ -53,6 +53,20 @@ def test_facts_and_options(written):
     assert found.robustness is None
 
 
+def test_a_baseline_is_named_and_compress_by_its_variant(tmp_path):
+    for method, expected in (
+        ("crd", "crd"),
+        ("supervised", "supervised"),
+        (None, "CompRess, one-queue"),
+    ):
+        run = tmp_path / str(method)
+        directory = RunDirectory(run, resume=False)
+        given = {"student": "resnet18", **({"method": method} if method else {})}
+        directory.write_config(updated(TrainConfig(), given, source="the test"), command="train")
+        directory.close()
+        assert read_run(run).facts["Method"] == expected
+
+
 def test_the_command_gives_the_same_options_again(written, capsys):
     found = read_run(written)
     data = found.options["data"]

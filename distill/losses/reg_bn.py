@@ -1,0 +1,44 @@
+"""Reg-BN: regression on the teacher's embedding, both sides standardized over the batch.
+
+Source: the second regression baseline of CompRess (Abbasi Koohpayegani et al., NeurIPS 2020). It is
+written from recollection of the paper, whose text was not at hand: a linear map of the student's
+embedding, then BatchNorm without parameters on both sides, then the squared error,
+
+    loss = (1/(B Dt)) sum_ij ( bn(W s + b)_ij - bn(t)_ij )^2.
+
+BatchNorm stands in the place of the L2 norm of Reg. The mean is over rows and dimensions, so that
+the loss of unrelated embeddings is 2 at any width. BatchNorm always takes the statistics of the
+batch. The linear map is dropped after training.
+Shapes: B rows of all ranks, at least 2; Dt and Ds widths.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.losses.embeddings import check_counts, check_rows
+from distill.losses.imitation import ImitationLoss
+
+
+class RegBN(ImitationLoss):
+    """Squared error of standardized vectors, through a linear map of the student's.
+
+    Args:
+        teacher_dim: Dt.
+        student_dim: Ds.
+
+    Raises:
+        DistillError: A width below 1.
+    """
+
+    def __init__(self, teacher_dim: int, student_dim: int) -> None:
+        super().__init__()
+        check_counts(teacher_dim=teacher_dim, student_dim=student_dim)
+        self.head = nn.Linear(student_dim, teacher_dim)
+        self.standardize = nn.BatchNorm1d(teacher_dim, affine=False, track_running_stats=False)
+
+    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        check_rows(teacher, student)
+        return F.mse_loss(self.standardize(self.head(student)), self.standardize(teacher))
