@@ -1,9 +1,9 @@
 """Compares methods on a grid of students, teachers and seeds, with equal budgets.
 
 Every run is an ordinary one of `distill train`, measured by what training measures and by the
-linear classifier; all share the teacher's embeddings on disk, so that it sees each image once. State
-is small files renamed into place (`distill.jobs.compare_state`): whatever ends the program, the same
-command with --resume goes on.
+linear classifier; all share the teacher's embeddings on disk, so that it sees each image once.
+State is small files renamed into place (`distill.jobs.compare_state`): whatever ends the program,
+the same command with --resume goes on.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             chosen_by = tuple(cell.name for cell in tuning[_key((method, student, teacher))])
             options = {**_options(grid, method, student, teacher), "seed": seed}
             name = _name(method.name, student, teacher.name, f"seed{seed}")
-            cells.append(
-                Cell(name, method, student, teacher.name, seed, options, None, chosen_by)
-            )
+            cells.append(Cell(name, method, student, teacher.name, seed, options, None, chosen_by))
     _require_distinct_names(cells, grid.source)
     _require_equal_budgets(cells, grid.source)
     return cells

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 
 from distill.errors import DistillError, NonFiniteLossError
 from distill.jobs.compare_state import DONE, FAILED, Outcome, remove_checkpoints, write_outcome
@@ -58,8 +59,14 @@ class Request:
 def perform(request: Request) -> int:
     """Train and measure; return the exit status."""
     run, outcome = Path(request.run), Path(request.outcome)
+    begun = psutil.Process().create_time()
     try:
-        found = _train_and_measure(request, run)
+        _wait_until_free(run)
+        stopped_by = _train(request, run)
+        if stopped_by is not None:
+            return 130 if stopped_by == "SIGINT" else 143
+        _measure_linear(request, run)
+        write_outcome(outcome, _outcome(request, run, seconds=time.time() - begun))
     except (DistillError, NonFiniteLossError) as error:
         print(f"distill: error: {error}", file=sys.stderr)
         write_outcome(outcome, Outcome(FAILED, request.asked, error=str(error)))
@@ -69,47 +76,46 @@ def perform(request: Request) -> int:
         words = f"{type(error).__name__}: {error}; it is no mistake in the grid"
         write_outcome(outcome, Outcome(FAILED, request.asked, error=words))
         return 1
-    if isinstance(found, int):
-        return found
-    write_outcome(outcome, found)
     if not request.keep_checkpoints:
         remove_checkpoints(run)
     return 0
 
 
-def _train_and_measure(request: Request, run: Path) -> Outcome | int:
-    """Return the outcome, or the exit status of a run that was stopped."""
-    from distill.engine.run_directory import read_metrics
+def _train(request: Request, run: Path) -> str | None:
+    """Train to the end, unless that is done; return the signal that stopped it, if any."""
     from distill.jobs.configure import configure
-    from distill.jobs.linear import evaluate_linear
-    from distill.jobs.linear_options import LinearOptions
     from distill.jobs.train import train
 
-    _wait_until_free(run)
-    started = time.monotonic()
-    if not is_trained(run):
-        is_begun = (run / "config.yaml").exists()
-        config = configure({**request.options, "output": request.run, "resume": is_begun})
-        stopped_by = train(config).stopped_by
-        if stopped_by is not None:
-            return 130 if stopped_by == "SIGINT" else 143
-    trained = time.monotonic()
-    if request.linear:
-        options = {
-            name: request.options[name]
-            for name in ("device", "num_workers", "on_bad_image")
-            if name in request.options
-        }
-        evaluate_linear(run, LinearOptions(cache=run / "embeddings", **options))
+    if is_trained(run):
+        return None
+    is_begun = (run / "config.yaml").exists()
+    options = {**request.options, "output": request.run, "resume": is_begun}
+    return train(configure(options)).stopped_by
+
+
+def _measure_linear(request: Request, run: Path) -> None:
+    from distill.engine.run_directory import read_metrics
+    from distill.jobs.linear import evaluate_linear
+    from distill.jobs.linear_options import LinearOptions
+
+    if not request.linear or "linear_accuracy" in read_metrics(run):
+        return
+    shared = ("device", "num_workers", "on_bad_image")
+    options = {name: request.options[name] for name in shared if name in request.options}
+    evaluate_linear(run, LinearOptions(cache=run / "embeddings", **options))
+
+
+def _outcome(request: Request, run: Path, *, seconds: float) -> Outcome:
+    from distill.engine.run_directory import read_metrics
+
     metrics = read_metrics(run)
-    # What earlier sittings trained is in train_seconds; what this one did else comes on top.
-    training = max(trained - started, float(metrics.get("train_seconds", 0.0)))
     return Outcome(
         state=DONE,
         asked=request.asked,
         metrics=metrics,
         holdout_nn_accuracy=last_holdout(run / "log.jsonl"),
-        seconds=round(training + time.monotonic() - trained, 1),
+        # Of a run of several sittings the training counts whole, the rest once.
+        seconds=round(max(seconds, float(metrics.get("train_seconds", 0.0))), 1),
     )
 
 
@@ -124,7 +130,9 @@ def last_holdout(log: Path) -> float | None:
     """Return the last accuracy on held-out training images in a log; None without one."""
     from distill.jobs.report_run import log_lines
 
-    found = [line["holdout_nn_accuracy"] for line in log_lines(log) if "holdout_nn_accuracy" in line]
+    found = [
+        line["holdout_nn_accuracy"] for line in log_lines(log) if "holdout_nn_accuracy" in line
+    ]
     return float(found[-1]) if found else None
 
 

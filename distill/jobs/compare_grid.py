@@ -1,7 +1,7 @@
-"""Reads a comparison's grid: what is compared on what, as YAML; docs/comparison.md explains it.
+"""Reads a comparison's grid: what is compared on what, as YAML; docs/comparison-grid.md explains it.
 
-What decides the budget of a run (`BUDGET`) stands once, under `common`, so that budgets are equal by
-construction; a method or a student that sets one is refused. All other options are those of
+What decides the budget of a run (`BUDGET`) stands once, under `common`, so that budgets are equal
+by construction; a method or a student that sets one is refused. All other options are those of
 `distill train` by name, checked where they are read.
 """
 

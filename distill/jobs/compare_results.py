@@ -136,7 +136,9 @@ def _method_row(
 ) -> GridRow:
     found = [outcomes[cell.name] for cell in cells]
     done = [one for one in found if one is not None and one.state == DONE]
-    seconds = [float(one.metrics["train_seconds"]) for one in done if "train_seconds" in one.metrics]
+    seconds = [
+        float(one.metrics["train_seconds"]) for one in done if "train_seconds" in one.metrics
+    ]
     return GridRow(
         name=method.name,
         kind=REFERENCE if method.is_reference else METHOD,
@@ -226,8 +228,8 @@ def _tuning_facts(grid: Grid, cells: Sequence[Cell]) -> str:
     epochs, share = budget_of(first)["epochs"], budget_of(first)["holdout"]
     length = "as many epochs as the others" if epochs is None else f"{epochs} epochs"
     return (
-        f"Each value was tried in one run of {length} with seed {first.seed}; the value whose student "
-        "had the highest nearest-neighbour accuracy on the held-out training images, "
+        f"Each value was tried in one run of {length} with seed {first.seed}; the value "
+        "whose student had the highest nearest-neighbour accuracy on the held-out training images, "
         f"{100 * share:g} % of them, was taken for all seeds. Validation images chose nothing."
     )
 

@@ -7,7 +7,8 @@ a run's numbers cannot depend on which runs came before. The process has a sessi
 that Ctrl-C reaches it once and by way of this one.
 
 A run that fails is written down with its sentence and the next one begins. A run that is killed
-(by the system, for memory, or by a person) is neither done nor failed: the next sitting continues it.
+(by the system, for memory, or by a person) is neither done nor failed: the next sitting continues
+it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def run_cells(
     *,
     linear: bool,
     launch: Launch | None = None,
-    on_change: Callable[[], None] = lambda: None,
+    on_change: Callable[[], object] = lambda: None,
 ) -> str | None:
     """Make the runs that are not made yet.
 

@@ -81,7 +81,9 @@ class ComparisonDirectory:
         try:
             return Outcome(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise DistillError(f"{file} is damaged ({error}); remove it to repeat the run") from error
+            raise DistillError(
+                f"{file} is damaged ({error}); remove it to repeat the run"
+            ) from error
 
     def write(self, name: str, outcome: Outcome) -> None:
         """Keep what became of a cell.

@@ -17,7 +17,7 @@ METHOD, REFERENCE = "method", "reference"
 RULE = (
     "Mean ± standard deviation over seeds (with n - 1). The best method of a column is marked only "
     "where its mean is above the next one's by more than sqrt(s1² + s2²), s1 and s2 being their "
-    "standard deviations; the best of two single seeds is never marked. References are not compared."
+    "standard deviations; without two seeds each, nothing is marked. References are not compared."
 )
 
 
@@ -91,7 +91,9 @@ class GridTable:
         single = [row.name for row in methods if row.num_done == 1]
         if single:
             names = "All methods stand" if len(single) == len(methods) else ", ".join(single)
-            verb = "" if len(single) == len(methods) else " stands" if len(single) == 1 else " stand"
+            verb = (
+                "" if len(single) == len(methods) else " stands" if len(single) == 1 else " stand"
+            )
             found.append(f"{names}{verb} on one seed, which has no spread.")
         failed = [row.name for row in methods if row.num_failed]
         if failed:
