@@ -22,8 +22,10 @@ from distill.jobs.compare_cells import Cell, cells_of, selected
 from distill.jobs.compare_grid import Grid, read_grid
 from distill.jobs.compare_options import CompareOptions
 from distill.jobs.compare_prepare import require_runnable
-from distill.jobs.compare_results import read_results, results_json
-from distill.jobs.compare_sitting import SittingOptions, require_same_grid, run_cells
+from distill.jobs.compare_record import comparison_record
+from distill.jobs.compare_results import read_results
+from distill.jobs.compare_same import require_same_grid
+from distill.jobs.compare_sitting import SittingOptions, run_cells
 from distill.jobs.compare_state import (
     FAILED,
     GRID,
@@ -204,7 +206,7 @@ def _write(plan: Plan) -> GridContent:
     """Write the numbers, the tables and the page of what is there."""
     cells, directory = list(plan.cells.values()), plan.directory
     content = read_results(plan.grid, cells, directory)
-    numbers = results_json(content, cells, plan.cells, directory)
+    numbers = comparison_record(content, cells, plan.cells, directory)
     made = Made(time.strftime("%Y-%m-%d %H:%M %Z"), distill.__version__)
     directory.write_text("comparison.json", json.dumps(numbers, indent=1) + "\n")
     directory.write_text("comparison.md", grid_markdown(content))

@@ -16,6 +16,7 @@ from typing import Any
 from distill.errors import DistillError
 from distill.jobs.compare_grid import BUDGET, Grid, Method, Teacher
 from distill.jobs.configure import configure
+from distill.jobs.images import data_or_default
 from distill.options import flattened
 
 # What may change between sittings: how a run is executed, not what it is.
@@ -23,7 +24,7 @@ _FREE = frozenset(
     {
         *("output", "resume", "recipe", "device", "num_workers", "teacher_batch_size"),
         *("teacher_cache", "loss_implementation", "log_every", "checkpoint_every"),
-        *("queue_sharding", "seed"),
+        "queue_sharding",
     }
 )
 _MAX_NAME = 200  # characters; file systems take 255 bytes
@@ -102,6 +103,7 @@ def asked_options(cell: Cell, chosen: Mapping[str, Any]) -> dict[str, Any]:
     A cell on the disk is kept when this is what it was made with.
     """
     config = flattened(configure({**cell.options, **chosen}))
+    config["data"] = data_or_default(config["data"])  # which the environment may name
     return {name: value for name, value in config.items() if name not in _FREE}
 
 

@@ -1,4 +1,4 @@
-"""Reads a comparison's grid: what is compared on what, as YAML; docs/comparison-grid.md explains it.
+"""Reads a comparison's grid: what is compared on what, as YAML (see docs/comparison-grid.md).
 
 What decides the budget of a run (`BUDGET`) stands once, under `common`, so that budgets are equal
 by construction; a method or a student that sets one is refused. All other options are those of
@@ -8,13 +8,24 @@ by construction; a method or a student that sets one is refused. All other optio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from distill.config import TeacherOptions, TrainConfig
 from distill.errors import DistillError, nearest_match
+from distill.jobs.compare_values import (
+    flag_of,
+    mapping,
+    named_options,
+    names_of,
+    number_of,
+    refuse,
+    require_distinct,
+    require_known,
+    seeds_of,
+)
 from distill.options import option_names, read_yaml, updated
 
 BUDGET = ("epochs", "batch_size", "image_size", "data", "holdout", "on_bad_image", "seed")
@@ -116,35 +127,35 @@ def parse_grid(content: Mapping[str, Any], *, source: str) -> Grid:
         DistillError: See `read_grid`.
     """
     given = {name.replace("-", "_"): value for name, value in content.items()}
-    _require_known(given, _KEYS, source)
-    students = _names(given, "students", source)
+    require_known(given, _KEYS, source)
+    students = names_of(given, "students", source)
     grid = Grid(
         source=source,
         common=_common(given, source),
         teachers=tuple(_teachers(given.get("teachers"), source)),
         students=students,
-        seeds=_seeds(given.get("seeds", [0]), source),
+        seeds=seeds_of(given.get("seeds", [0]), source),
         methods=_methods(given, students, source),
         per_student=_per_student(given.get("per_student"), students, source),
-        tune_epochs=_number(given, "tune_epochs", int, source),
-        tune_holdout=_number(given, "tune_holdout", float, source),
-        linear=_flag(given.get("linear", True), "linear", source),
+        tune_epochs=number_of(given, "tune_epochs", int, source),
+        tune_holdout=number_of(given, "tune_holdout", float, source),
+        linear=flag_of(given.get("linear", True), "linear", source),
     )
-    _require_tuning(grid, _number(given, "max_tuning_runs", int, source) or 3)
+    _require_tuning(grid, number_of(given, "max_tuning_runs", int, source) or 3)
     return grid
 
 
 def _common(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     where = f"{source}, common"
-    options = _options(given.get("common"), where)
+    options = named_options(given.get("common"), where)
     if "data" in given:
         if "data" in options:
             raise DistillError(f"{source} gives data twice; leave one out")
         options["data"] = given["data"]
-    _refuse(options, ("student",), where, "list it under students")
-    _refuse(options, ("seed",), where, "list seeds under seeds")
+    refuse(options, ("student",), where, "list it under students")
+    refuse(options, ("seed",), where, "list seeds under seeds")
     own = [name for name in _OF_TEACHERS if name not in _SHARED_BY_TEACHERS]
-    _refuse(options, own, where, "list it under teachers")
+    refuse(options, own, where, "list it under teachers")
     return _checked(options, where)
 
 
@@ -153,7 +164,7 @@ def _teachers(value: Any, source: str) -> list[Teacher]:
         raise DistillError(f"{source} needs teachers, a list of names such as [timm:resnet50]")
     found = []
     for entry in value:
-        options = {"teacher": entry} if isinstance(entry, str) else _options(entry, source)
+        options = {"teacher": entry} if isinstance(entry, str) else named_options(entry, source)
         label = options.pop("name", options.get("teacher"))
         if not isinstance(options.get("teacher"), str) or not isinstance(label, str):
             raise DistillError(
@@ -161,9 +172,9 @@ def _teachers(value: Any, source: str) -> list[Teacher]:
                 "if need be, name, teacher_weights, teacher_image_size"
             )
         where = f"{source}, teacher {label!r}"
-        _require_known(options, _OF_TEACHERS, where)
+        require_known(options, _OF_TEACHERS, where)
         found.append(Teacher(label, _checked(options, where)))
-    _require_distinct([teacher.name for teacher in found], "teachers", source)
+    require_distinct([teacher.name for teacher in found], "teachers", source)
     return found
 
 
@@ -185,7 +196,7 @@ def _methods(
 def _method(
     name: str, value: Any, tune: dict[str, list[Any]], students: tuple[str, ...], where: str
 ) -> Method:
-    options = _options(value, where)
+    options = named_options(value, where)
     own = {key: options.pop(key) for key in _OF_METHODS if key in options}
     _refuse_misplaced(options, where)
     mine = _tuned(own["tune"], f"{where}, tune") if "tune" in own else tune
@@ -196,28 +207,28 @@ def _method(
         options=_checked(options, where, further=_OF_METHODS),
         per_student=_per_student(own.get("per_student"), students, where),
         tune=mine,
-        is_reference=_flag(own.get("reference", False), "reference", where),
+        is_reference=flag_of(own.get("reference", False), "reference", where),
     )
 
 
 def _per_student(value: Any, students: tuple[str, ...], source: str) -> dict[str, dict[str, Any]]:
     where = f"{source}, per_student"
     found = {}
-    for student, given in _mapping(value, where).items():
+    for student, given in mapping(value, where).items():
         if student not in students:
             nearest = nearest_match(str(student), students)
             hint = f"did you mean {nearest!r}? " if nearest else ""
             raise DistillError(
                 f"{where} names {student!r}: {hint}students are {', '.join(students)}"
             )
-        options = _options(given, where)
+        options = named_options(given, where)
         _refuse_misplaced(options, where)
         found[student] = _checked(options, f"{where} of {student!r}")
     return found
 
 
 def _tuned(value: Any, where: str) -> dict[str, list[Any]]:
-    tune = _options(value, where)
+    tune = named_options(value, where)
     _refuse_misplaced(tune, where)
     for option, values in tune.items():
         if not isinstance(values, list) or not values:
@@ -252,82 +263,20 @@ def _require_tuning(grid: Grid, most: int) -> None:
 
 
 def _refuse_misplaced(options: Mapping[str, Any], where: str) -> None:
-    _refuse(options, ("seed",), where, "list seeds under seeds, so that they are the same for all")
+    refuse(options, ("seed",), where, "list seeds under seeds, so that they are the same for all")
     budget = "it decides the budget; set it under common, so that it is the same for all"
-    _refuse(options, BUDGET, where, budget)
+    refuse(options, BUDGET, where, budget)
     of_teachers = [name for name in _OF_TEACHERS if name not in _SHARED_BY_TEACHERS]
-    _refuse(options, of_teachers, where, "list it under teachers")
-    _refuse(options, ("student",), where, "list it under students")
-
-
-def _refuse(options: Mapping[str, Any], names: Iterable[str], where: str, why: str) -> None:
-    for name in names:
-        if name in options:
-            raise DistillError(f"{where} sets {name}: {why}")
+    refuse(options, of_teachers, where, "list it under teachers")
+    refuse(options, ("student",), where, "list it under students")
 
 
 def _checked(
     options: dict[str, Any], where: str, *, further: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Refuse options that no run can have; return them as they are."""
-    _refuse(options, _OF_CELLS, where, "every run has a directory of its own; leave it out")
+    refuse(options, _OF_CELLS, where, "every run has a directory of its own; leave it out")
     known = [*option_names(TrainConfig), *further]
-    _require_known(options, known, where)
+    require_known(options, known, where)
     updated(TrainConfig(), options, source=where)
     return options
-
-
-def _options(value: Any, where: str) -> dict[str, Any]:
-    return {str(name).replace("-", "_"): one for name, one in _mapping(value, where).items()}
-
-
-def _mapping(value: Any, where: str) -> Mapping[Any, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise DistillError(f"{where} is {value!r}; write a mapping, NAME: VALUE")
-    return value
-
-
-def _names(given: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
-    value = given.get(key)
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        raise DistillError(f"{source} needs {key}, a list of names such as [resnet18]")
-    _require_distinct(value, key, source)
-    return tuple(value)
-
-
-def _seeds(value: Any, source: str) -> tuple[int, ...]:
-    fits = isinstance(value, list) and value and all(type(one) is int for one in value)
-    if not fits:
-        raise DistillError(f"{source} has seeds {value!r}; give a list of whole numbers")
-    _require_distinct(value, "seeds", source)
-    return tuple(value)
-
-
-def _number(given: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
-    value = given.get(key)
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if value is not None and not (fits and value > 0):
-        raise DistillError(f"{source} has {key} {value!r}; give a positive number")
-    return value
-
-
-def _flag(value: Any, key: str, source: str) -> bool:
-    if not isinstance(value, bool):
-        raise DistillError(f"{source} has {key} {value!r}; give true or false")
-    return value
-
-
-def _require_known(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        nearest = nearest_match(unknown, known)
-        hint = f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(sorted(known))}"
-        raise DistillError(f"{where} has an unknown option {unknown!r}: {hint}")
-
-
-def _require_distinct(values: list[Any], key: str, source: str) -> None:
-    twice = next((one for one in values if values.count(one) > 1), None)
-    if twice is not None:
-        raise DistillError(f"{source} lists {twice!r} twice under {key}")

@@ -14,17 +14,14 @@ it.
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill.engine.interrupts import StopRequest
-from distill.errors import DistillError
 from distill.jobs.compare_cells import Cell, asked_options
 from distill.jobs.compare_child import Request
+from distill.jobs.compare_launch import launch_process
 from distill.jobs.compare_state import (
     DONE,
     FAILED,
@@ -38,7 +35,6 @@ from distill.jobs.compare_tuning import tuned
 from distill.terminal import described_seconds, say
 
 OUT_OF_TIME = "--stop-after"
-_POLL = 0.2  # seconds between looks at the clock and at signals
 
 # Runs one cell; returns its exit status, negative when a signal ended it.
 Launch = Callable[[Request, Callable[[], bool]], int]
@@ -51,12 +47,10 @@ class SittingOptions:
     Attributes:
         stop_after: Minutes after which it ends; None: when all runs are made.
         keep_checkpoints: Whether finished runs keep theirs.
-        retry_failed: Whether failed runs are made again.
     """
 
     stop_after: float | None = None
     keep_checkpoints: bool = False
-    retry_failed: bool = False
 
 
 def run_cells(
@@ -74,7 +68,7 @@ def run_cells(
     Args:
         cells: To be made, tuning runs before those that they choose for.
         everything: All cells of the grid by name.
-        directory: Of the comparison; checked by `require_same_grid`.
+        directory: Of the comparison; checked by `compare_same.require_same_grid`.
         options: Of the sitting.
         linear: Whether the linear classifier is measured.
         launch: Runs one; None: in a process of its own.
@@ -109,76 +103,6 @@ def run_cells(
             _conclude(cell, cells, directory, status)
             on_change()
         return reason() if _num_open(cells, directory) else None
-
-
-def launch_process(request: Request, should_stop: Callable[[], bool]) -> int:
-    """Run one cell in a process of its own; return its exit status."""
-    command = [sys.executable, "-m", "distill.jobs.compare_child"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    assert process.stdin is not None
-    try:
-        process.stdin.write(request.line())
-        process.stdin.flush()
-        is_told = False
-        while process.poll() is None:
-            if should_stop() and not is_told:
-                process.send_signal(signal.SIGTERM)
-                is_told = True
-            time.sleep(_POLL)
-    except BrokenPipeError:
-        process.wait()
-    finally:
-        if process.poll() is None:  # a second Ctrl-C
-            process.kill()
-            process.wait()
-        process.stdin.close()
-    assert process.returncode is not None
-    return process.returncode
-
-
-def require_same_grid(
-    cells: Mapping[str, Cell], directory: ComparisonDirectory, *, retry_failed: bool
-) -> None:
-    """Refuse to mix runs that were made under other options with those that are to come.
-
-    Failed runs are forgotten here when they are to be made again, whatever they were made with.
-
-    Raises:
-        DistillError: Naming the run, the option and both values.
-    """
-    in_use = {
-        name
-        for cell in cells.values()
-        if (found := directory.outcome(cell.name)) is not None and found.state == DONE
-        for name in cell.tuned_by
-    }
-    for cell in cells.values():
-        outcome = directory.outcome(cell.name)
-        chosen = tuned(cell, cells, directory).values
-        if outcome is None or (chosen is None and outcome.state != FAILED):
-            continue
-        different = _difference(outcome.asked, asked_options(cell, chosen or {}))
-        if outcome.state == FAILED and retry_failed and cell.name not in in_use:
-            if different is None:  # it goes on from its last checkpoint
-                directory.outcome_file(cell.name).unlink()
-            else:
-                directory.forget(cell.name)
-        elif different is not None and chosen is not None:
-            name, was, now = different
-            failed = ", or retry it with --retry-failed" if outcome.state == FAILED else ""
-            raise DistillError(
-                f"{directory.run(cell.name)} was made with {name} {was} and the grid now asks for "
-                f"{now}; change the grid back, choose another --output, or remove that folder and "
-                f"{directory.outcome_file(cell.name)} to make it anew{failed}"
-            )
-
-
-def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first option that differs; an option that did not exist then is no difference."""
-    for name, value in now.items():
-        if name in was and was[name] != value:
-            return name, was[name], value
-    return None
 
 
 def _request(

@@ -408,5 +408,5 @@ def test_directories_that_are_no_comparison(trainer, write_grid, tmp_path):
 def test_a_damaged_state_is_named(trainer, write_grid, output):
     compare(write_grid(), CompareOptions(output))
     (output / "cells" / f"{NAMES[0]}.json").write_text("{")
-    with pytest.raises(DistillError, match="is damaged .* remove it to repeat the run"):
+    with pytest.raises(DistillError, match=r"is damaged .* remove it to repeat the run"):
         compare(write_grid(), CompareOptions(output, resume=True))
