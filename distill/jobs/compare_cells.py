@@ -8,6 +8,7 @@ first one. Options are laid over each other in this order: the method's recipe, 
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import Any
 from distill.errors import DistillError
 from distill.jobs.compare_grid import BUDGET, Grid, Method, Teacher
 from distill.jobs.configure import configure
-from distill.jobs.images import data_or_default
 from distill.options import flattened
 
 # What may change between sittings: how a run is executed, not what it is.
@@ -103,7 +103,7 @@ def asked_options(cell: Cell, chosen: Mapping[str, Any]) -> dict[str, Any]:
     A cell on the disk is kept when this is what it was made with.
     """
     config = flattened(configure({**cell.options, **chosen}))
-    config["data"] = data_or_default(config["data"])  # which the environment may name
+    config["data"] = config["data"] or os.environ.get("DISTILL_DATA")  # as training takes it
     return {name: value for name, value in config.items() if name not in _FREE}
 
 
