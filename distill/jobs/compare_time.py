@@ -1,7 +1,8 @@
 """How long the runs that are left will take, from those that are made.
 
 A run takes what runs of the same method and student took on average, else of the same student, else
-any, in proportion to its epochs. Before the first run is made nothing is known.
+any, in proportion to its epochs. A teacher's first run embeds the images, too, and counts only
+until there are others. Before the first run is made nothing is known.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def seconds_left(cells: Sequence[Cell], directory: ComparisonDirectory) -> float
             left.append(cell)
         elif outcome.state == DONE:
             made.append((cell, outcome.seconds))
-    expected = [expected_seconds(cell, made) for cell in left]
+    expected = [expected_seconds(cell, _without_first(made)) for cell in left]
     known = [seconds for seconds in expected if seconds is not None]
     return sum(known) if len(known) == len(expected) else None
 
@@ -36,6 +37,12 @@ def expected_seconds(cell: Cell, made: Sequence[tuple[Cell, float]]) -> float | 
         if found:
             return _num_epochs(cell) * mean(seconds / _num_epochs(one) for one, seconds in found)
     return None
+
+
+def _without_first(made: Sequence[tuple[Cell, float]]) -> list[tuple[Cell, float]]:
+    """Leave out each teacher's first run, which embedded the images, where there are others."""
+    first = {cell.teacher: cell for cell, _ in reversed(made)}
+    return [one for one in made if first[one[0].teacher] is not one[0]] or list(made)
 
 
 def _num_epochs(cell: Cell) -> float:
