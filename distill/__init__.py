@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.jobs.cache import CachedSplit
+    from distill.jobs.compare import ComparisonResult
     from distill.jobs.export import Exported
     from distill.jobs.fitting import RunResult
     from distill.networks import EmbeddingNetwork
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "cache",
+    "compare",
     "convert",
     "evaluate_clusters",
     "evaluate_linear",
@@ -91,6 +93,27 @@ def cache(**options: Any) -> list[CachedSplit]:
     from distill.options import updated
 
     return cache_job(updated(CacheConfig(), options, source="distill.cache"))
+
+
+def compare(grid: str | Path, **options: Any) -> ComparisonResult:
+    """Compare methods on a grid; the same options and defaults as `distill compare`.
+
+    Args:
+        grid: The YAML file of the grid, or the directory of a comparison.
+        **options: Any flag of `distill compare --help` with underscores.
+
+    Returns:
+        The directory, the tables, and how many runs are open or failed.
+
+    Raises:
+        DistillError: A request that cannot be met.
+    """
+    from distill.jobs.compare import compare as compare_job
+    from distill.jobs.compare_options import CompareOptions
+
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return compare_job(Path(grid), CompareOptions(**options))
 
 
 def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What people see while something runs: lines and progress bars.
+"""What people see while something runs: lines, progress bars, durations.
 
 With several processes only the first speaks.
 """
@@ -48,3 +48,12 @@ def say(message: str) -> None:
     if distributed.is_main():
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+def described_seconds(seconds: float) -> str:
+    """Say a duration in hours and minutes, or in minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

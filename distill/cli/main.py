@@ -1,6 +1,7 @@
 """The `distill` command: picks the subcommand, turns errors into one sentence and an exit status.
 
 Exit status: 0 done, 1 the run failed, 2 the request cannot be met, 130 stopped by Ctrl-C.
+A comparison that is not complete ends with 3.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ COMMANDS = {
     "voc": ("distill.cli.voc", "transfer a student to PASCAL VOC: classification, detection"),
     "robustness": ("distill.cli.robustness", "measure a student on corrupted and on other images"),
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
+    "compare": ("distill.cli.compare", "compare methods on a grid, with equal budgets"),
     "report": ("distill.cli.report", "make a page about a run, or compare several"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),

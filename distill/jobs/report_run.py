@@ -15,6 +15,7 @@ from distill.jobs.robustness_record import read_robustness
 from distill.options import flattened, read_yaml
 from distill.pretrain_config import PretrainConfig
 from distill.report.content import Curves, RunContent, Series
+from distill.terminal import described_seconds
 
 _CONFIGS = {"train": TrainConfig, "pretrain": PretrainConfig}
 _NOT_REPEATED = {"output", "resume", "recipe"}
@@ -43,7 +44,7 @@ def read_run(path: Path) -> RunContent:
         command=_command(command, options),
         options={name: _plain(value) for name, value in options.items()},
         metrics=metrics,
-        curves=tuple(_training_curves(list(_log_lines(path / "log.jsonl")))),
+        curves=tuple(_training_curves(list(log_lines(path / "log.jsonl")))),
         robustness=_robustness(path),
     )
 
@@ -76,13 +77,7 @@ def _method(options: Mapping[str, Any]) -> str | None:
 
 
 def _duration(seconds: Any) -> str | None:
-    if not isinstance(seconds, (int, float)):
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return described_seconds(seconds) if isinstance(seconds, (int, float)) else None
 
 
 def _command(command: str, options: Mapping[str, Any]) -> str | None:
@@ -109,7 +104,7 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
+def log_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of log.jsonl, up to the one that a killed run left unfinished."""
     if not path.exists():
         return

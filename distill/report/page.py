@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill.report import bar_chart as bar_sizes
 from distill.report import line_chart as chart_sizes
 from distill.report import scatter as scatter_sizes
+from distill.report.bar_chart import BarChart, bar_chart
 from distill.report.content import Curves, RunContent, Series
+from distill.report.grid_content import RULE, GridContent, GridTable
 from distill.report.heat_map import heat_map
 from distill.report.line_chart import line_chart
 from distill.report.scatter import scatter
@@ -68,6 +72,34 @@ def comparison_page(runs: Sequence[RunContent], made: Made) -> str:
     )
 
 
+def grid_page(content: GridContent, made: Made) -> str:
+    """Return the page about a comparison of methods."""
+    tables = content.tables
+    return _render(
+        "grid.html",
+        content=content,
+        made=made,
+        rule=RULE,
+        bars=[(table, _bar_charts(table)) for table in tables],
+        curves=[
+            (table, [line_chart(one) for one in found])
+            for table, found in zip(tables, content.curves, strict=True)
+        ],
+    )
+
+
+def _bar_charts(table: GridTable) -> list[BarChart]:
+    """Return a figure for each measure: methods as bars, what was not trained as lines."""
+    charts = []
+    for name, words in table.measures().items():
+        found = [(row, value) for row in table.rows if (value := row.values[name]) is not None]
+        bars = [(row.name, value) for row, value in found if row.num_asked]
+        levels = [(row.name, value.mean) for row, value in found if not row.num_asked]
+        if bars:
+            charts.append(bar_chart(words.capitalize(), bars, levels))
+    return charts
+
+
 def overlaid(runs: Sequence[RunContent]) -> list[Curves]:
     """Join the curves of several runs, figures of the same title into one.
 
@@ -114,13 +146,15 @@ def _render(template: str, **values: Any) -> str:
         name: getattr(chart_sizes, name)
         for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
     }
+    bar_lengths = {name: getattr(bar_sizes, name) for name in ("WIDTH", "LEFT", "TOP", "BAR")}
     return (
         _environment()
         .get_template(template)
-        .render(**values, size=sizes, map_side=scatter_sizes.SIDE)
+        .render(**values, size=sizes, bar_size=bar_lengths, map_side=scatter_sizes.SIDE)
     )
 
 
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -98,6 +98,9 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("nn absent --data digits", "no run directory or weights file at absent"),
         ("clusters absent --data digits", "no run directory or weights file at absent"),
         ("linear absent --data digits", "no run directory or weights file at absent"),
+        ("compare absent.yaml", "grid absent.yaml cannot be read"),
+        ("compare absent --table", "grid absent cannot be read"),
+        ("compare . --table", "holds no comparison; name one, or the YAML file of a grid"),
     ],
 )
 def test_mistakes(mistake, argv: str, message: str):

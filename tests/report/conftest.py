@@ -46,6 +46,28 @@ _FLAGS = [
     "--remote-debugging-pipe",
 ]
 
+# Contrast as WCAG 2 defines it, of every text against the nearest background that is not clear.
+_CONTRAST = """(() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const lum = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || ['TITLE', 'DESC', 'STYLE'].includes(
+        e.tagName.toUpperCase())) continue;
+    const style = getComputedStyle(e), svg = e instanceof SVGElement;
+    const a = lum(rgb(svg ? style.fill : style.color)), b = lum(behind(e));
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]);
+  }
+  return found.sort((x, y) => x[0] - y[0])[0];
+})()"""
+
 
 class Browser:
     """One tab of a headless Chromium.
@@ -162,6 +184,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def contrast() -> str:
+    """Return a script that gives the lowest contrast of a page's texts, and where it is."""
+    return _CONTRAST
 
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -1,0 +1,66 @@
+"""The curves of a comparison: accuracy on held-out training images as training goes on.
+
+Methods have losses of their own, which cannot be drawn on one axis; this check is the same for all.
+A figure has at most seven methods, as many as there are colours and dashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from distill.jobs.compare_cells import Cell
+from distill.jobs.compare_state import DONE, ComparisonDirectory, Outcome
+from distill.jobs.report_run import log_lines
+from distill.report.content import Curves, Series
+
+_MOST = 7
+
+
+def held_out_curves(
+    cells: Sequence[Cell],
+    outcomes: Mapping[str, Outcome | None],
+    directory: ComparisonDirectory,
+    student: str,
+    teacher: str,
+) -> list[Curves]:
+    """Return the figures of one student and one teacher, each method's the mean over its seeds."""
+    by_method: dict[str, list[list[tuple[int, float]]]] = {}
+    for cell in cells:
+        outcome = outcomes[cell.name]
+        is_mine = (cell.student, cell.teacher) == (student, teacher) and cell.tuning is None
+        if is_mine and outcome is not None and outcome.state == DONE:
+            points = _points(directory, cell.name)
+            by_method.setdefault(cell.method.name, []).append(points)
+    series = [
+        Series(name, *zip(*points, strict=True))
+        for name, runs in by_method.items()
+        if (points := _mean(runs))
+    ]
+    figures = [series[start : start + _MOST] for start in range(0, len(series), _MOST)]
+    return [
+        Curves(
+            "Held-out training images" + (f", {number} of {len(figures)}" if figures[1:] else ""),
+            "epoch",
+            "nearest-neighbour accuracy, mean over seeds",
+            part,
+        )
+        for number, part in enumerate(figures, start=1)
+    ]
+
+
+def _points(directory: ComparisonDirectory, name: str) -> list[tuple[int, float]]:
+    return [
+        (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
+        for line in log_lines(directory.run(name) / "log.jsonl")
+        if "holdout_nn_accuracy" in line and "epoch" in line
+    ]
+
+
+def _mean(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Return the mean over runs at the epochs that all of them have."""
+    by_epoch: dict[int, list[float]] = {}
+    for run in runs:
+        for epoch, value in run:
+            by_epoch.setdefault(epoch, []).append(value)
+    return [(epoch, mean(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == len(runs)]

@@ -1,0 +1,38 @@
+"""Starts the process of one run and tells it when to stop; see `distill.jobs.compare_child`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from distill.jobs.compare_child import Request
+
+_POLL = 0.2  # seconds between looks at the clock and at signals
+
+
+def launch_process(request: Request, should_stop: Callable[[], bool]) -> int:
+    """Run one cell in a process of its own; return its exit status."""
+    command = [sys.executable, "-m", "distill.jobs.compare_child"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
+    try:
+        process.stdin.write(request.line())
+        process.stdin.flush()
+        is_told = False
+        while process.poll() is None:
+            if should_stop() and not is_told:
+                process.send_signal(signal.SIGTERM)
+                is_told = True
+            time.sleep(_POLL)
+    except BrokenPipeError:
+        process.wait()
+    finally:
+        if process.poll() is None:  # a second Ctrl-C
+            process.kill()
+            process.wait()
+        process.stdin.close()
+    assert process.returncode is not None
+    return process.returncode

@@ -1,0 +1,164 @@
+"""Makes the runs of a comparison, one after the other, until all are made or someone says stop.
+
+Every run has a process of its own (`distill.jobs.compare_child`). That costs the start of Python
+and PyTorch, some seconds of a run of minutes, and buys what a grid of a hundred runs needs: memory
+that a run leaves behind is gone with it, a run that the system kills takes only itself along, and
+a run's numbers cannot depend on which runs came before. The process has a session of its own, so
+that Ctrl-C reaches it once and by way of this one.
+
+A run that fails is written down with its sentence and the next one begins. A run that is killed
+(by the system, for memory, or by a person) is neither done nor failed: the next sitting continues
+it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from distill.engine.interrupts import StopRequest
+from distill.jobs.compare_cells import Cell, asked_options
+from distill.jobs.compare_child import Request
+from distill.jobs.compare_launch import launch_process
+from distill.jobs.compare_state import (
+    DONE,
+    FAILED,
+    STARTED,
+    ComparisonDirectory,
+    Outcome,
+    remove_checkpoints,
+)
+from distill.jobs.compare_time import seconds_left
+from distill.jobs.compare_tuning import tuned
+from distill.terminal import described_seconds, say
+
+OUT_OF_TIME = "--stop-after"
+
+# Runs one cell; returns its exit status, negative when a signal ended it.
+Launch = Callable[[Request, Callable[[], bool]], int]
+
+
+@dataclass(frozen=True)
+class SittingOptions:
+    """How one sitting goes.
+
+    Attributes:
+        stop_after: Minutes after which it ends; None: when all runs are made.
+        keep_checkpoints: Whether finished runs keep theirs.
+    """
+
+    stop_after: float | None = None
+    keep_checkpoints: bool = False
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    everything: Mapping[str, Cell],
+    directory: ComparisonDirectory,
+    options: SittingOptions,
+    *,
+    linear: bool,
+    launch: Launch | None = None,
+    on_change: Callable[[], object] = lambda: None,
+) -> str | None:
+    """Make the runs that are not made yet.
+
+    Args:
+        cells: To be made, tuning runs before those that they choose for.
+        everything: All cells of the grid by name.
+        directory: Of the comparison; checked by `compare_same.require_same_grid`.
+        options: Of the sitting.
+        linear: Whether the linear classifier is measured.
+        launch: Runs one; None: in a process of its own.
+        on_change: Called after every run that ended.
+
+    Returns:
+        None when no run is left to start, else what ended the sitting: a signal's name or
+        `OUT_OF_TIME`.
+    """
+    launch = launch or launch_process
+    end = None if options.stop_after is None else time.monotonic() + 60 * options.stop_after
+    with StopRequest() as stop:
+
+        def reason() -> str | None:
+            is_late = end is not None and time.monotonic() >= end
+            return stop.received or (OUT_OF_TIME if is_late else None)
+
+        for cell in cells:
+            before = directory.outcome(cell.name)
+            if before is not None and before.state != STARTED:
+                if before.state == DONE and not options.keep_checkpoints:
+                    remove_checkpoints(directory.run(cell.name))  # killed before it could
+                continue
+            if reason() is not None:
+                return reason()
+            request = _request(cell, everything, directory, options, linear=linear)
+            if request is None:
+                continue
+            _announce(cell, cells, directory)
+            directory.write(cell.name, Outcome(STARTED, request.asked))
+            status = launch(request, lambda: reason() is not None)
+            _conclude(cell, cells, directory, status)
+            on_change()
+        return reason() if _num_open(cells, directory) else None
+
+
+def _request(
+    cell: Cell,
+    everything: Mapping[str, Cell],
+    directory: ComparisonDirectory,
+    options: SittingOptions,
+    *,
+    linear: bool,
+) -> Request | None:
+    """Return what is to be done; None while tuning is open, and when tuning failed."""
+    choice = tuned(cell, everything, directory)
+    if choice.error is not None:
+        directory.write(cell.name, Outcome(FAILED, asked_options(cell, {}), error=choice.error))
+        say(f"{cell.name} is left out: {choice.error}")
+    if choice.values is None:
+        return None
+    return Request(
+        run=str(directory.run(cell.name)),
+        outcome=str(directory.outcome_file(cell.name)),
+        options={**cell.options, **choice.values},
+        asked=asked_options(cell, choice.values),
+        linear=linear and cell.tuning is None,
+        keep_checkpoints=options.keep_checkpoints,
+    )
+
+
+def _announce(cell: Cell, cells: Sequence[Cell], directory: ComparisonDirectory) -> None:
+    number = len(cells) - _num_open(cells, directory) + 1
+    left = seconds_left(cells, directory)
+    estimate = "" if left is None else f", about {described_seconds(left)} left"
+    say(f"run {number} of {len(cells)}{estimate}: {cell.name}")
+
+
+def _conclude(
+    cell: Cell, cells: Sequence[Cell], directory: ComparisonDirectory, status: int
+) -> None:
+    """Say what became of a run; one that neither ended nor said why is left as started."""
+    outcome = directory.outcome(cell.name)
+    assert outcome is not None
+    if outcome.state == DONE:
+        names = ("linear_accuracy", "nn_accuracy", "cluster_alignment")
+        numbers = [f"{n} {outcome.metrics[n]:.4f}" for n in names if n in outcome.metrics]
+        if cell.tuning is not None:
+            numbers = [f"held out {outcome.holdout_nn_accuracy or float('nan'):.4f}"]
+        took = described_seconds(outcome.seconds)
+        say(f"done in {took}: {cell.name}: {', '.join(numbers)}")
+    elif outcome.state == FAILED:
+        say(f"failed, the others go on: {cell.name}: {outcome.error}")
+    elif status < 0:
+        say(f"ended by {signal.Signals(-status).name}: {cell.name}; --resume goes on with it")
+    elif status not in (130, 143):
+        say(f"ended with status {status} and no word: {cell.name}; --resume goes on with it")
+    say(f"{len(cells) - _num_open(cells, directory)} of {len(cells)} runs are made")
+
+
+def _num_open(cells: Sequence[Cell], directory: ComparisonDirectory) -> int:
+    outcomes = [directory.outcome(cell.name) for cell in cells]
+    return sum(outcome is None or outcome.state == STARTED for outcome in outcomes)
