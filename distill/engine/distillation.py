@@ -12,6 +12,7 @@ however unequal the parts: one may be empty.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from distill.engine.teacher import Teacher
 from distill.losses.compress import CompRess
 from distill.networks import EmbeddingNetwork
 from distill.row_exchange import gather_rows, row_counts
+
+CHANCE_EVERY = 10  # batches between those whose chance level is evaluated
+CHANCE_KEPT = 4
 
 
 class Distillation:
@@ -65,6 +69,10 @@ class Distillation:
         self.device = device
         self.precision = precision
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
+        # Loss and chance level of the same images: their difference is what the student knows, and
+        # images differ in both far more than that.
+        self._beside_chance: deque[tuple[Tensor, Tensor]] = deque(maxlen=CHANCE_KEPT)
+        self._num_losses = 0
 
     def train_mode(self) -> None:
         """Put the student into train mode."""
@@ -87,7 +95,10 @@ class Distillation:
             student = self.parallel(views)
             key = student.detach() if self.copy is None else self.copy(views)
         self._to_enqueue = (teacher, self._gathered_key(key, counts), index)
-        return self.compress(teacher, student.float(), index, counts)
+        loss = self.compress(teacher, student.float(), index, counts)
+        if loss is not None:
+            self._look_beside(loss.detach(), teacher, index)
+        return loss
 
     def after_step(self, *, stepped: bool) -> None:
         """Let the momentum copy follow, then enqueue the batch."""
@@ -108,6 +119,14 @@ class Distillation:
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
 
+    def _look_beside(self, loss: Tensor, teacher: Tensor, index: Tensor) -> None:
+        """Keep the loss of one batch in ten with its chance level, before it is enqueued."""
+        if self._num_losses % CHANCE_EVERY == 0:
+            chance = self.compress.chance(teacher, index)
+            assert chance is not None
+            self._beside_chance.append((loss, chance))
+        self._num_losses += 1
+
     def _views(self, batch: Batch) -> Tensor:
         """Return the student's views; without images there are none, of the usual size."""
         if len(batch.index) == 0:
@@ -125,8 +144,18 @@ class Distillation:
         return key.float() if self.compress.queue.one_bank else gather_rows(key.float(), counts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the number of anchors that are real."""
-        return {"num_anchors": self.compress.queue.num_real}
+        """Return the number of anchors that are real, and how the loss stands to chance.
+
+        `chance_loss` is the loss of a student that tells no anchors apart, on the newest of the
+        batches that it was evaluated for; `loss_over_chance` the ratio over the newest four. All
+        ranks call it together.
+        """
+        values: dict[str, float] = {"num_anchors": self.compress.queue.num_real}
+        if self._beside_chance:
+            loss, chance = torch.tensor([*self._beside_chance]).sum(0).tolist()
+            values["chance_loss"] = self._beside_chance[-1][1].item()
+            values["loss_over_chance"] = distributed.mean_over_ranks(loss) / max(chance, 1e-12)
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Return student, projection and momentum copy; the teacher is not part of it."""

@@ -103,6 +103,32 @@ class CompRess(nn.Module):
         weight = len(row_counts) * len(student) / sum(row_counts)
         return weight * self._divergence(teacher[mine], student, image_index[mine], None)
 
+    @torch.no_grad()
+    def chance(self, teacher: Tensor, image_index: Tensor) -> Tensor | None:
+        """Return the loss of a student that says the same of every image and every anchor.
+
+        Its q is uniform, so this is the mean of log n_i - H(p_i) over the n_i anchors that row i is
+        compared with. With one queue a student that says the same of every image may be a little
+        below, because it can still prefer the anchors that most images are near to.
+
+        Args:
+            teacher: Teacher embeddings of any rows, B x Dt, the same on every rank.
+            image_index: Of these rows, B, int64, >= 0.
+
+        Returns:
+            0-d float32; None while the queue holds no anchor. All ranks call it together.
+        """
+        if self.queue.num_real == 0:
+            return None
+        counts = None
+        num_rows = len(teacher)
+        if self.queue.is_sharded:
+            rank, num_ranks = self.queue.shard
+            counts = [num_rows, *[0] * (num_ranks - 1)]
+            num_rows = counts[rank]
+        nothing = teacher.new_zeros(num_rows, self.queue.anchors().student.shape[1])
+        return self._divergence(teacher, nothing, image_index, counts)
+
     def enqueue(self, teacher: Tensor, key: Tensor | None, image_index: Tensor) -> None:
         """Replace the queue's oldest anchors with a batch; call it after the batch's `forward`.
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -176,3 +178,28 @@ def test_an_online_teacher_prefers_its_own_view():
     torch.testing.assert_close(teacher(shared), network(shared.view))
     torch.testing.assert_close(teacher(both), network(own.view))
     assert not teacher(both).requires_grad
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_stands_beside_that_of_a_student_that_tells_no_anchors_apart(variant):
+    objective = build(variant, teacher_temperature=0.3, student_temperature=0.2)
+    objective.loss(batch(0))
+    assert objective.metrics() == {"num_anchors": 0}
+    objective.after_step(stepped=False)
+    loss, teacher = objective.loss(batch(1)), objective.teacher
+    p = F.softmax(F.normalize(teacher(batch(1))) @ F.normalize(teacher(batch(0))).T / 0.3, dim=1)
+    chance = (p * (p.log() + math.log(6))).sum(1).mean()
+    objective.after_step(stepped=True)
+    found = objective.metrics()
+    assert found["chance_loss"] == pytest.approx(chance.item(), rel=1e-4)
+    assert found["loss_over_chance"] == pytest.approx((loss / chance).item(), rel=1e-4)
+
+
+def test_chance_is_evaluated_for_one_batch_in_ten():
+    objective = build("one-queue")
+    calls, chance = [], objective.compress.chance
+    objective.compress.chance = lambda *rows: calls.append(1) or chance(*rows)
+    for number in range(22):
+        objective.loss(batch(number))
+        objective.after_step(stepped=True)
+    assert len(calls) == 3

@@ -120,10 +120,12 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
         save=lambda: None,
     )
     save_checkpoint(folder, progress, learner.state_dict(), objective.shard())
+    metrics = objective.metrics()
     anchors = objective.compress.queue.anchors()
     return {
         "losses": list(losses),
         "step": progress.step,
+        "metrics": metrics,
         "gradients": [parameter.grad for parameter in objective.parameters()],
         "state": objective.state_dict(),
         "anchors": vars(anchors),
@@ -157,6 +159,7 @@ def check(found: list[dict[str, Any]], alone: dict[str, Any], *, sharded: bool) 
     close = {"rtol": 1e-5, "atol": 1e-5}
     for rank, result in enumerate(found):
         assert result["step"] == alone["step"]
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
         assert result["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
         torch.testing.assert_close(result["gradients"], alone["gradients"], **close)
         torch.testing.assert_close(result["state"], alone["state"], **close)
