@@ -113,6 +113,7 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
             f"not with {method.variant}; leave one of them out"
         )
+    problems += _anchor_contradictions(config)
     networks = config.networks
     if networks.teacher_view == "student" and networks.teacher_image_size:
         problems.append(
@@ -128,6 +129,30 @@ def _contradictions(config: TrainConfig) -> list[str]:
         problems.append(
             "--teacher-cache goes with --teacher-view centre: what a teacher makes of the "
             "student's crop is not kept; leave one of them out"
+        )
+    return problems
+
+
+def _anchor_contradictions(config: TrainConfig) -> list[str]:
+    method = config.method
+    if method.anchors == "queue":
+        return []
+    problems = []
+    if config.networks.teacher_view == "student":
+        problems.append(
+            "--anchors dataset goes with --teacher-view centre: its anchors are looked up, and "
+            "what a teacher makes of the student's crop is not kept; leave one of them out"
+        )
+    if method.queue_size is not None:
+        problems.append(
+            f"--queue-size {method.queue_size} goes with --anchors queue: with dataset every "
+            "training image is an anchor; leave one of them out"
+        )
+    nothing_to_fill = method.queue_init == "prefill" and method.variant == "one-queue"
+    if method.queue_init == "random" or nothing_to_fill:
+        problems.append(
+            f"--queue-init {method.queue_init} goes with --anchors queue: with dataset every "
+            "anchor is of an image, with one queue from the start; leave one of them out"
         )
     return problems
 

@@ -92,8 +92,11 @@ class MethodOptions:
 
     variant: Variant = "one-queue"
     """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
+    anchors: Literal["queue", "dataset"] = "queue"
+    """queue: recent images, first in, first out; dataset: every training image, with one queue from
+    the first step on, else from its first visit on (wants --teacher-view centre)."""
     queue_size: int | None = None
-    """Number of anchors; None: nine tenths of the training images, at most 128,000."""
+    """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000."""
     queue_init: Literal["empty", "random", "prefill"] = "empty"
     """empty: only real anchors count; random: as published; prefill: one pass before training."""
     queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -164,15 +164,17 @@ class Distillation:
             state["copy"] = self.copy.state_dict()
         return state
 
-    def shard(self) -> Shard:
-        """Return this rank's part of the queue."""
+    def shard(self) -> Shard | None:
+        """Return this rank's part of the anchors; None where all of them can be looked up."""
         queue = self.compress.queue
-        return Shard(*queue.shard, queue.state_dict())
+        state = queue.state_dict()
+        return Shard(*queue.shard, state) if state else None
 
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
         """Restore what `state_dict` and every rank's `shard` returned."""
         self.network.load_state_dict(state["network"])
-        # Until there were shards, the queue of the one process lay in the state.
-        self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
+        if self.shard() is not None:
+            # Until there were shards, the queue of the one process lay in the state.
+            self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
         if self.copy is not None:
             self.copy.load_state_dict(state["copy"])

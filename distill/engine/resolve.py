@@ -135,13 +135,17 @@ def _resolve_method(
     projection_dim = teacher_dim if one_queue else published_projection_dim or 0
     return replace(
         options,
-        queue_size=either(
-            options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10))
-        ),
+        queue_size=_queue_size(options, num_images),
         student_temperature=either(options.student_temperature, options.temperature),
         momentum=either(options.momentum, default_momentum(num_steps)) if has_copy else None,
         projection_dim=either(options.projection_dim, projection_dim),
     )
+
+
+def _queue_size(options: MethodOptions, num_images: int) -> int | None:
+    if options.anchors == "dataset":
+        return None  # as many as there are images
+    return either(options.queue_size, min(PUBLISHED_QUEUE_SIZE, max(1, num_images * 9 // 10)))
 
 
 def default_momentum(num_steps: int, *, published: float = PUBLISHED_MOMENTUM) -> float:

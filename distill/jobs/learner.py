@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from distill import distributed
-from distill.anchors.queue import AnchorQueue
 from distill.data.transforms import training_view
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
@@ -17,8 +16,9 @@ from distill.engine.loop import Learner
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
+from distill.jobs.anchors import build_anchors
 from distill.jobs.fitting import make_learner, restore
-from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
+from distill.jobs.prepare import Job
 from distill.losses.compress import CompRess
 from distill.row_exchange import row_counts
 from distill.terminal import progress_bar
@@ -35,7 +35,7 @@ def build_learner(
         embeddings: Of each of the teacher's views of the training images; none for a teacher that
             runs at every step.
     """
-    objective = _build_objective(job, _build_teacher(job, embeddings))
+    objective = _build_objective(job, _build_teacher(job, embeddings), embeddings)
     learner = make_learner(job.setting, objective)
     progress = restore(run, learner) if job.config.run.resume else None
     if progress is None and job.config.method.queue_init == "prefill":
@@ -78,21 +78,13 @@ def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
     return CachedTeacher(embeddings, job.setting.device)
 
 
-def _build_objective(job: Job, teacher: Teacher) -> Distillation:
+def _build_objective(
+    job: Job, teacher: Teacher, embeddings: Sequence[EmbeddingTable]
+) -> Distillation:
     method, width = job.config.method, job.config.method.projection_dim
     student_dim = width or job.setting.network.embedding_dim
-    queue = AnchorQueue(
-        given(method.queue_size),
-        teacher.embedding_dim,
-        None if method.variant == "one-queue" else student_dim,
-        dtype=QUEUE_DTYPES[method.queue_dtype],
-        device=job.setting.device,
-        init="random" if method.queue_init == "random" else "empty",
-        seed=job.config.run.seed,
-        shard=queue_shard(method),
-    )
     compress = CompRess(
-        queue,
+        build_anchors(job, teacher.embedding_dim, student_dim, embeddings),
         teacher_temperature=method.temperature,
         student_temperature=given(method.student_temperature),
         mask_self=method.mask_self,

@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         require_same_run(config)
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
-    _require_memory(config, device, teacher=teacher, student=student)
+    _require_memory(config, device, facts.num_images, teacher=teacher, student=student)
     batch_size = given(config.optimization.batch_size)
     setting = TrainingSetting(
         images=images,
@@ -138,14 +138,17 @@ def _require_comparable(
 def _require_memory(
     config: TrainConfig,
     device: torch.device,
+    num_images: int,
     *,
     teacher: EmbeddingNetwork,
     student: EmbeddingNetwork,
 ) -> None:
-    method, queue_size = config.method, given(config.method.queue_size)
+    method = config.method
+    has_queue = method.anchors == "queue"
+    num_anchors = given(method.queue_size) if has_queue else num_images
     student_dim = method.projection_dim or student.embedding_dim
     num_bytes = AnchorQueue.required_bytes(
-        queue_size,
+        num_anchors,
         teacher.embedding_dim,
         None if method.variant == "one-queue" else student_dim,
         QUEUE_DTYPES[method.queue_dtype],
@@ -156,6 +159,7 @@ def _require_memory(
     require_memory(
         num_bytes * (here if device.type == "cpu" else 1),
         device,
-        what=f"a queue of {queue_size:,} anchors{of_processes}",
-        remedy="lower --queue-size or use --queue-dtype bf16",
+        what=f"{'a queue' if has_queue else 'a bank'} of {num_anchors:,} anchors{of_processes}",
+        remedy=f"{'lower --queue-size' if has_queue else 'use --anchors queue'} or use "
+        "--queue-dtype bf16",
     )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.anchors import AnchorQueue
+from distill.anchors import AnchorMemory
 from distill.kernels.anchor_kl import anchor_kl, check_implementation
 from distill.kernels.operands import check_temperature
 from distill.row_exchange import own_rows
@@ -38,8 +38,8 @@ class CompRess(nn.Module):
     must be as wide as the teacher (through a linear layer), and has no key.
 
     Args:
-        queue: Banks of the widths that teacher and student have. It is no part of the module's
-            state: save its own `state_dict`.
+        queue: Banks of the widths that teacher and student have: an `AnchorQueue`, or
+            `DatasetAnchors`. It is no part of the module's state: save its own `state_dict`.
         teacher_temperature: > 0.
         student_temperature: > 0.
         mask_self: Leave anchors of a row's own image out of its softmaxes.
@@ -52,7 +52,7 @@ class CompRess(nn.Module):
 
     def __init__(
         self,
-        queue: AnchorQueue,
+        queue: AnchorMemory,
         *,
         teacher_temperature: float = 0.04,
         student_temperature: float = 0.04,
@@ -130,7 +130,7 @@ class CompRess(nn.Module):
         return self._divergence(teacher, nothing, image_index, counts)
 
     def enqueue(self, teacher: Tensor, key: Tensor | None, image_index: Tensor) -> None:
-        """Replace the queue's oldest anchors with a batch; call it after the batch's `forward`.
+        """Let the anchors take in a batch; call it after the batch's `forward`.
 
         The rows are those of all ranks, given to every rank.
 

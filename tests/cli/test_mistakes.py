@@ -71,6 +71,18 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --teacher-view student --teacher-cache c",
             "--teacher-cache goes with --teacher-view centre",
         ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --queue-size 9",
+            "--queue-size 9 goes with --anchors queue",
+        ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --teacher-view student",
+            "--anchors dataset goes with --teacher-view centre",
+        ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --queue-init prefill",
+            "--queue-init prefill goes with --anchors queue",
+        ),
         ("cache", "--teacher is missing: name a teacher"),
         ("cache --teacher pixel", "did you mean 'pixels'"),
         ("cache --teacher pixels --data digit", "did you mean 'digits'"),

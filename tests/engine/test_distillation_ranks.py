@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill import distributed
-from distill.anchors import AnchorQueue
+from distill.anchors import AnchorQueue, DatasetAnchors
 from distill.config import OptimizationOptions
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest, save_checkpoint
@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
 K, DT, DS, SIDE = 31, 10, 6, 10
 RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
 RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
+RUNS += [("one-queue-dataset", "ranks"), ("two-queue-dataset", "ranks")]
+RUNS += [("two-queue-momentum-dataset", "none")]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
 BATCHES = [7, 2, 9, 1, 8, 2, 23, 2, 12, 7]
@@ -59,18 +61,22 @@ class InMemory:
 
 
 def build(variant: str, sharding: str) -> Learner:
-    one_queue = variant == "one-queue"
+    one_queue = variant.startswith("one-queue")
     shard = (distributed.rank(), distributed.world_size()) if sharding == "ranks" else (0, 1)
-    queue = AnchorQueue(K, DT, None if one_queue else DS, shard=shard)
     network = student()
     rows = torch.randn(NUM_IMAGES, DT, generator=torch.Generator().manual_seed(2))
+    widths = (DT, None if one_queue else DS)
+    if variant.endswith("-dataset"):
+        queue = DatasetAnchors(np.arange(NUM_IMAGES), InMemory(rows).rows, *widths, shard=shard)
+    else:
+        queue = AnchorQueue(K, *widths, shard=shard)
     torch.manual_seed(distributed.rank())  # the first rank's weights are everybody's
     objective = Distillation(
         network,
         CachedTeacher([InMemory(rows)], CPU),
         CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
         projection=nn.Linear(DS, DT if one_queue else DS),
-        momentum=0.9 if variant == "two-queue-momentum" else None,
+        momentum=0.9 if "momentum" in variant else None,
         device=CPU,
         precision="fp32",
     )
@@ -129,7 +135,7 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
         "gradients": [parameter.grad for parameter in objective.parameters()],
         "state": objective.state_dict(),
         "anchors": vars(anchors),
-        "bytes": objective.compress.queue.num_bytes,
+        "num_held": len(anchors),
     }
 
 
@@ -166,6 +172,6 @@ def check(found: list[dict[str, Any]], alone: dict[str, Any], *, sharded: bool) 
         for name, rows in alone["anchors"].items():
             expected = rows[rank::world] if sharded else rows
             torch.testing.assert_close(result["anchors"][name], expected, **close)
-        assert result["bytes"] <= alone["bytes"] * (-(-K // world) / K if sharded else 1)
+        assert result["num_held"] <= -(-alone["num_held"] // (world if sharded else 1))
     for result in found[1:]:  # ranks must not drift apart
         torch.testing.assert_close(result["gradients"], found[0]["gradients"], rtol=0, atol=0)

@@ -48,6 +48,12 @@ def test_one_process_needs_the_whole_queue(monkeypatch, tmp_path):
     assert asked["a queue of 10 anchors"] == 10 * ((192 + 96) * 4 + 8)
 
 
+def test_a_bank_of_all_images_must_fit_as_well(monkeypatch, tmp_path):
+    options = {"anchors": "dataset", "queue_size": None, "holdout": 0.0}
+    asked = asked_for(monkeypatch, tmp_path, **options)
+    assert asked == {"a bank of 1,437 anchors": 1437 * ((192 + 96) * 4 + 8)}
+
+
 def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path):
     reference = {"loss_implementation": "reference"}
     with pytest.raises(DistillError, match="spread over 3; use another loss implementation"):
