@@ -67,6 +67,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "queue_size": (1, math.inf, "at least 1"),
     "temperature": (1e-6, 1e6, "positive and finite"),
     "student_temperature": (1e-6, 1e6, "positive and finite"),
+    "student_crops": (1, math.inf, "at least 1"),
+    "small_crops": (0, math.inf, "at least 0"),
+    "small_crop_size": (1, math.inf, "at least 1"),
     "momentum": (0, 1, "between 0 and 1"),
     "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
     "beta_epochs": (0, 1e6, "at least 0 and finite"),
@@ -114,6 +117,11 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"not with {method.variant}; leave one of them out"
         )
     problems += _anchor_contradictions(config)
+    if config.views.small_crop_size is not None and not config.views.small_crops:
+        problems.append(
+            f"--small-crop-size {config.views.small_crop_size} goes with --small-crops, the number "
+            "of small crops; give both or none"
+        )
     networks = config.networks
     if networks.teacher_view == "student" and networks.teacher_image_size:
         problems.append(

@@ -84,6 +84,14 @@ class ViewOptions:
     augmentation: Literal["crop-flip", "crop", "none"] | None = None
     """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
     crop; None: by data."""
+    student_crops: int = 1
+    """Views of an image that the student sees in a step, each compared with what the teacher says
+    of the image; the loss is their mean, and the first is what is enqueued."""
+    small_crops: int = 0
+    """Further views, of 5 to 14 % of the image's area (crop-flip only)."""
+    small_crop_size: int | None = None
+    """Side of the small crops in pixels; None: 3/7 of --image-size, or the least that the student
+    takes."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """The distillation objective: a student learns from a teacher against a queue of anchors.
 
+An image may be seen through several views, each of which is compared with what the teacher says of
+the image. The loss is their mean; the first is what the momentum copy sees and what is enqueued.
+
 One step, in the order of the paper (CompRess, NeurIPS 2020): teacher and student embed the batch,
 both are compared with the anchors that lie in the queue, the optimizer moves the student, the
 momentum copy follows, and only then is the batch enqueued.
@@ -24,6 +27,7 @@ from distill.data.views import Batch
 from distill.engine.batch_norm import synchronize_batch_norm
 from distill.engine.checkpoint import Shard
 from distill.engine.device import autocast
+from distill.engine.every_view import EveryView
 from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
 from distill.losses.compress import CompRess
@@ -42,6 +46,7 @@ class Distillation:
         teacher: Gives the teacher's embeddings; never trained, never saved.
         compress: The loss with its anchor queue.
         projection: Linear layer after the student during training, or None.
+        view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
         momentum: m of the momentum copy that embeds the student's anchors, or None for no copy.
         device: Where everything lies.
         precision: `fp32` or `bf16`, of the student's passes.
@@ -55,17 +60,18 @@ class Distillation:
         *,
         projection: nn.Module | None,
         momentum: float | None,
+        view_sizes: Sequence[int] | None = None,
         device: torch.device,
         precision: str,
     ) -> None:
         self.network = nn.Sequential(student, projection or nn.Identity()).to(device)
         synchronize_batch_norm(self.network, device)
-        self.parallel = distributed.data_parallel(self.network, device)
+        self.parallel = distributed.data_parallel(EveryView(self.network), device)
         self.teacher = teacher
         self.compress = compress
         # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
-        self.image_size = student.input.image_size
+        self.view_sizes = view_sizes or (student.input.image_size,)
         self.device = device
         self.precision = precision
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
@@ -92,12 +98,15 @@ class Distillation:
         teacher, index = self._known(batch, counts)
         views = self._views(batch)
         with autocast(self.device, self.precision):
-            student = self.parallel(views)
-            key = student.detach() if self.copy is None else self.copy(views)
+            students = self.parallel(views)
+            key = students[0].detach() if self.copy is None else self.copy(views[0])
         self._to_enqueue = (teacher, self._gathered_key(key, counts), index)
-        loss = self.compress(teacher, student.float(), index, counts)
-        if loss is not None:
-            self._look_beside(loss.detach(), teacher, index)
+        losses = [self.compress(teacher, one.float(), index, counts) for one in students]
+        of_views = [loss for loss in losses if loss is not None]
+        if not of_views:
+            return None
+        loss = of_views[0] if len(of_views) == 1 else torch.stack(of_views).mean()
+        self._look_beside(loss.detach(), teacher, index)
         return loss
 
     def after_step(self, *, stepped: bool) -> None:
@@ -114,7 +123,7 @@ class Distillation:
         counts = row_counts(len(batch.index))
         network = self.network if self.copy is None else self.copy.network
         with autocast(self.device, self.precision):
-            key = network(self._views(batch))
+            key = network(self._views(batch)[0])
         teacher, index = self._known(batch, counts)
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
@@ -127,12 +136,13 @@ class Distillation:
             self._beside_chance.append((loss, chance))
         self._num_losses += 1
 
-    def _views(self, batch: Batch) -> Tensor:
-        """Return the student's views; without images there are none, of the usual size."""
+    def _views(self, batch: Batch) -> list[Tensor]:
+        """Return the student's views; without images they have no rows, and the usual sizes."""
         if len(batch.index) == 0:
-            side = self.image_size
-            return batch.view.new_empty(0, 3, side, side, device=self.device)
-        return batch.view.to(self.device, non_blocking=True)
+            shapes = [(0, 3, side, side) for side in self.view_sizes]
+            return [batch.view.new_empty(shape, device=self.device) for shape in shapes]
+        views = [batch.view, *batch.further_views]
+        return [view.to(self.device, non_blocking=True) for view in views]
 
     def _known(self, batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the teacher's embeddings and the indices of all ranks' images."""

@@ -19,6 +19,7 @@ from distill.config import (
     OptimizationOptions,
     RunOptions,
     TrainConfig,
+    ViewOptions,
 )
 
 PUBLISHED_BATCH_SIZE = 256
@@ -70,12 +71,24 @@ def resolve(
     return TrainConfig(
         networks=config.networks,
         images=resolve_images(config.images, facts),
-        views=replace(
-            config.views, augmentation=either(config.views.augmentation, facts.augmentation)
-        ),
+        views=_resolve_views(config, facts),
         method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
+    )
+
+
+def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:
+    """Fill in the augmentation and the side of the small crops, 96 of 224 pixels in SwAV."""
+    options = config.views
+    small = None
+    if options.small_crops:
+        side = given(resolve_images(config.images, facts).image_size)
+        small = either(options.small_crop_size, max(facts.min_image_size, round(side * 3 / 7)))
+    return replace(
+        options,
+        augmentation=either(options.augmentation, facts.augmentation),
+        small_crop_size=small,
     )
 
 

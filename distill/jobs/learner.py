@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from distill import distributed
-from distill.data.transforms import training_view
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
@@ -17,6 +16,7 @@ from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
 from distill.jobs.anchors import build_anchors
+from distill.jobs.crops import StudentViews, student_views
 from distill.jobs.fitting import make_learner, restore
 from distill.jobs.prepare import Job
 from distill.losses.compress import CompRess
@@ -46,13 +46,9 @@ def build_learner(
 def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterable[Batch]:
     """Return this rank's batches from where `progress` stands to the end of the last epoch."""
     setting, options = job.setting, job.config.images
-    view = training_view(
-        given(options.image_size),
-        given(job.config.views.augmentation),
-        crop_fraction=setting.network.input.crop_fraction,
-    )
-    images = setting.images
-    views = TrainingViews(images.data.train, images.trained, view, seed=setting.run.seed)
+    view, *further = _student_views(job).views
+    images, seed = setting.images, setting.run.seed
+    views = TrainingViews(images.data.train, images.trained, view, further_views=further, seed=seed)
     return training_loader(
         views,
         batch_size=given(setting.optimization.batch_size),
@@ -64,6 +60,10 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
         pin_memory=setting.device.type == "cuda",
         shard=(distributed.rank(), distributed.world_size()),
     )
+
+
+def _student_views(job: Job) -> StudentViews:
+    return student_views(job.config, crop_fraction=job.setting.network.input.crop_fraction)
 
 
 def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher:
@@ -96,6 +96,7 @@ def _build_objective(
         compress,
         projection=nn.Linear(job.setting.network.embedding_dim, width) if width else None,
         momentum=method.momentum,
+        view_sizes=_student_views(job).sizes,
         device=job.setting.device,
         precision=job.setting.evaluator.precision,
     )

@@ -20,6 +20,7 @@ from distill.engine.device import pick_precision, require_memory
 from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
+from distill.jobs.crops import require_crops
 from distill.jobs.images import training_images
 from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
@@ -82,6 +83,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         require_same_run(config)
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
+    require_crops(config, student)
     _require_memory(config, device, facts.num_images, teacher=teacher, student=student)
     batch_size = given(config.optimization.batch_size)
     setting = TrainingSetting(

@@ -83,6 +83,16 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --anchors dataset --queue-init prefill",
             "--queue-init prefill goes with --anchors queue",
         ),
+        ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
+        ("--teacher pixels --student resnet18 --small-crop-size 9", "goes with --small-crops"),
+        (
+            "--teacher pixels --student resnet18 --student-crops 2 --augmentation none",
+            "makes all --student-crops 2 of an image equal",
+        ),
+        (
+            "--teacher pixels --student resnet18 --small-crops 2",  # of digits
+            "--small-crops 2 goes with --augmentation crop-flip",
+        ),
         ("cache", "--teacher is missing: name a teacher"),
         ("cache --teacher pixel", "did you mean 'pixels'"),
         ("cache --teacher pixels --data digit", "did you mean 'digits'"),

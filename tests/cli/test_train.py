@@ -113,6 +113,8 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--schedule step --milestones 1",
         "--variant two-queue --projection-dim 16",
         "--anchors dataset --num-teacher-views 2",
+        "--student-crops 2 --small-crops 2 --small-crop-size 24",
+        "--student-crops 2 --teacher-view student --variant two-queue",
         "--anchors dataset --variant two-queue --queue-init prefill",
     ],
 )

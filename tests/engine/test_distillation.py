@@ -160,7 +160,7 @@ def test_a_state_from_before_there_were_shards(variant):
 def test_without_images_there_are_views_and_embeddings_without_rows():
     objective = build("one-queue")
     nothing = batch(0)._replace(view=torch.empty(0, 3, 0, 0).byte(), index=torch.arange(0))
-    assert objective._views(nothing).shape == (0, 3, 2, 2)
+    assert [view.shape for view in objective._views(nothing)] == [(0, 3, 2, 2)]
     assert objective.teacher(nothing).shape == (0, 5)
     assert [objective.accepts(counts) for counts in ([2], [1, 0, 1], [0, 1])] == [True, True, False]
 
@@ -203,3 +203,38 @@ def test_chance_is_evaluated_for_one_batch_in_ten():
         objective.loss(batch(number))
         objective.after_step(stepped=True)
     assert len(calls) == 3
+
+
+def seen_through(*seeds: int, size: int = 6) -> Batch:
+    first, *others = (batch(seed, size) for seed in seeds)
+    return first._replace(further_views=tuple(other.view for other in others))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_of_several_views_is_the_mean_of_theirs_and_the_first_is_enqueued(variant):
+    objective = build(variant)
+    objective.network.eval()  # a BatchNorm of each view's own would tell them apart
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    own = {"second_view": batch(3).view}  # the teacher's
+    alone = [objective.loss(batch(3)._replace(view=batch(seed).view, **own)) for seed in (3, 4, 5)]
+    loss = objective.loss(seen_through(3, 4, 5)._replace(**own))
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+    key = objective._to_enqueue[1]
+    first = batch(3).view
+    expected = objective.copy(first) if objective.copy else objective.network(first)
+    torch.testing.assert_close(key, expected)
+    assert len(key) == 6
+
+
+def test_every_view_reaches_the_student():
+    objective = build("one-queue")
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    views = seen_through(3, 4)
+    gradients = []
+    for changed in (views, views._replace(further_views=(batch(9).view,))):
+        objective.network.zero_grad()
+        objective.loss(changed).backward()
+        gradients.append(objective.network[1].weight.grad.clone())
+    assert not torch.allclose(*gradients)

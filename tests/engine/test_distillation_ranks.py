@@ -21,11 +21,11 @@ from distill.losses import CompRess
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
-K, DT, DS, SIDE = 31, 10, 6, 10
+K, DT, DS, SIDE, SMALL = 31, 10, 6, 10, 8
 RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
 RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
 RUNS += [("one-queue-dataset", "ranks"), ("two-queue-dataset", "ranks")]
-RUNS += [("two-queue-momentum-dataset", "none")]
+RUNS += [("two-queue-momentum-dataset", "none"), ("two-queue-momentum-crops", "ranks")]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
 BATCHES = [7, 2, 9, 1, 8, 2, 23, 2, 12, 7]
@@ -77,6 +77,7 @@ def build(variant: str, sharding: str) -> Learner:
         CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
         projection=nn.Linear(DS, DT if one_queue else DS),
         momentum=0.9 if "momentum" in variant else None,
+        view_sizes=[SIDE, SIDE, SMALL] if variant.endswith("-crops") else None,
         device=CPU,
         precision="fp32",
     )
@@ -92,7 +93,7 @@ class Losses(list):
             self.append(values["loss"])
 
 
-def part(number: int) -> Batch:
+def part(number: int, *, crops: bool) -> Batch:
     """Return this rank's part of a batch, as the loader would."""
     generator = torch.Generator().manual_seed(number)
     shape = (BATCHES[number], 3, SIDE, SIDE)
@@ -102,7 +103,9 @@ def part(number: int) -> Batch:
     nothing = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
     mine = mine[1:] if number == BROKEN and mine[0] == 0 else mine
     view = views[mine] if len(mine) else nothing
-    return Batch(view, None, torch.full((len(mine),), -1), index[mine], 0, ())
+    further = [view.flip(3), view[:, :, :SMALL, :SMALL]] if crops else []
+    label = torch.full((len(mine),), -1)
+    return Batch(view, None, label, index[mine], 0, (), further_views=further)
 
 
 def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
     objective, losses = learner.objective, Losses()
     fit(
         learner,
-        [part(number) for number in range(progress.batch, stop)],
+        [part(n, crops=variant.endswith("-crops")) for n in range(progress.batch, stop)],
         LoopSettings(num_epochs=1, num_images=100, batches_per_epoch=100, log_every=1),
         progress,
         log=losses,
