@@ -117,6 +117,16 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"not with {method.variant}; leave one of them out"
         )
     problems += _anchor_contradictions(config)
+    if method.predictor == "none" and method.projection_dim:
+        problems.append(
+            f"--projection-dim {method.projection_dim} goes with --predictor linear or mlp, not "
+            "with none; leave one of them out"
+        )
+    if method.predictor == "mlp" and method.projection_dim == 0:
+        problems.append(
+            "--projection-dim 0 leaves out the layers that --predictor mlp asks for; leave one of "
+            "them out"
+        )
     if config.views.small_crop_size is not None and not config.views.small_crops:
         problems.append(
             f"--small-crop-size {config.views.small_crop_size} goes with --small-crops, the number "

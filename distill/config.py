@@ -119,9 +119,13 @@ class MethodOptions:
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True
     """Leave an image's own old embedding out of its anchors."""
+    predictor: Literal["none", "linear", "mlp"] = "linear"
+    """What the student is trained through, dropped after training. linear: a layer where
+    --projection-dim has a width; mlp: before it a hidden layer of twice the student's width with
+    BatchNorm; none: nothing."""
     projection_dim: int | None = None
-    """Width of a linear layer after the student, dropped after training; None: the teacher's width
-    for one queue, else no layer; 0: no layer."""
+    """Width that the predictor ends in; None: the teacher's for one queue and for mlp, else no
+    layer; 0: no layer."""
     loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
 

@@ -45,7 +45,7 @@ class Distillation:
         student: The network that is trained, on `device`.
         teacher: Gives the teacher's embeddings; never trained, never saved.
         compress: The loss with its anchor queue.
-        projection: Linear layer after the student during training, or None.
+        projection: Layers after the student during training (`distill.engine.predictor`), or None.
         view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
         momentum: m of the momentum copy that embeds the student's anchors, or None for no copy.
         device: Where everything lies.

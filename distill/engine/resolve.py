@@ -146,6 +146,10 @@ def _resolve_method(
     one_queue = options.variant == "one-queue"
     has_copy = options.variant == "two-queue-momentum"
     projection_dim = teacher_dim if one_queue else published_projection_dim or 0
+    if options.predictor == "none":
+        projection_dim = 0
+    if options.predictor == "mlp":
+        projection_dim = projection_dim or teacher_dim
     return replace(
         options,
         queue_size=_queue_size(options, num_images),

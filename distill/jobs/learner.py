@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import nn
-
 from distill import distributed
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
 from distill.engine.loop import Learner
+from distill.engine.predictor import build_predictor
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
@@ -94,7 +93,9 @@ def _build_objective(
         job.setting.network,
         teacher,
         compress,
-        projection=nn.Linear(job.setting.network.embedding_dim, width) if width else None,
+        projection=build_predictor(
+            method.predictor, job.setting.network.embedding_dim, given(width)
+        ),
         momentum=method.momentum,
         view_sizes=_student_views(job).sizes,
         device=job.setting.device,

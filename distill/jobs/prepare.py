@@ -133,7 +133,7 @@ def _require_comparable(
         raise DistillError(
             f"--variant one-queue compares the student with the teacher's anchors, which are "
             f"{teacher.embedding_dim} wide, and the student's embedding is {student_dim} wide; "
-            "leave out --projection-dim, or use --variant two-queue-momentum"
+            "leave out --projection-dim and --predictor, or use --variant two-queue-momentum"
         )
 
 

@@ -83,6 +83,18 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --anchors dataset --queue-init prefill",
             "--queue-init prefill goes with --anchors queue",
         ),
+        (
+            "--teacher pixels --student resnet18 --predictor none --projection-dim 5",
+            "--projection-dim 5 goes with --predictor linear or mlp",
+        ),
+        (
+            "--teacher pixels --student resnet18 --predictor mlp --projection-dim 0",
+            "--projection-dim 0 leaves out the layers that --predictor mlp asks for",
+        ),
+        (
+            "--teacher pixels --student resnet18 --predictor none",
+            "leave out --projection-dim and --predictor",
+        ),
         ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
         ("--teacher pixels --student resnet18 --small-crop-size 9", "goes with --small-crops"),
         (

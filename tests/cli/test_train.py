@@ -112,6 +112,8 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--augmentation none",
         "--schedule step --milestones 1",
         "--variant two-queue --projection-dim 16",
+        "--predictor mlp --precision fp32",
+        "--predictor none --variant two-queue",
         "--anchors dataset --num-teacher-views 2",
         "--student-crops 2 --small-crops 2 --small-crop-size 24",
         "--student-crops 2 --teacher-view student --variant two-queue",
@@ -166,13 +168,20 @@ def test_printed_configuration_is_a_recipe(make_folder, tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize("variant", ["two-queue-momentum", "one-queue"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--variant", "two-queue-momentum"],
+        ["--variant", "one-queue"],
+        ["--predictor", "mlp", "--student-crops", "2", "--variant", "two-queue-momentum"],
+    ],
+)
 @pytest.mark.parametrize("batches", [3, 5, 7])  # inside the first epoch, at its end, in the second
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    make_folder, tmp_path, monkeypatch, stop_after, variant, batches
+    make_folder, tmp_path, monkeypatch, stop_after, options, batches
 ):
     data = make_folder(num_train=14)
-    flags = ["--epochs", "3", "--holdout", "0.05", "--variant", variant, "--log-every", "1"]
+    flags = ["--epochs", "3", "--holdout", "0.05", *options, "--log-every", "1"]
     assert run(short(data, tmp_path / "whole", *flags)) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, batches)

@@ -40,6 +40,13 @@ def test_the_published_projection_belongs_to_the_published_recipe():
     assert resolved(SMALL).method.projection_dim == 2048  # one queue: the teacher's width
 
 
+def test_a_predictor_ends_in_the_teachers_width():
+    for variant in ("one-queue", "two-queue"):
+        assert resolved(SMALL, predictor="mlp", variant=variant).method.projection_dim == 2048
+        assert resolved(SMALL, predictor="none", variant=variant).method.projection_dim == 0
+    assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
+
+
 def test_the_queue_is_smaller_than_the_training_set():
     assert resolved(SMALL).method.queue_size == 8_096
     assert resolved(IMAGENET).method.queue_size == 128_000
