@@ -71,6 +71,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "small_crops": (0, math.inf, "at least 0"),
     "small_crop_size": (1, math.inf, "at least 1"),
     "momentum": (0, 1, "between 0 and 1"),
+    "compression_beta": (0, 1e6, "at least 0 and finite"),
     "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
     "beta_epochs": (0, 1e6, "at least 0 and finite"),
     "kappa_e": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
@@ -117,6 +118,7 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"not with {method.variant}; leave one of them out"
         )
     problems += _anchor_contradictions(config)
+    problems += _compression_contradictions(config)
     if method.predictor == "none" and method.projection_dim:
         problems.append(
             f"--projection-dim {method.projection_dim} goes with --predictor linear or mlp, not "
@@ -149,6 +151,22 @@ def _contradictions(config: TrainConfig) -> list[str]:
             "student's crop is not kept; leave one of them out"
         )
     return problems
+
+
+def _compression_contradictions(config: TrainConfig) -> list[str]:
+    method, crops = config.method, config.views.student_crops
+    if method.compression_beta > 0 and crops < 2:
+        return [
+            f"--compression-beta {method.compression_beta} compares two views of an image and the "
+            f"student sees {crops}; add --student-crops 2"
+        ]
+    if method.compression_beta > 0:
+        return []
+    return [
+        f"{_flag(name)} {value} goes with --compression-beta, which is 0; give both or none"
+        for name, value in (("kappa_e", method.kappa_e), ("kappa_b", method.kappa_b))
+        if value is not None
+    ]
 
 
 def _anchor_contradictions(config: TrainConfig) -> list[str]:

@@ -126,6 +126,13 @@ class MethodOptions:
     projection_dim: int | None = None
     """Width that the predictor ends in; None: the teacher's for one queue and for mlp, else no
     layer; 0: no layer."""
+    compression_beta: float = 0.0
+    """Price per nat of what a student's embedding keeps of one view and the other does not tell, as
+    in C-SimCLR; wants --student-crops 2."""
+    kappa_e: float | None = None
+    """Concentration of the embedding's own distribution; None: 1024 where there is a price."""
+    kappa_b: float | None = None
+    """Concentration of what the other view foretells; None: 10 where there is a price."""
     loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
 

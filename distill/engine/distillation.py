@@ -31,6 +31,7 @@ from distill.engine.every_view import EveryView
 from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import EmbeddingNetwork
 from distill.row_exchange import gather_rows, row_counts
 
@@ -47,6 +48,7 @@ class Distillation:
         compress: The loss with its anchor queue.
         projection: Layers after the student during training (`distill.engine.predictor`), or None.
         view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
+        compression: Price on the residual information of the first two views, or None.
         momentum: m of the momentum copy that embeds the student's anchors, or None for no copy.
         device: Where everything lies.
         precision: `fp32` or `bf16`, of the student's passes.
@@ -61,6 +63,7 @@ class Distillation:
         projection: nn.Module | None,
         momentum: float | None,
         view_sizes: Sequence[int] | None = None,
+        compression: ResidualInformation | None = None,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -72,6 +75,8 @@ class Distillation:
         # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
         self.view_sizes = view_sizes or (student.input.image_size,)
+        self.compression = compression
+        self._information: Tensor | None = None
         self.device = device
         self.precision = precision
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
@@ -107,7 +112,7 @@ class Distillation:
             return None
         loss = of_views[0] if len(of_views) == 1 else torch.stack(of_views).mean()
         self._look_beside(loss.detach(), teacher, index)
-        return loss
+        return loss if self.compression is None else loss + self._compressed(students, counts)
 
     def after_step(self, *, stepped: bool) -> None:
         """Let the momentum copy follow, then enqueue the batch."""
@@ -127,6 +132,16 @@ class Distillation:
         teacher, index = self._known(batch, counts)
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
+
+    def _compressed(self, students: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """Return this rank's penalty, whose mean over the ranks is that of all images."""
+        assert self.compression is not None
+        x, y = students[0].float(), students[1].float()
+        weight = len(counts) * len(x) / sum(counts)
+        self._information = x.new_zeros(())
+        if len(x):
+            self._information = weight * self.compression.information(x, y).detach()
+        return (weight or 1.0) * self.compression.penalty(x, y)
 
     def _look_beside(self, loss: Tensor, teacher: Tensor, index: Tensor) -> None:
         """Keep the loss of one batch in ten with its chance level, before it is enqueued."""
@@ -157,14 +172,18 @@ class Distillation:
         """Return the number of anchors that are real, and how the loss stands to chance.
 
         `chance_loss` is the loss of a student that tells no anchors apart, on the newest of the
-        batches that it was evaluated for; `loss_over_chance` the ratio over the newest four. All
-        ranks call it together.
+        batches that it was evaluated for; `loss_over_chance` the ratio over the newest four, a
+        penalty left out; `residual_information`, in nats, where it has a price. All ranks call it
+        together.
         """
         values: dict[str, float] = {"num_anchors": self.compress.queue.num_real}
         if self._beside_chance:
             loss, chance = torch.tensor([*self._beside_chance]).sum(0).tolist()
             values["chance_loss"] = self._beside_chance[-1][1].item()
             values["loss_over_chance"] = distributed.mean_over_ranks(loss) / max(chance, 1e-12)
+        if self._information is not None:
+            information = distributed.mean_over_ranks(self._information.item())
+            values["residual_information"] = information
         return values
 
     def state_dict(self) -> dict[str, Any]:

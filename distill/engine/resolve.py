@@ -156,6 +156,8 @@ def _resolve_method(
         student_temperature=either(options.student_temperature, options.temperature),
         momentum=either(options.momentum, default_momentum(num_steps)) if has_copy else None,
         projection_dim=either(options.projection_dim, projection_dim),
+        kappa_e=either(options.kappa_e, 1024.0) if options.compression_beta else None,
+        kappa_b=either(options.kappa_b, 10.0) if options.compression_beta else None,
     )
 
 

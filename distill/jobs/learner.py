@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from distill import distributed
+from distill.config import MethodOptions
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
@@ -19,6 +20,7 @@ from distill.jobs.crops import StudentViews, student_views
 from distill.jobs.fitting import make_learner, restore
 from distill.jobs.prepare import Job
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.row_exchange import row_counts
 from distill.terminal import progress_bar
 
@@ -98,9 +100,17 @@ def _build_objective(
         ),
         momentum=method.momentum,
         view_sizes=_student_views(job).sizes,
+        compression=_compression(method),
         device=job.setting.device,
         precision=job.setting.evaluator.precision,
     )
+
+
+def _compression(method: MethodOptions) -> ResidualInformation | None:
+    if not method.compression_beta:
+        return None
+    kappas = (given(method.kappa_e), given(method.kappa_b))
+    return ResidualInformation(method.compression_beta, *kappas)
 
 
 def _prefill(job: Job, objective: Distillation) -> None:

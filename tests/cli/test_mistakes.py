@@ -95,6 +95,18 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --predictor none",
             "leave out --projection-dim and --predictor",
         ),
+        (
+            "--teacher pixels --student resnet18 --compression-beta 1",
+            "compares two views of an image and the student sees 1; add --student-crops 2",
+        ),
+        (
+            "--teacher pixels --student resnet18 --kappa-e 5",
+            "--kappa-e 5.0 goes with --compression-beta, which is 0",
+        ),
+        (
+            "--teacher pixels --student resnet18 --student-crops 2 --compression-beta -1",
+            "--compression-beta is -1.0, it must be at least 0",
+        ),
         ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
         ("--teacher pixels --student resnet18 --small-crop-size 9", "goes with --small-crops"),
         (

@@ -116,6 +116,7 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--predictor none --variant two-queue",
         "--anchors dataset --num-teacher-views 2",
         "--student-crops 2 --small-crops 2 --small-crop-size 24",
+        "--student-crops 2 --compression-beta 0.1 --kappa-b 5",
         "--student-crops 2 --teacher-view student --variant two-queue",
         "--anchors dataset --variant two-queue --queue-init prefill",
     ],

@@ -10,6 +10,7 @@ from distill.data.views import Batch
 from distill.engine.distillation import Distillation
 from distill.engine.teacher import OnlineTeacher
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import InputSpec, NetworkSpec, build_network
 from teachers.frozen import freeze
 
@@ -33,7 +34,7 @@ def batch(seed: int, size: int = 6) -> Batch:
     return Batch(images, None, torch.full((size,), -1), index, 0, ())
 
 
-def build(variant: str, **options) -> Distillation:
+def build(variant: str, *, compression=None, **options) -> Distillation:
     student_dim = None if variant == "one-queue" else 4
     queue = AnchorQueue(20, 5, student_dim)
     teacher = OnlineTeacher(freeze(tiny_network(1, 5)), CPU, precision="fp32", batch_size=4)
@@ -43,6 +44,7 @@ def build(variant: str, **options) -> Distillation:
         CompRess(queue, **options),
         projection=nn.Linear(4, 5) if variant == "one-queue" else None,
         momentum=0.9 if variant == "two-queue-momentum" else None,
+        compression=compression,
         device=CPU,
         precision="fp32",
     )
@@ -238,3 +240,19 @@ def test_every_view_reaches_the_student():
         objective.loss(changed).backward()
         gradients.append(objective.network[1].weight.grad.clone())
     assert not torch.allclose(*gradients)
+
+
+def test_residual_information_of_the_first_two_views_has_its_price():
+    price = ResidualInformation(0.5, kappa_e=30.0, kappa_b=4.0)
+    plain, compressed = build("one-queue"), build("one-queue", compression=price)
+    losses = []
+    for objective in (plain, compressed):
+        objective.network.load_state_dict(plain.network.state_dict())
+        objective.loss(seen_through(0, 1, 2))
+        objective.after_step(stepped=False)
+        losses.append(objective.loss(seen_through(3, 4, 5)))
+    x, y, _ = compressed.parallel([batch(seed).view for seed in (3, 4, 5)])
+    torch.testing.assert_close(losses[1], losses[0] + price.penalty(x, y))
+    found = [objective.metrics() for objective in (plain, compressed)]
+    assert found[1].pop("residual_information") == pytest.approx(price.information(x, y).item())
+    assert found[0] == pytest.approx(found[1])  # chance knows nothing of the price

@@ -18,6 +18,7 @@ from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.optimizer import build_optimizer, build_schedule
 from distill.engine.teacher import CachedTeacher
 from distill.losses import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
@@ -78,6 +79,7 @@ def build(variant: str, sharding: str) -> Learner:
         projection=nn.Linear(DS, DT if one_queue else DS),
         momentum=0.9 if "momentum" in variant else None,
         view_sizes=[SIDE, SIDE, SMALL] if variant.endswith("-crops") else None,
+        compression=ResidualInformation(0.1) if variant.endswith("-crops") else None,
         device=CPU,
         precision="fp32",
     )

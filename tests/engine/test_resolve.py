@@ -23,6 +23,7 @@ def test_nothing_follows_the_data_afterwards():
     left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
     may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
+    may_stay |= {"kappa_e", "kappa_b"}
     assert left == may_stay
 
 
@@ -45,6 +46,11 @@ def test_a_predictor_ends_in_the_teachers_width():
         assert resolved(SMALL, predictor="mlp", variant=variant).method.projection_dim == 2048
         assert resolved(SMALL, predictor="none", variant=variant).method.projection_dim == 0
     assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
+
+
+def test_concentrations_follow_the_price():
+    method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).method
+    assert (method.kappa_e, method.kappa_b) == (1024, 3)
 
 
 def test_the_queue_is_smaller_than_the_training_set():
