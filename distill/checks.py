@@ -77,6 +77,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "queue_size": (1, math.inf, "at least 1"),
     "temperature": (1e-6, 1e6, "positive and finite"),
     "student_temperature": (1e-6, 1e6, "positive and finite"),
+    "student_crops": (1, math.inf, "at least 1"),
+    "small_crops": (0, math.inf, "at least 0"),
+    "small_crop_size": (1, math.inf, "at least 1"),
     "momentum": (0, 1, "between 0 and 1"),
     "loss_weight": (1e-12, 1e12, "positive and finite"),
     "head_dim": (1, math.inf, "at least 1"),
@@ -85,6 +88,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "distance_weight": (0, 1e12, "at least 0 and finite"),
     "angle_weight": (0, 1e12, "at least 0 and finite"),
     "num_clusters": (2, math.inf, "at least 2"),
+    "compression_beta": (0, 1e6, "at least 0 and finite"),
     "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
     "beta_epochs": (0, 1e6, "at least 0 and finite"),
     "kappa_e": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
@@ -135,7 +139,36 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
             f"not with {method.variant}; leave one of them out"
         )
+    problems += _anchor_contradictions(config)
+    problems += _compression_contradictions(config)
+    problems += _view_contradictions(config)
+    if method.predictor == "none" and method.projection_dim:
+        problems.append(
+            f"--projection-dim {method.projection_dim} goes with --predictor linear or mlp, not "
+            "with none; leave one of them out"
+        )
+    if method.predictor == "mlp" and method.projection_dim == 0:
+        problems.append(
+            "--projection-dim 0 leaves out the layers that --predictor mlp asks for; leave one of "
+            "them out"
+        )
     return problems + _teacher_contradictions(config.networks, method.method)
+
+
+def _view_contradictions(config: TrainConfig) -> list[str]:
+    views, method = config.views, config.method.method
+    problems = []
+    if method != "compress" and (views.student_crops > 1 or views.small_crops):
+        problems.append(
+            f"--student-crops {views.student_crops} and --small-crops {views.small_crops} go with "
+            f"--method compress, {method} looks at one crop; leave them out"
+        )
+    if views.small_crop_size is not None and not views.small_crops:
+        problems.append(
+            f"--small-crop-size {views.small_crop_size} goes with --small-crops, the number of "
+            "small crops; give both or none"
+        )
+    return problems
 
 
 def _of_other_methods(config: TrainConfig) -> list[str]:
@@ -183,6 +216,46 @@ def _teacher_contradictions(networks: NetworkOptions, method: str) -> list[str]:
         problems.append(
             "--teacher-cache goes with --teacher-view centre: what a teacher makes of the "
             "student's crop is not kept; leave one of them out"
+        )
+    return problems
+
+
+def _compression_contradictions(config: TrainConfig) -> list[str]:
+    method, crops = config.method, config.views.student_crops
+    if method.compression_beta > 0 and crops < 2:
+        return [
+            f"--compression-beta {method.compression_beta} compares two views of an image and the "
+            f"student sees {crops}; add --student-crops 2"
+        ]
+    if method.compression_beta > 0:
+        return []
+    return [
+        f"{_flag(name)} {value} goes with --compression-beta, which is 0; give both or none"
+        for name, value in (("kappa_e", method.kappa_e), ("kappa_b", method.kappa_b))
+        if value is not None
+    ]
+
+
+def _anchor_contradictions(config: TrainConfig) -> list[str]:
+    method = config.method
+    if method.anchors == "queue":
+        return []
+    problems = []
+    if config.networks.teacher_view == "student":
+        problems.append(
+            "--anchors dataset goes with --teacher-view centre: its anchors are looked up, and "
+            "what a teacher makes of the student's crop is not kept; leave one of them out"
+        )
+    if method.queue_size is not None:
+        problems.append(
+            f"--queue-size {method.queue_size} goes with --anchors queue: with dataset every "
+            "training image is an anchor; leave one of them out"
+        )
+    nothing_to_fill = method.queue_init == "prefill" and method.variant == "one-queue"
+    if method.queue_init == "random" or nothing_to_fill:
+        problems.append(
+            f"--queue-init {method.queue_init} goes with --anchors queue: with dataset every "
+            "anchor is of an image, with one queue from the start; leave one of them out"
         )
     return problems
 

@@ -84,6 +84,14 @@ class ViewOptions:
     augmentation: Literal["crop-flip", "crop", "none"] | None = None
     """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
     crop; None: by data."""
+    student_crops: int = 1
+    """Views of an image that the student sees in a step, each compared with what the teacher says
+    of the image; the loss is their mean, and the first is what is enqueued."""
+    small_crops: int = 0
+    """Further views, of 5 to 14 % of the image's area (crop-flip only)."""
+    small_crop_size: int | None = None
+    """Side of the small crops in pixels; None: 3/7 of --image-size, or the least that the student
+    takes."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,12 @@ class MethodOptions:
     """compress, or a baseline (`distill list methods`)."""
     variant: Variant = "one-queue"
     """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
+    anchors: Literal["queue", "dataset"] = "queue"
+    """queue: recent images, first in, first out; dataset: every training image, with one queue from
+    the first step on, else from its first visit on (wants --teacher-view centre)."""
     queue_size: int | None = None
-    """Number of anchors; None: nine tenths of the training images, at most 128,000 (seed: at most
-    65,536)."""
+    """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000
+    (seed: at most 65,536)."""
     queue_init: Literal["empty", "random", "prefill"] = "empty"
     """empty: only real anchors count; random: as published; prefill: one pass before training."""
     queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -112,9 +123,20 @@ class MethodOptions:
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True
     """Leave an image's own old embedding out of its anchors."""
+    predictor: Literal["none", "linear", "mlp"] = "linear"
+    """What the student is trained through, dropped after training. linear: a layer where
+    --projection-dim has a width; mlp: before it a hidden layer of twice the student's width with
+    BatchNorm; none: nothing."""
     projection_dim: int | None = None
-    """Width of a linear layer after the student, dropped after training; None: the teacher's width
-    for one queue, else no layer; 0: no layer."""
+    """Width that the predictor ends in; None: the teacher's for one queue and for mlp, else no
+    layer; 0: no layer."""
+    compression_beta: float = 0.0
+    """Price per nat of what a student's embedding keeps of one view and the other does not tell, as
+    in C-SimCLR; wants --student-crops 2."""
+    kappa_e: float | None = None
+    """Concentration of the embedding's own distribution; None: 1024 where there is a price."""
+    kappa_b: float | None = None
+    """Concentration of what the other view foretells; None: 10 where there is a price."""
     loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
 

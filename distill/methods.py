@@ -48,6 +48,7 @@ METHODS.add(
         (
             *("variant", "queue_size", "queue_init", "queue_dtype", "queue_sharding"),
             *("student_temperature", "momentum", "mask_self", "projection_dim"),
+            *("anchors", "predictor", "compression_beta", "kappa_e", "kappa_b"),
             "loss_implementation",
         ),
     ),

@@ -1,9 +1,9 @@
 """Batches of views and how they are put together; the loaders are in `distill.data.views`.
 
-Deliberate limit: all views of a batch have one size.
+Deliberate limit: views of one number have one size.
 
-Shapes: B batch, S and T side in pixels of the view and the second view, P parameters of one view's
-distortion (`distill.data.distortions`).
+Shapes: B batch, S and T side in pixels of the view and the second view, R of a further view, P
+parameters of one view's distortion (`distill.data.distortions`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Batch(NamedTuple):
             no image left, B is 0, the views are (0, 3, 0, 0) and the distortion (0, 2, 0).
         distortion: float32 (B, 2, P), parameters of the distortions of the two views, see
             `distill.data.distortions`; None without.
+        further_views: uint8 (B, 3, R, R) each, more views of the network that is trained, in the
+            order of their numbers; R may differ between them.
     """
 
     view: Tensor
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     epoch: int
     bad: Sequence[str]
     distortion: Tensor | None = None
+    further_views: Sequence[Tensor] = ()
 
     def split(self, num_parts: int) -> list[Batch]:
         """Cut the rows into contiguous parts, to accumulate gradients over them.
@@ -65,6 +68,7 @@ class Batch(NamedTuple):
             label=self.label[rows],
             index=self.index[rows],
             distortion=None if self.distortion is None else self.distortion[rows],
+            further_views=tuple(view[rows] for view in self.further_views),
         )
 
 
@@ -79,6 +83,7 @@ class Item:
         index: position in the full `Images`.
         epoch: see `Batch`.
         distortion: float32 (2, P) or None.
+        further_views: uint8 (3, R, R) each.
     """
 
     view: Tensor
@@ -87,6 +92,7 @@ class Item:
     index: int
     epoch: int
     distortion: Tensor | None = None
+    further_views: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,11 @@ class BadItem:
 
 
 def collate(
-    items: Sequence[Item | BadItem], *, has_second_view: bool = False, has_distortion: bool = False
+    items: Sequence[Item | BadItem],
+    *,
+    has_second_view: bool = False,
+    has_distortion: bool = False,
+    num_further_views: int = 0,
 ) -> Batch:
     """Put items of one epoch together, at least one.
 
@@ -111,6 +121,7 @@ def collate(
         items: the items; all good ones have what the flags say.
         has_second_view: whether they have a second view.
         has_distortion: whether they have a distortion.
+        num_further_views: how many further views they have.
 
     Returns:
         The batch of the good items, in order, with the names of the bad ones.
@@ -129,6 +140,10 @@ def collate(
             item.description for item in items if isinstance(item, BadItem) and item.description
         ),
         distortion=_stack(distortions, torch.empty((0, 2, 0))) if has_distortion else None,
+        further_views=tuple(
+            _stack([item.further_views[number] for item in good], no_views)
+            for number in range(num_further_views)
+        ),
     )
 
 

@@ -25,6 +25,7 @@ AUGMENTATIONS = ("crop-flip", "crop", "none")
 
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _MILD_SCALE = (0.6, 1.0)
+_SMALL_SCALE = (0.05, 0.14)
 
 
 def training_view(
@@ -66,6 +67,22 @@ def training_view(
     else:
         raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
     return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def small_view(image_size: int) -> View:
+    """Return a small crop: 5 to 14 % of the image's area, mirrored half of the time.
+
+    Source: Caron et al., SwAV, NeurIPS 2020, section 3.3 and appendix A.
+
+    Args:
+        image_size: side of the view in pixels; of a network for 224 px, SwAV's is 96.
+
+    Raises:
+        DistillError: `image_size` below 1.
+    """
+    _require_positive(image_size)
+    crop = v2.RandomResizedCrop(image_size, scale=_SMALL_SCALE)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
 def evaluation_view(

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,7 +39,8 @@ class TrainingViews(Dataset):
     """Random views of a set of images.
 
     An item's key is (epoch, index); its views are drawn with torch's generator seeded from (seed,
-    epoch, index), whose state is put back afterwards.
+    epoch, index), whose state is put back afterwards. A further view has its number in the seed,
+    too, so that it does not depend on what else is drawn.
 
     Args:
         images: the images.
@@ -47,6 +49,7 @@ class TrainingViews(Dataset):
         second_view: makes the second one, if there is to be one.
         distortion: draws the distortions float32 (2, P) of both views, if there are to be any, see
             `distill.data.distortions`.
+        further_views: make more views of the network that is trained, numbered from 1.
         seed: of the views and of the order of `training_loader`; at least 0.
     """
 
@@ -58,10 +61,12 @@ class TrainingViews(Dataset):
         second_view: View | None = None,
         *,
         distortion: Callable[[], Tensor] | None = None,
+        further_views: Sequence[View] = (),
         seed: int,
     ) -> None:
         self.images = images
         self.indices = np.asarray(indices, dtype=np.int64)
+        self.further_views = further_views
         self.view = view
         self.second_view = second_view
         self.distortion = distortion
@@ -72,7 +77,15 @@ class TrainingViews(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
         with _drawing_from(_view_seed(self.seed, *key)):
-            return _make_item(self.images, key, self.view, self.second_view, self.distortion)
+            views = (self.view, self.second_view, self.distortion)
+            return _make_item(self.images, key, *views, further=self._further)
+
+    def _further(self, image: Image, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        views = []
+        for number, view in enumerate(self.further_views, start=1):
+            with _drawing_from(_view_seed(self.seed, *key, number)):
+                views.append(view(image))
+        return tuple(views)
 
 
 class EvaluationViews(Dataset):
@@ -159,6 +172,7 @@ def training_loader(
             collate,
             has_second_view=views.second_view is not None,
             has_distortion=views.distortion is not None,
+            num_further_views=len(views.further_views),
         ),
         pin_memory=pin_memory,
         **worker_settings(views.images, num_workers),
@@ -234,6 +248,8 @@ def _make_item(
     view: View,
     second_view: View | None = None,
     distortion: Callable[[], Tensor] | None = None,
+    *,
+    further: Callable[[Image, tuple[int, int]], tuple[Tensor, ...]] | None = None,
 ) -> Item | BadItem:
     epoch, index = key
     if index == NO_IMAGE:
@@ -249,6 +265,7 @@ def _make_item(
         index=index,
         epoch=epoch,
         distortion=None if distortion is None else distortion(),
+        further_views=() if further is None else further(image, key),
     )
 
 

@@ -1,5 +1,8 @@
 """The distillation objective: a student learns from a teacher against a queue of anchors.
 
+An image may be seen through several views, each of which is compared with what the teacher says of
+the image. The loss is their mean; the first is what the momentum copy sees and what is enqueued.
+
 One step, in the order of the paper (CompRess, NeurIPS 2020): teacher and student embed the batch,
 both are compared with the anchors that lie in the queue, the optimizer moves the student, the
 momentum copy follows, and only then is the batch enqueued.
@@ -12,20 +15,26 @@ however unequal the parts: one may be empty.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Shard
 from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
 from distill.engine.trained_student import TrainedStudent
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import EmbeddingNetwork
 from distill.row_exchange import gather_rows, row_counts
+
+CHANCE_EVERY = 10  # batches between those whose chance level is evaluated
+CHANCE_KEPT = 4
 
 
 class Distillation:
@@ -35,7 +44,9 @@ class Distillation:
         student: The network that is trained, on `device`.
         teacher: Gives the teacher's embeddings; never trained, never saved.
         compress: The loss with its anchor queue.
-        projection: Linear layer after the student during training, or None.
+        projection: Layers after the student during training (`distill.engine.predictor`), or None.
+        view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
+        compression: Price on the residual information of the first two views, or None.
         momentum: m of the momentum copy that embeds the student's anchors, or None for no copy.
         device: Where everything lies.
         precision: `fp32` or `bf16`, of the student's passes.
@@ -49,19 +60,31 @@ class Distillation:
         *,
         projection: nn.Module | None,
         momentum: float | None,
+        view_sizes: Sequence[int] | None = None,
+        compression: ResidualInformation | None = None,
         device: torch.device,
         precision: str,
     ) -> None:
         self.student = TrainedStudent(
-            student, projection=projection, device=device, precision=precision
+            student,
+            projection=projection,
+            view_sizes=view_sizes,
+            device=device,
+            precision=precision,
         )
         self.network = self.student.network
         self.teacher = teacher
         self.compress = compress
         # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
+        self.compression = compression
+        self._information: Tensor | None = None
         self.device = device
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
+        # Loss and chance level of the same images: their difference is what the student knows, and
+        # images differ in both far more than that.
+        self._beside_chance: deque[tuple[Tensor, Tensor]] = deque(maxlen=CHANCE_KEPT)
+        self._num_losses = 0
 
     def train_mode(self) -> None:
         """Put the student into train mode."""
@@ -81,10 +104,16 @@ class Distillation:
         teacher, index = self._known(batch, counts)
         views = self.student.views(batch)
         with self.student.autocast():
-            student = self.student.parallel(views)
-            key = student.detach() if self.copy is None else self.copy(views)
+            students = self.student.parallel(views)
+            key = students[0].detach() if self.copy is None else self.copy(views[0])
         self._to_enqueue = (teacher, self._gathered_key(key, counts), index)
-        return self.compress(teacher, student.float(), index, counts)
+        losses = [self.compress(teacher, one.float(), index, counts) for one in students]
+        of_views = [loss for loss in losses if loss is not None]
+        if not of_views:
+            return None
+        loss = of_views[0] if len(of_views) == 1 else torch.stack(of_views).mean()
+        self._look_beside(loss.detach(), teacher, index)
+        return loss if self.compression is None else loss + self._compressed(students, counts)
 
     def after_step(self, *, stepped: bool) -> None:
         """Let the momentum copy follow, then enqueue the batch."""
@@ -100,10 +129,28 @@ class Distillation:
         counts = row_counts(len(batch.index))
         network = self.network if self.copy is None else self.copy.network
         with self.student.autocast():
-            key = network(self.student.views(batch))
+            key = network(self.student.views(batch)[0])
         teacher, index = self._known(batch, counts)
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
+
+    def _compressed(self, students: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """Return this rank's penalty, whose mean over the ranks is that of all images."""
+        assert self.compression is not None
+        x, y = students[0].float(), students[1].float()
+        weight = len(counts) * len(x) / sum(counts)
+        self._information = x.new_zeros(())
+        if len(x):
+            self._information = weight * self.compression.information(x, y).detach()
+        return (weight or 1.0) * self.compression.penalty(x, y)
+
+    def _look_beside(self, loss: Tensor, teacher: Tensor, index: Tensor) -> None:
+        """Keep the loss of one batch in ten with its chance level, before it is enqueued."""
+        if self._num_losses % CHANCE_EVERY == 0:
+            chance = self.compress.chance(teacher, index)
+            assert chance is not None
+            self._beside_chance.append((loss, chance))
+        self._num_losses += 1
 
     def _known(self, batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the teacher's embeddings and the indices of all ranks' images."""
@@ -115,8 +162,22 @@ class Distillation:
         return key.float() if self.compress.queue.one_bank else gather_rows(key.float(), counts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the number of anchors that are real."""
-        return {"num_anchors": self.compress.queue.num_real}
+        """Return the number of anchors that are real, and how the loss stands to chance.
+
+        `chance_loss` is the loss of a student that tells no anchors apart, on the newest of the
+        batches that it was evaluated for; `loss_over_chance` the ratio over the newest four, a
+        penalty left out; `residual_information`, in nats, where it has a price. All ranks call it
+        together.
+        """
+        values: dict[str, float] = {"num_anchors": self.compress.queue.num_real}
+        if self._beside_chance:
+            loss, chance = torch.tensor([*self._beside_chance]).sum(0).tolist()
+            values["chance_loss"] = self._beside_chance[-1][1].item()
+            values["loss_over_chance"] = distributed.mean_over_ranks(loss) / max(chance, 1e-12)
+        if self._information is not None:
+            information = distributed.mean_over_ranks(self._information.item())
+            values["residual_information"] = information
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Return student, projection and momentum copy; the teacher is not part of it."""
@@ -125,15 +186,17 @@ class Distillation:
             state["copy"] = self.copy.state_dict()
         return state
 
-    def shard(self) -> Shard:
-        """Return this rank's part of the queue."""
+    def shard(self) -> Shard | None:
+        """Return this rank's part of the anchors; None where all of them can be looked up."""
         queue = self.compress.queue
-        return Shard(*queue.shard, queue.state_dict())
+        state = queue.state_dict()
+        return Shard(*queue.shard, state) if state else None
 
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
         """Restore what `state_dict` and every rank's `shard` returned."""
         self.network.load_state_dict(state["network"])
-        # Until there were shards, the queue of the one process lay in the state.
-        self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
+        if self.shard() is not None:
+            # Until there were shards, the queue of the one process lay in the state.
+            self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
         if self.copy is not None:
             self.copy.load_state_dict(state["copy"])

@@ -74,7 +74,7 @@ class Imitation:
         """Return the loss of all ranks' rows; None while there is nothing to learn from."""
         counts = row_counts(len(batch.index))
         with self.student.autocast():
-            student = self.student.parallel(self.student.views(batch))
+            (student,) = self.student.parallel(self.student.views(batch))
         loss = self._parallel(
             self._of_teacher(batch, counts),
             gather_rows_with_gradient(student, counts),

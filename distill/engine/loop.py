@@ -20,9 +20,11 @@ from torch import nn
 from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress
+from distill.engine.collapse import CollapseWatch
 from distill.engine.interrupts import StopRequest
 from distill.engine.log import RunLog
 from distill.engine.objective import Objective
+from distill.engine.spread import EmbeddingSpread
 from distill.errors import NonFiniteLossError
 from distill.row_exchange import row_counts
 from distill.terminal import progress_bar, say
@@ -45,11 +47,20 @@ class LoopSettings:
 
 @dataclass
 class Learner:
-    """What the loop advances together: the objective, its optimizer and its schedule."""
+    """What the loop advances together: the objective, its optimizer and its schedule.
+
+    `spread`, where there is one, looks at the embeddings of what is trained.
+    """
 
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    spread: EmbeddingSpread | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the log tells of the last batch; all ranks call it together."""
+        spread = {} if self.spread is None else self.spread.read()
+        return {**self.objective.metrics(), **spread}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must restore and all ranks share, torch's random state included.
@@ -131,7 +142,7 @@ def fit(
         NonFiniteLossError: Naming the step; nothing was updated by it.
     """
     learner.objective.train_mode()
-    epoch_meter, meter = Meter(), Meter()
+    epoch_meter, meter, watch = Meter(), Meter(), CollapseWatch()
     done = round(
         (progress.epoch + progress.batch / settings.batches_per_epoch) * settings.num_images
     )
@@ -150,13 +161,15 @@ def fit(
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
             bar.update(num_images)
-            _log_step(learner, meter, settings, progress, log=log, bar=bar, loss=loss)
+            values = _log_step(learner, meter, settings, progress, log=log, bar=bar, loss=loss)
+            _warn(watch.look(progress.step, values))
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                values = {**epoch_meter.read(), **learner.objective.metrics()}
+                values = {**epoch_meter.read(), **learner.metrics()}
                 values |= on_epoch_end(progress.epoch)
                 log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
                 say(_epoch_line(progress.epoch, settings.num_epochs, values))
+                _warn(watch.look(progress.step, values, num_epochs=progress.epoch))
                 learner.objective.train_mode()
                 epoch_meter.read(), meter.read()
             if distributed.any_rank(stop.received is not None):
@@ -214,18 +227,26 @@ def _log_step(
     log: RunLog,
     bar: Any,
     loss: float | None,
-) -> None:
+) -> dict[str, float]:
+    """Write a line where one is due; return its numbers."""
+    values: dict[str, float] = {}
     if loss is None:
-        values = {"event": "filling", **learner.objective.metrics()}
-        log.write(progress.step, {"epoch": progress.epoch, **values})
+        filling = {"event": "filling", **learner.objective.metrics()}
+        log.write(progress.step, {"epoch": progress.epoch, **filling})
         bar.set_postfix_str("filling the queue")
     elif progress.step % settings.log_every == 0 or progress.step == 1:
-        values = {**meter.read(), "learning_rate": learner.schedule.get_last_lr()[0]}
-        values |= learner.objective.metrics()
+        values = {**meter.read(), "learning_rate": float(learner.schedule.get_last_lr()[0])}
+        values |= learner.metrics()
         log.write(progress.step, {"epoch": progress.epoch, **values})
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, waiting for data {values['data_wait']:.0%}"
         )
+    return values
+
+
+def _warn(message: str | None) -> None:
+    if message is not None:
+        say(message)
 
 
 def _epoch_line(epoch: int, num_epochs: int, values: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from distill.config import (
     OptimizationOptions,
     RunOptions,
     TrainConfig,
+    ViewOptions,
 )
 from distill.methods import METHODS
 
@@ -76,13 +77,25 @@ def resolve(
     return TrainConfig(
         networks=config.networks,
         images=resolve_images(config.images, facts),
-        views=replace(
-            config.views, augmentation=either(config.views.augmentation, facts.augmentation)
-        ),
+        views=_resolve_views(config, facts),
         method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
         baseline=_resolve_baseline(config.baseline, config.method.method, facts.num_images),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
+    )
+
+
+def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:
+    """Fill in the augmentation and the side of the small crops, 96 of 224 pixels in SwAV."""
+    options = config.views
+    small = None
+    if options.small_crops:
+        side = given(resolve_images(config.images, facts).image_size)
+        small = either(options.small_crop_size, max(facts.min_image_size, round(side * 3 / 7)))
+    return replace(
+        options,
+        augmentation=either(options.augmentation, facts.augmentation),
+        small_crop_size=small,
     )
 
 
@@ -138,7 +151,8 @@ def _resolve_method(
     published_projection_dim: int | None,
 ) -> MethodOptions:
     options = _with_defaults(options, options.method)
-    if "queue_size" in METHODS.get(options.method).options:
+    # With anchors of the whole dataset there are as many as there are images.
+    if "queue_size" in METHODS.get(options.method).options and options.anchors == "queue":
         most = PUBLISHED_QUEUE_SIZES[options.method]
         queue_size = either(options.queue_size, min(most, max(1, num_images * 9 // 10)))
         options = replace(options, queue_size=queue_size)
@@ -147,11 +161,17 @@ def _resolve_method(
     one_queue = options.variant == "one-queue"
     has_copy = options.variant == "two-queue-momentum"
     projection_dim = teacher_dim if one_queue else published_projection_dim or 0
+    if options.predictor == "none":
+        projection_dim = 0
+    if options.predictor == "mlp":
+        projection_dim = projection_dim or teacher_dim
     return replace(
         options,
         student_temperature=either(options.student_temperature, options.temperature),
         momentum=either(options.momentum, default_momentum(num_steps)) if has_copy else None,
         projection_dim=either(options.projection_dim, projection_dim),
+        kappa_e=either(options.kappa_e, 1024.0) if options.compression_beta else None,
+        kappa_b=either(options.kappa_b, 10.0) if options.compression_beta else None,
     )
 
 

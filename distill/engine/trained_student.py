@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,6 +12,7 @@ from distill import distributed
 from distill.data.views import Batch
 from distill.engine import device as devices
 from distill.engine.batch_norm import synchronize_batch_norm
+from distill.engine.every_view import EveryView
 from distill.networks import EmbeddingNetwork
 
 
@@ -19,14 +21,15 @@ class TrainedStudent:
 
     Args:
         student: The network that is trained, on `device`.
-        projection: Layer after the student during training, or None.
+        projection: Layers after the student during training (`distill.engine.predictor`), or None.
+        view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
         device: Where both lie.
         precision: `fp32` or `bf16`, of `autocast`.
 
     Attributes:
         network: Student and projection.
-        parallel: The same, to be called where a backward pass follows. Only once it is made have
-            all ranks the first one's weights.
+        parallel: The same over all views (`EveryView`), to be called where a backward pass follows.
+            Only once it is made have all ranks the first one's weights.
     """
 
     def __init__(
@@ -34,13 +37,14 @@ class TrainedStudent:
         student: EmbeddingNetwork,
         *,
         projection: nn.Module | None = None,
+        view_sizes: Sequence[int] | None = None,
         device: torch.device,
         precision: str,
     ) -> None:
         self.network = nn.Sequential(student, projection or nn.Identity()).to(device)
         synchronize_batch_norm(self.network, device)
-        self.parallel = distributed.data_parallel(self.network, device)
-        self.image_size = student.input.image_size
+        self.parallel = distributed.data_parallel(EveryView(self.network), device)
+        self.view_sizes = view_sizes or (student.input.image_size,)
         self.device = device
         self.precision = precision
 
@@ -48,9 +52,10 @@ class TrainedStudent:
         """Return the context of the student's passes."""
         return devices.autocast(self.device, self.precision)
 
-    def views(self, batch: Batch) -> Tensor:
-        """Return the student's views; without images there are none, of the usual size."""
+    def views(self, batch: Batch) -> list[Tensor]:
+        """Return the student's views; without images they have no rows, and the usual sizes."""
         if len(batch.index) == 0:
-            side = self.image_size
-            return batch.view.new_empty(0, 3, side, side, device=self.device)
-        return batch.view.to(self.device, non_blocking=True)
+            shapes = [(0, 3, side, side) for side in self.view_sizes]
+            return [batch.view.new_empty(shape, device=self.device) for shape in shapes]
+        views = [batch.view, *batch.further_views]
+        return [view.to(self.device, non_blocking=True) for view in views]

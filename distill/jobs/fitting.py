@@ -19,6 +19,7 @@ from distill.engine.objective import Objective
 from distill.engine.optimizer import build_optimizer, build_schedule
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
+from distill.engine.spread import EmbeddingSpread
 from distill.errors import NonFiniteLossError
 from distill.jobs.configure import Config
 from distill.jobs.monitor import HoldoutMonitor
@@ -133,23 +134,24 @@ def fit_run(
         return values
 
     try:
-        return fit(
-            learner,
-            batches,
-            LoopSettings(
-                num_epochs=setting.num_epochs,
-                num_images=len(setting.images.trained),
-                batches_per_epoch=setting.batches_per_epoch,
-                log_every=setting.run.log_every,
-                clip_grad_norm=setting.optimization.clip_grad_norm,
-                accumulate=setting.accumulate,
-            ),
-            progress,
-            log=log,
-            on_bad_images=setting.images.bad_images,
-            on_epoch_end=on_epoch_end,
-            save=save,
-        )
+        with EmbeddingSpread(setting.network) as learner.spread:
+            return fit(
+                learner,
+                batches,
+                LoopSettings(
+                    num_epochs=setting.num_epochs,
+                    num_images=len(setting.images.trained),
+                    batches_per_epoch=setting.batches_per_epoch,
+                    log_every=setting.run.log_every,
+                    clip_grad_norm=setting.optimization.clip_grad_norm,
+                    accumulate=setting.accumulate,
+                ),
+                progress,
+                log=log,
+                on_bad_images=setting.images.bad_images,
+                on_epoch_end=on_epoch_end,
+                save=save,
+            )
     finally:
         log.close()
 

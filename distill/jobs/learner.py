@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import nn
-
 from distill import distributed
-from distill.anchors.queue import AnchorQueue
-from distill.data.transforms import training_view
+from distill.config import MethodOptions
 from distill.data.views import Batch, TrainingViews, training_loader
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.checkpoint import Progress
 from distill.engine.distillation import Distillation
 from distill.engine.loop import Learner
 from distill.engine.objective import Objective
+from distill.engine.predictor import build_predictor
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
+from distill.jobs.anchors import build_anchors
+from distill.jobs.crops import StudentViews, student_views
 from distill.jobs.fitting import make_learner, restore
 from distill.jobs.imitation import build_imitation
-from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
+from distill.jobs.prepare import Job
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.row_exchange import row_counts
 from distill.terminal import progress_bar
 
@@ -38,10 +39,11 @@ def build_learner(
             runs at every step.
     """
     objective: Objective
+    teacher = _build_teacher(job, embeddings)
     if job.config.method.method == "compress":
-        objective = _build_distillation(job, given(_build_teacher(job, embeddings)))
+        objective = _build_distillation(job, given(teacher), embeddings)
     else:
-        objective = build_imitation(job, run, _build_teacher(job, embeddings), embeddings)
+        objective = build_imitation(job, run, teacher, embeddings)
     learner = make_learner(job.setting, objective)
     progress = restore(run, learner) if job.config.run.resume else None
     prefill = progress is None and job.config.method.queue_init == "prefill"
@@ -53,13 +55,9 @@ def build_learner(
 def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterable[Batch]:
     """Return this rank's batches from where `progress` stands to the end of the last epoch."""
     setting, options = job.setting, job.config.images
-    view = training_view(
-        given(options.image_size),
-        given(job.config.views.augmentation),
-        crop_fraction=setting.network.input.crop_fraction,
-    )
-    images = setting.images
-    views = TrainingViews(images.data.train, images.trained, view, seed=setting.run.seed)
+    view, *further = _student_views(job).views
+    images, seed = setting.images, setting.run.seed
+    views = TrainingViews(images.data.train, images.trained, view, further_views=further, seed=seed)
     return training_loader(
         views,
         batch_size=given(setting.optimization.batch_size),
@@ -71,6 +69,10 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
         pin_memory=setting.device.type == "cuda",
         shard=(distributed.rank(), distributed.world_size()),
     )
+
+
+def _student_views(job: Job) -> StudentViews:
+    return student_views(job.config, crop_fraction=job.setting.network.input.crop_fraction)
 
 
 def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher | None:
@@ -87,21 +89,13 @@ def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher | 
     return CachedTeacher(embeddings, job.setting.device)
 
 
-def _build_distillation(job: Job, teacher: Teacher) -> Distillation:
+def _build_distillation(
+    job: Job, teacher: Teacher, embeddings: Sequence[EmbeddingTable]
+) -> Distillation:
     method, width = job.config.method, job.config.method.projection_dim
     student_dim = width or job.setting.network.embedding_dim
-    queue = AnchorQueue(
-        given(method.queue_size),
-        teacher.embedding_dim,
-        None if method.variant == "one-queue" else student_dim,
-        dtype=QUEUE_DTYPES[method.queue_dtype],
-        device=job.setting.device,
-        init="random" if method.queue_init == "random" else "empty",
-        seed=job.config.run.seed,
-        shard=queue_shard(method),
-    )
     compress = CompRess(
-        queue,
+        build_anchors(job, teacher.embedding_dim, student_dim, embeddings),
         teacher_temperature=given(method.temperature),
         student_temperature=given(method.student_temperature),
         mask_self=method.mask_self,
@@ -111,11 +105,22 @@ def _build_distillation(job: Job, teacher: Teacher) -> Distillation:
         job.setting.network,
         teacher,
         compress,
-        projection=nn.Linear(job.setting.network.embedding_dim, width) if width else None,
+        projection=build_predictor(
+            method.predictor, job.setting.network.embedding_dim, given(width)
+        ),
         momentum=method.momentum,
+        view_sizes=_student_views(job).sizes,
+        compression=_compression(method),
         device=job.setting.device,
         precision=job.setting.evaluator.precision,
     )
+
+
+def _compression(method: MethodOptions) -> ResidualInformation | None:
+    if not method.compression_beta:
+        return None
+    kappas = (given(method.kappa_e), given(method.kappa_b))
+    return ResidualInformation(method.compression_beta, *kappas)
 
 
 def _prefill(job: Job, objective: Distillation) -> None:

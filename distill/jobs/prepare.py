@@ -21,6 +21,7 @@ from distill.engine.device import pick_precision, require_memory
 from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
+from distill.jobs.crops import require_crops
 from distill.jobs.images import TrainingImages, training_images
 from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
@@ -84,6 +85,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         require_same_run(config)
     student = _build_student(config, data)
     _require_comparable(config, teacher, student)
+    require_crops(config, student)
     _require_enough_images(config, images)
     _require_memory(device, _memory_needed(config, images, teacher, student))
     batch_size = given(config.optimization.batch_size)
@@ -161,7 +163,7 @@ def _require_comparable(
         raise DistillError(
             f"--variant one-queue compares the student with the teacher's anchors, which are "
             f"{teacher.embedding_dim} wide, and the student's embedding is {student_dim} wide; "
-            "leave out --projection-dim, or use --variant two-queue-momentum"
+            "leave out --projection-dim and --predictor, or use --variant two-queue-momentum"
         )
 
 
@@ -206,18 +208,24 @@ def _memory_needed(
         num_bytes = 3 * number * teacher.embedding_dim * torch.float32.itemsize
         remedy = "use fewer images or a teacher with narrower embeddings"
         return _Needed(num_bytes, f"clustering {number:,} embeddings", remedy, once=True)
-    if method.queue_size is None:
+    of_all = method.anchors == "dataset"
+    num_anchors = len(images.trained) if of_all else method.queue_size
+    if num_anchors is None:
         return None
     has_two = method.method == "compress" and method.variant != "one-queue"
     num_bytes = AnchorQueue.required_bytes(
-        method.queue_size,
+        num_anchors,
         teacher.embedding_dim,
         (method.projection_dim or student.embedding_dim) if has_two else None,
         QUEUE_DTYPES[method.queue_dtype],
         num_shards=queue_shard(method)[1] if method.method == "compress" else 1,
     )
-    remedy = "lower --queue-size or use --queue-dtype bf16"
-    return _Needed(num_bytes, f"a queue of {method.queue_size:,} anchors", remedy)
+    remedy = (
+        f"{'use --anchors queue' if of_all else 'lower --queue-size'} or use --queue-dtype bf16"
+    )
+    return _Needed(
+        num_bytes, f"a {'bank' if of_all else 'queue'} of {num_anchors:,} anchors", remedy
+    )
 
 
 def _require_memory(device: torch.device, needed: _Needed | None) -> None:

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from distill.anchors import AnchorQueue
+from distill.anchors import AnchorMemory
 from distill.kernels.anchor_kl import anchor_kl, check_implementation
 from distill.kernels.operands import check_temperature
 from distill.losses.embeddings import unit_rows
@@ -37,8 +38,8 @@ class CompRess(nn.Module):
     must be as wide as the teacher (through a linear layer), and has no key.
 
     Args:
-        queue: Banks of the widths that teacher and student have. It is no part of the module's
-            state: save its own `state_dict`.
+        queue: Banks of the widths that teacher and student have: an `AnchorQueue`, or
+            `DatasetAnchors`. It is no part of the module's state: save its own `state_dict`.
         teacher_temperature: > 0.
         student_temperature: > 0.
         mask_self: Leave anchors of a row's own image out of its softmaxes.
@@ -51,7 +52,7 @@ class CompRess(nn.Module):
 
     def __init__(
         self,
-        queue: AnchorQueue,
+        queue: AnchorMemory,
         *,
         teacher_temperature: float = 0.04,
         student_temperature: float = 0.04,
@@ -102,8 +103,34 @@ class CompRess(nn.Module):
         weight = len(row_counts) * len(student) / sum(row_counts)
         return weight * self._divergence(teacher[mine], student, image_index[mine], None)
 
+    @torch.no_grad()
+    def chance(self, teacher: Tensor, image_index: Tensor) -> Tensor | None:
+        """Return the loss of a student that says the same of every image and every anchor.
+
+        Its q is uniform, so this is the mean of log n_i - H(p_i) over the n_i anchors that row i is
+        compared with. With one queue a student that says the same of every image may be a little
+        below, because it can still prefer the anchors that most images are near to.
+
+        Args:
+            teacher: Teacher embeddings of any rows, B x Dt, the same on every rank.
+            image_index: Of these rows, B, int64, >= 0.
+
+        Returns:
+            0-d float32; None while the queue holds no anchor. All ranks call it together.
+        """
+        if self.queue.num_real == 0:
+            return None
+        counts = None
+        num_rows = len(teacher)
+        if self.queue.is_sharded:
+            rank, num_ranks = self.queue.shard
+            counts = [num_rows, *[0] * (num_ranks - 1)]
+            num_rows = counts[rank]
+        nothing = teacher.new_zeros(num_rows, self.queue.anchors().student.shape[1])
+        return self._divergence(teacher, nothing, image_index, counts)
+
     def enqueue(self, teacher: Tensor, key: Tensor | None, image_index: Tensor) -> None:
-        """Replace the queue's oldest anchors with a batch; call it after the batch's `forward`.
+        """Let the anchors take in a batch; call it after the batch's `forward`.
 
         The rows are those of all ranks, given to every rank.
 

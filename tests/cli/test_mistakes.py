@@ -71,6 +71,52 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --teacher-view student --teacher-cache c",
             "--teacher-cache goes with --teacher-view centre",
         ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --queue-size 9",
+            "--queue-size 9 goes with --anchors queue",
+        ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --teacher-view student",
+            "--anchors dataset goes with --teacher-view centre",
+        ),
+        (
+            "--teacher pixels --student resnet18 --anchors dataset --queue-init prefill",
+            "--queue-init prefill goes with --anchors queue",
+        ),
+        (
+            "--teacher pixels --student resnet18 --predictor none --projection-dim 5",
+            "--projection-dim 5 goes with --predictor linear or mlp",
+        ),
+        (
+            "--teacher pixels --student resnet18 --predictor mlp --projection-dim 0",
+            "--projection-dim 0 leaves out the layers that --predictor mlp asks for",
+        ),
+        (
+            "--teacher pixels --student resnet18 --predictor none",
+            "leave out --projection-dim and --predictor",
+        ),
+        (
+            "--teacher pixels --student resnet18 --compression-beta 1",
+            "compares two views of an image and the student sees 1; add --student-crops 2",
+        ),
+        (
+            "--teacher pixels --student resnet18 --kappa-e 5",
+            "--kappa-e 5.0 goes with --compression-beta, which is 0",
+        ),
+        (
+            "--teacher pixels --student resnet18 --student-crops 2 --compression-beta -1",
+            "--compression-beta is -1.0, it must be at least 0",
+        ),
+        ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
+        ("--teacher pixels --student resnet18 --small-crop-size 9", "goes with --small-crops"),
+        (
+            "--teacher pixels --student resnet18 --student-crops 2 --augmentation none",
+            "makes all --student-crops 2 of an image equal",
+        ),
+        (
+            "--teacher pixels --student resnet18 --small-crops 2",  # of digits
+            "--small-crops 2 goes with --augmentation crop-flip",
+        ),
         ("cache", "--teacher is missing: name a teacher"),
         ("cache --teacher pixel", "did you mean 'pixels'"),
         ("cache --teacher pixels --data digit", "did you mean 'digits'"),

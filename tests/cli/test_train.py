@@ -112,6 +112,13 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--augmentation none",
         "--schedule step --milestones 1",
         "--variant two-queue --projection-dim 16",
+        "--predictor mlp --precision fp32",
+        "--predictor none --variant two-queue",
+        "--anchors dataset --num-teacher-views 2",
+        "--student-crops 2 --small-crops 2 --small-crop-size 24",
+        "--student-crops 2 --compression-beta 0.1 --kappa-b 5",
+        "--student-crops 2 --teacher-view student --variant two-queue",
+        "--anchors dataset --variant two-queue --queue-init prefill",
     ],
 )
 def test_options_that_change_the_path(make_folder, tmp_path, flags):
@@ -162,13 +169,20 @@ def test_printed_configuration_is_a_recipe(make_folder, tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize("variant", ["two-queue-momentum", "one-queue"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--variant", "two-queue-momentum"],
+        ["--variant", "one-queue"],
+        ["--predictor", "mlp", "--student-crops", "2", "--variant", "two-queue-momentum"],
+    ],
+)
 @pytest.mark.parametrize("batches", [3, 5, 7])  # inside the first epoch, at its end, in the second
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    make_folder, tmp_path, monkeypatch, stop_after, variant, batches
+    make_folder, tmp_path, monkeypatch, stop_after, options, batches
 ):
     data = make_folder(num_train=14)
-    flags = ["--epochs", "3", "--holdout", "0.05", "--variant", variant, "--log-every", "1"]
+    flags = ["--epochs", "3", "--holdout", "0.05", *options, "--log-every", "1"]
     assert run(short(data, tmp_path / "whole", *flags)) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, batches)
@@ -186,6 +200,29 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     for values in metrics:
         del values["train_seconds"]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("variant", ["two-queue-momentum", "one-queue"])
+def test_a_run_with_all_images_as_anchors_goes_on_without_having_saved_the_teachers(
+    make_folder, tmp_path, stop_after, monkeypatch, variant
+):
+    data, flags = make_folder(), ["--epochs", "2", "--variant", variant, "--anchors", "dataset"]
+    assert run(short(data, tmp_path / "whole", *flags)) == 0
+    first = log_lines(tmp_path / "whole")[0]
+    assert (first.get("event"), first["num_anchors"]) == (
+        (None, 34) if variant == "one-queue" else ("filling", 8)
+    )
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run(short(data, tmp_path / "parts", *flags)) == 143
+    banks = list((tmp_path / "parts" / "checkpoints").glob("*.queue-*"))
+    assert len(banks) == (variant != "one-queue")
+    assert all(path.stat().st_size < 34 * 192 * 4 for path in banks)  # 96 wide, not 96 + 192
+    assert run(["--output", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (
+        read_state_dict(tmp_path / n / "student.safetensors") for n in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 def test_ctrl_c_ends_cleanly_with_a_checkpoint(make_folder, tmp_path):

@@ -11,6 +11,7 @@ from distill.data.transforms import (
     AUGMENTATIONS,
     default_augmentation,
     evaluation_view,
+    small_view,
     training_view,
 )
 from distill.errors import DistillError, UnknownNameError
@@ -134,3 +135,18 @@ def test_training_views_are_resized_as_asked(augmentation):
     assert torch.equal(training_view(16, augmentation)(Image.fromarray(noise)), views["bilinear"])
     with pytest.raises(UnknownNameError, match="interpolation 'nearest'"):
         training_view(16, augmentation, interpolation="nearest")
+
+
+def test_a_small_view_shows_a_small_part_of_the_image():
+    # Brightness is the column: the range of a crop says how wide it is.
+    pixels = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    torch.manual_seed(0)
+    views = [small_view(24)(image) for _ in range(60)]
+    assert {(view.shape, view.dtype) for view in views} == {((3, 24, 24), torch.uint8)}
+    widths = [int(view.max()) - int(view.min()) for view in views]
+    largest = 200 * (0.14 * 4 / 3) ** 0.5
+    assert max(widths) <= largest
+    assert min(widths) >= 200 * (0.05 * 3 / 4) ** 0.5 * 0.8
+    rising = [int(view[0, 0, -1]) > int(view[0, 0, 0]) for view in views]
+    assert 10 < sum(rising) < 50

@@ -8,7 +8,7 @@ import torch
 from distill import distributed
 from distill.data import views as views_module
 from distill.data.images import ArrayImages, FolderImages
-from distill.data.transforms import evaluation_view, training_view
+from distill.data.transforms import evaluation_view, small_view, training_view
 from distill.data.views import (
     Batch,
     TrainingViews,
@@ -37,17 +37,16 @@ def damaged(tmp_path, write_image, truncate):
     return FolderImages(tmp_path, [f"{i}.jpg" for i in range(8)], name="damaged")
 
 
-def noisy_views(images, *, seed=0, indices=None, second_view=None, distortion=None):
+def noisy_views(images, *, seed=0, indices=None, second_view=None, **more):
     chosen = np.arange(len(images)) if indices is None else indices
-    return TrainingViews(
-        images, chosen, training_view(8), second_view, distortion=distortion, seed=seed
-    )
+    return TrainingViews(images, chosen, training_view(8), second_view, seed=seed, **more)
 
 
-def load(images, *, seed=0, second_view=None, distortion=None, indices=None, **settings):
-    views = noisy_views(
-        images, seed=seed, indices=indices, second_view=second_view, distortion=distortion
-    )
+def load(
+    images, *, seed=0, second_view=None, distortion=None, further=(), indices=None, **settings
+):
+    more = {"distortion": distortion, "further_views": further}
+    views = noisy_views(images, seed=seed, indices=indices, second_view=second_view, **more)
     settings = {"batch_size": 5, "num_epochs": 2, "num_workers": 0, **settings}
     return list(training_loader(views, **settings))
 
@@ -112,6 +111,44 @@ def test_a_view_depends_on_its_own_image_only(images):
 
 def test_a_second_view_leaves_the_first_alone(images):
     assert_same(load(images, second_view=training_view(8)), load(images))
+
+
+FURTHER = [training_view(8), small_view(4)]
+
+
+def test_further_views_are_others_and_leave_the_first_alone(images):
+    plain, batches = load(images), load(images, further=FURTHER)
+    assert_same(batches, plain)
+    for batch in batches:
+        large, small = batch.further_views
+        assert (large.shape, small.shape) == (batch.view.shape, (len(batch.index), 3, 4, 4))
+        assert not torch.equal(large, batch.view)
+    assert not any(torch.equal(batches[0].further_views[0][i], batches[0].view[i]) for i in (0, 1))
+
+
+def test_a_further_view_depends_on_seed_epoch_image_and_number_alone(images):
+    def views(**settings):
+        found = load(images, **settings)
+        order = [batch.index.argsort() for batch in found]
+        return [batch.further_views[0][rows] for batch, rows in zip(found, order, strict=True)]
+
+    expected = views(further=FURTHER, batch_size=23)
+    assert not torch.equal(*expected)  # two epochs
+    for settings in (
+        {"further": FURTHER[:1]},
+        {"further": FURTHER, "num_workers": 2},
+        {"further": FURTHER, "second_view": training_view(8), "distortion": draw},
+    ):
+        assert all(map(torch.equal, views(batch_size=23, **settings), expected))
+    assert not torch.equal(views(further=FURTHER, batch_size=23, seed=1)[0], expected[0])
+    swapped = load(images, further=FURTHER[::-1], batch_size=23)[0]
+    second = swapped.further_views[1][swapped.index.argsort()]
+    assert not torch.equal(second, expected[0])  # of another number
+
+
+def test_without_a_readable_image_further_views_have_no_rows(damaged):
+    batch = load(damaged, further=FURTHER, indices=np.array([2]))[0]
+    assert [view.shape for view in batch.further_views] == [(0, 3, 0, 0)] * 2
 
 
 def test_distortions_leave_the_views_alone(images):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from distill.data.views import Batch
 from distill.engine.distillation import Distillation
 from distill.engine.teacher import OnlineTeacher
 from distill.losses.compress import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import InputSpec, NetworkSpec, build_network
 from teachers.frozen import freeze
 
@@ -31,7 +34,7 @@ def batch(seed: int, size: int = 6) -> Batch:
     return Batch(images, None, torch.full((size,), -1), index, 0, ())
 
 
-def build(variant: str, **options) -> Distillation:
+def build(variant: str, *, compression=None, **options) -> Distillation:
     student_dim = None if variant == "one-queue" else 4
     queue = AnchorQueue(20, 5, student_dim)
     teacher = OnlineTeacher(freeze(tiny_network(1, 5)), CPU, precision="fp32", batch_size=4)
@@ -41,6 +44,7 @@ def build(variant: str, **options) -> Distillation:
         CompRess(queue, **options),
         projection=nn.Linear(4, 5) if variant == "one-queue" else None,
         momentum=0.9 if variant == "two-queue-momentum" else None,
+        compression=compression,
         device=CPU,
         precision="fp32",
     )
@@ -158,7 +162,7 @@ def test_a_state_from_before_there_were_shards(variant):
 def test_without_images_there_are_views_and_embeddings_without_rows():
     objective = build("one-queue")
     nothing = batch(0)._replace(view=torch.empty(0, 3, 0, 0).byte(), index=torch.arange(0))
-    assert objective.student.views(nothing).shape == (0, 3, 2, 2)
+    assert [view.shape for view in objective.student.views(nothing)] == [(0, 3, 2, 2)]
     assert objective.teacher(nothing).shape == (0, 5)
     assert [objective.accepts(counts) for counts in ([2], [1, 0, 1], [0, 1])] == [True, True, False]
 
@@ -176,3 +180,79 @@ def test_an_online_teacher_prefers_its_own_view():
     torch.testing.assert_close(teacher(shared), network(shared.view))
     torch.testing.assert_close(teacher(both), network(own.view))
     assert not teacher(both).requires_grad
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_stands_beside_that_of_a_student_that_tells_no_anchors_apart(variant):
+    objective = build(variant, teacher_temperature=0.3, student_temperature=0.2)
+    objective.loss(batch(0))
+    assert objective.metrics() == {"num_anchors": 0}
+    objective.after_step(stepped=False)
+    loss, teacher = objective.loss(batch(1)), objective.teacher
+    p = F.softmax(F.normalize(teacher(batch(1))) @ F.normalize(teacher(batch(0))).T / 0.3, dim=1)
+    chance = (p * (p.log() + math.log(6))).sum(1).mean()
+    objective.after_step(stepped=True)
+    found = objective.metrics()
+    assert found["chance_loss"] == pytest.approx(chance.item(), rel=1e-4)
+    assert found["loss_over_chance"] == pytest.approx((loss / chance).item(), rel=1e-4)
+
+
+def test_chance_is_evaluated_for_one_batch_in_ten():
+    objective = build("one-queue")
+    calls, chance = [], objective.compress.chance
+    objective.compress.chance = lambda *rows: calls.append(1) or chance(*rows)
+    for number in range(22):
+        objective.loss(batch(number))
+        objective.after_step(stepped=True)
+    assert len(calls) == 3
+
+
+def seen_through(*seeds: int, size: int = 6) -> Batch:
+    first, *others = (batch(seed, size) for seed in seeds)
+    return first._replace(further_views=tuple(other.view for other in others))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_of_several_views_is_the_mean_of_theirs_and_the_first_is_enqueued(variant):
+    objective = build(variant)
+    objective.network.eval()  # a BatchNorm of each view's own would tell them apart
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    own = {"second_view": batch(3).view}  # the teacher's
+    alone = [objective.loss(batch(3)._replace(view=batch(seed).view, **own)) for seed in (3, 4, 5)]
+    loss = objective.loss(seen_through(3, 4, 5)._replace(**own))
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+    key = objective._to_enqueue[1]
+    first = batch(3).view
+    expected = objective.copy(first) if objective.copy else objective.network(first)
+    torch.testing.assert_close(key, expected)
+    assert len(key) == 6
+
+
+def test_every_view_reaches_the_student():
+    objective = build("one-queue")
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    views = seen_through(3, 4)
+    gradients = []
+    for changed in (views, views._replace(further_views=(batch(9).view,))):
+        objective.network.zero_grad()
+        objective.loss(changed).backward()
+        gradients.append(objective.network[1].weight.grad.clone())
+    assert not torch.allclose(*gradients)
+
+
+def test_residual_information_of_the_first_two_views_has_its_price():
+    price = ResidualInformation(0.5, kappa_e=30.0, kappa_b=4.0)
+    plain, compressed = build("one-queue"), build("one-queue", compression=price)
+    losses = []
+    for objective in (plain, compressed):
+        objective.network.load_state_dict(plain.network.state_dict())
+        objective.loss(seen_through(0, 1, 2))
+        objective.after_step(stepped=False)
+        losses.append(objective.loss(seen_through(3, 4, 5)))
+    x, y, _ = compressed.student.parallel([batch(seed).view for seed in (3, 4, 5)])
+    torch.testing.assert_close(losses[1], losses[0] + price.penalty(x, y))
+    found = [objective.metrics() for objective in (plain, compressed)]
+    assert found[1].pop("residual_information") == pytest.approx(price.information(x, y).item())
+    assert found[0] == pytest.approx(found[1])  # chance knows nothing of the price

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill import distributed
-from distill.anchors import AnchorQueue
+from distill.anchors import AnchorQueue, DatasetAnchors
 from distill.config import OptimizationOptions
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest, save_checkpoint
@@ -18,12 +18,15 @@ from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.optimizer import build_optimizer, build_schedule
 from distill.engine.teacher import CachedTeacher
 from distill.losses import CompRess
+from distill.losses.residual_information import ResidualInformation
 from distill.networks import InputSpec, NetworkSpec, build_network
 
 CPU = torch.device("cpu")
-K, DT, DS, SIDE = 31, 10, 6, 10
+K, DT, DS, SIDE, SMALL = 31, 10, 6, 10, 8
 RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
 RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
+RUNS += [("one-queue-dataset", "ranks"), ("two-queue-dataset", "ranks")]
+RUNS += [("two-queue-momentum-dataset", "none"), ("two-queue-momentum-crops", "ranks")]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
 BATCHES = [7, 2, 9, 1, 8, 2, 23, 2, 12, 7]
@@ -59,18 +62,24 @@ class InMemory:
 
 
 def build(variant: str, sharding: str) -> Learner:
-    one_queue = variant == "one-queue"
+    one_queue = variant.startswith("one-queue")
     shard = (distributed.rank(), distributed.world_size()) if sharding == "ranks" else (0, 1)
-    queue = AnchorQueue(K, DT, None if one_queue else DS, shard=shard)
     network = student()
     rows = torch.randn(NUM_IMAGES, DT, generator=torch.Generator().manual_seed(2))
+    widths = (DT, None if one_queue else DS)
+    if variant.endswith("-dataset"):
+        queue = DatasetAnchors(np.arange(NUM_IMAGES), InMemory(rows).rows, *widths, shard=shard)
+    else:
+        queue = AnchorQueue(K, *widths, shard=shard)
     torch.manual_seed(distributed.rank())  # the first rank's weights are everybody's
     objective = Distillation(
         network,
         CachedTeacher([InMemory(rows)], CPU),
         CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
         projection=nn.Linear(DS, DT if one_queue else DS),
-        momentum=0.9 if variant == "two-queue-momentum" else None,
+        momentum=0.9 if "momentum" in variant else None,
+        view_sizes=[SIDE, SIDE, SMALL] if variant.endswith("-crops") else None,
+        compression=ResidualInformation(0.1) if variant.endswith("-crops") else None,
         device=CPU,
         precision="fp32",
     )
@@ -86,7 +95,7 @@ class Losses(list):
             self.append(values["loss"])
 
 
-def part(number: int) -> Batch:
+def part(number: int, *, crops: bool) -> Batch:
     """Return this rank's part of a batch, as the loader would."""
     generator = torch.Generator().manual_seed(number)
     shape = (BATCHES[number], 3, SIDE, SIDE)
@@ -96,7 +105,9 @@ def part(number: int) -> Batch:
     nothing = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
     mine = mine[1:] if number == BROKEN and mine[0] == 0 else mine
     view = views[mine] if len(mine) else nothing
-    return Batch(view, None, torch.full((len(mine),), -1), index[mine], 0, ())
+    further = [view.flip(3), view[:, :, :SMALL, :SMALL]] if crops else []
+    label = torch.full((len(mine),), -1)
+    return Batch(view, None, label, index[mine], 0, (), further_views=further)
 
 
 def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, Any]:
@@ -111,7 +122,7 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
     objective, losses = learner.objective, Losses()
     fit(
         learner,
-        [part(number) for number in range(progress.batch, stop)],
+        [part(n, crops=variant.endswith("-crops")) for n in range(progress.batch, stop)],
         LoopSettings(num_epochs=1, num_images=100, batches_per_epoch=100, log_every=1),
         progress,
         log=losses,
@@ -120,14 +131,16 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
         save=lambda: None,
     )
     save_checkpoint(folder, progress, learner.state_dict(), objective.shard())
+    metrics = objective.metrics()
     anchors = objective.compress.queue.anchors()
     return {
         "losses": list(losses),
         "step": progress.step,
+        "metrics": metrics,
         "gradients": [parameter.grad for parameter in objective.parameters()],
         "state": objective.state_dict(),
         "anchors": vars(anchors),
-        "bytes": objective.compress.queue.num_bytes,
+        "num_held": len(anchors),
     }
 
 
@@ -157,12 +170,13 @@ def check(found: list[dict[str, Any]], alone: dict[str, Any], *, sharded: bool) 
     close = {"rtol": 1e-5, "atol": 1e-5}
     for rank, result in enumerate(found):
         assert result["step"] == alone["step"]
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
         assert result["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
         torch.testing.assert_close(result["gradients"], alone["gradients"], **close)
         torch.testing.assert_close(result["state"], alone["state"], **close)
         for name, rows in alone["anchors"].items():
             expected = rows[rank::world] if sharded else rows
             torch.testing.assert_close(result["anchors"][name], expected, **close)
-        assert result["bytes"] <= alone["bytes"] * (-(-K // world) / K if sharded else 1)
+        assert result["num_held"] <= -(-alone["num_held"] // (world if sharded else 1))
     for result in found[1:]:  # ranks must not drift apart
         torch.testing.assert_close(result["gradients"], found[0]["gradients"], rtol=0, atol=0)

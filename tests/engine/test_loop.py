@@ -1,5 +1,6 @@
 """The loop on an objective of one weight, whose every event is written down."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from distill.engine.checkpoint import Progress
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.optimizer import build_optimizer, build_schedule
+from distill.engine.spread import EmbeddingSpread
 from distill.errors import NonFiniteLossError
 
 OPTIONS = OptimizationOptions(epochs=2, learning_rate=0.5, warmup_epochs=0.0, optimizer="sgd")
@@ -139,3 +141,50 @@ def test_batches_with_fewer_than_two_images_are_passed_over(tmp_path: Path):
     assert progress.step == 4
     assert len([event for event in objective.events if event[0] == "loss"]) == 4
     assert told == ["a.png"] * 6
+
+
+class Constant(Slope):
+    """It embeds images, all of them alike or by their brightness."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__([])
+        self.network = nn.Linear(3, 4)
+        with torch.no_grad():
+            self.network.weight.fill_(slope)
+
+    def parameters(self):
+        return self.network.parameters()
+
+    def loss(self, batch):
+        return 0 * self.network(batch.view.flatten(1)).sum()
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_collapse_is_said_once_and_logged(tmp_path: Path, capsys, slope):
+    objective, num_batches = Constant(slope), 70
+    optimizer = build_optimizer(objective.parameters(), OPTIONS)
+    schedule = build_schedule(optimizer, OPTIONS, steps_per_epoch=num_batches)
+    views = torch.linspace(-3, 3, 6).reshape(2, 3, 1, 1)
+    batch = Batch(views, None, torch.zeros(2), torch.arange(2), 0, ())
+    log = RunLog(tmp_path)
+    with EmbeddingSpread(objective.network) as spread:
+        fit(
+            Learner(objective, optimizer, schedule, spread),
+            [batch] * num_batches,
+            LoopSettings(1, 2 * num_batches, num_batches, log_every=10),
+            Progress(),
+            log=log,
+            on_bad_images=lambda names: None,
+            on_epoch_end=lambda epoch: {},
+            save=lambda: None,
+        )
+    log.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
+    assert len(said) == (slope == 0)
+    assert all("warning: at step 50 " in line for line in said)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + 7 + 1  # the first step, every tenth, the epoch
+    for line in lines:
+        assert {"spread", "effective_rank", "dead_units"} <= line.keys()
+        assert (line["spread"] < 1e-6) == (slope == 0)
+        assert line["dead_units"] == (slope == 0)

@@ -24,7 +24,8 @@ def resolved(
 def test_nothing_follows_the_data_afterwards():
     left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
-    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache"}
+    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
+    may_stay |= {"kappa_e", "kappa_b"}
     assert left == may_stay | set(flattened_baseline())
 
 
@@ -93,9 +94,31 @@ def test_the_published_projection_belongs_to_the_published_recipe():
     assert resolved(SMALL).method.projection_dim == 2048  # one queue: the teacher's width
 
 
+def test_a_predictor_ends_in_the_teachers_width():
+    for variant in ("one-queue", "two-queue"):
+        assert resolved(SMALL, predictor="mlp", variant=variant).method.projection_dim == 2048
+        assert resolved(SMALL, predictor="none", variant=variant).method.projection_dim == 0
+    assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
+
+
+def test_concentrations_follow_the_price():
+    method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).method
+    assert (method.kappa_e, method.kappa_b) == (1024, 3)
+
+
 def test_the_queue_is_smaller_than_the_training_set():
     assert resolved(SMALL).method.queue_size == 8_096
     assert resolved(IMAGENET).method.queue_size == 128_000
+
+
+def test_a_bank_of_all_images_has_no_size_of_its_own():
+    assert resolved(SMALL, anchors="dataset").method.queue_size is None
+
+
+def test_small_crops_have_the_share_of_swavs_as_far_as_the_student_goes():
+    assert resolved(IMAGENET, small_crops=6).views.small_crop_size == 96
+    assert resolved(DIGITS, small_crops=6).views.small_crop_size == 64
+    assert resolved(IMAGENET, small_crops=6, small_crop_size=80).views.small_crop_size == 80
 
 
 @pytest.mark.parametrize(

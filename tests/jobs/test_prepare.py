@@ -63,6 +63,12 @@ def test_what_a_baseline_remembers_must_fit(three_ranks, monkeypatch, tmp_path, 
     assert asked_for(monkeypatch, tmp_path, method=method, **options) == expected
 
 
+def test_a_bank_of_all_images_must_fit_as_well(monkeypatch, tmp_path):
+    options = {"anchors": "dataset", "queue_size": None, "holdout": 0.0}
+    asked = asked_for(monkeypatch, tmp_path, **options)
+    assert asked == {"a bank of 1,437 anchors": 1437 * ((192 + 96) * 4 + 8)}
+
+
 def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path):
     reference = {"loss_implementation": "reference"}
     with pytest.raises(DistillError, match="spread over 3; use another loss implementation"):
