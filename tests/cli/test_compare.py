@@ -58,7 +58,10 @@ def wait_for(what: Callable[[], Any], child: subprocess.Popen[str]) -> None:
 def start(*argv: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "distill", "compare", *map(str, argv)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # As many threads as here: sums of other blocks differ in their last digits.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {**os.environ, **paths, **threads}
     return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
