@@ -1,0 +1,36 @@
+"""The benchmark of the search runs, and what it draws can be told apart."""
+
+import numpy as np
+
+
+def test_a_line_for_every_way_to_search(tool, capsys, tmp_path):
+    argv = ["--images", "600", "--width", "16", "--classes", "8", "--queries", "30"]
+    assert tool("bench_search").main([*argv, "--probes", "1", "99", "--folder", str(tmp_path)]) == 0
+    exact, one, all_lists = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert exact[:4] == ["600", "16", "30", "exact"]
+    assert one[3:6] == ["IVF,", "1", "probes"]
+    assert 0 < float(one[-1]) < 1
+    assert float(all_lists[-1]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_a_class_are_near_each_other(tool, tmp_path):
+    rows = np.array(tool("bench_search").drawn(200, 64, 2, tmp_path / "rows", 0), np.float32)
+    products = rows @ rows.T / 64
+    np.fill_diagonal(products, 0)
+    assert abs(np.median(products[products > 0.5]) - 1) < 0.2  # half of the variance is shared
+    assert np.median(np.abs(products[products < 0.5])) < 0.3
+
+
+def test_memory_that_is_held_is_seen(tool):
+    def hold():
+        held = np.ones(2**25, np.uint8)
+        import time
+
+        time.sleep(0.1)
+        return (held.sum(),)
+
+    (total,), seconds, grown = tool("bench_search").measured(hold)
+    assert total == 2**25
+    assert seconds >= 0.1
+    assert grown > 2**24
