@@ -38,7 +38,7 @@ def peak_growth(call: Callable[[], object]) -> int:
 
 
 def status_bytes(field: str) -> int:
-    """Return bytes of this process: `VmRSS` now, `RssAnon` of these not of files, `VmHWM` at most."""
+    """Return bytes: `VmRSS` now, `RssAnon` of these without files, `VmHWM` at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
