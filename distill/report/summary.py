@@ -47,8 +47,8 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """Return the measures of one run, a row each, in columns as `WHO`.
 
     Args:
-        metrics: As in metrics.json; what is no number is left out, and so are the measures that
-            were taken of the student alone and are no shares (see `other_rows`).
+        metrics: As in metrics.json; what is no number is left out, and so are measures of the
+            student alone but for the first ones (see `other_rows`).
     """
     table = _by_name(metrics)
     names = [name for name in table if _is_compared(name, table[name])]
@@ -58,7 +58,7 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[Row]:
 def other_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """Return the numbers that `summary_rows` leaves out, with one column."""
     table = _by_name(metrics)
-    names = [name for name in table if not _is_compared(name, table[name])]
+    names = sorted((name for name in table if not _is_compared(name, table[name])), key=_order)
     return [Row(words(name), (Number(_text(name, table[name][STUDENT])),)) for name in names]
 
 
@@ -126,7 +126,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_compared(name: str, values: Mapping[str, float]) -> bool:
-    return set(values) != {STUDENT} or is_share(name, values[STUDENT])
+    return set(values) != {STUDENT} or name in _FIRST
 
 
 def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
