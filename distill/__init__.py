@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.jobs.cache import CachedSplit
-    from distill.jobs.compare import ComparisonResult
+    from distill.jobs.comparison.job import ComparisonResult
     from distill.jobs.export import Exported
     from distill.jobs.fitting import RunResult
     from distill.networks import EmbeddingNetwork
@@ -108,8 +108,8 @@ def compare(grid: str | Path, **options: Any) -> ComparisonResult:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.compare import compare as compare_job
-    from distill.jobs.compare_options import CompareOptions
+    from distill.jobs.comparison.job import compare as compare_job
+    from distill.jobs.comparison.options import CompareOptions
 
     if options.get("output") is not None:
         options["output"] = Path(options["output"])

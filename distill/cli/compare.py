@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.compare_options import CompareOptions
+from distill.jobs.comparison.options import CompareOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.compare import ComparisonResult
+    from distill.jobs.comparison.job import ComparisonResult
 
 INCOMPLETE = 3
 
@@ -48,7 +48,7 @@ class CompareCommand:
 def run(argv: list[str]) -> int:
     """Run `distill compare`; return the exit status."""
     command = parse(CompareCommand, argv, prog="distill compare", description=_EXAMPLES)
-    from distill.jobs.compare import compare
+    from distill.jobs.comparison.job import compare
 
     result = compare(command.grid, command.options)
     if command.options.dry_run:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from distill.jobs.compare_cells import Cell, cells_of
-from distill.jobs.compare_grid import parse_grid
-from distill.jobs.compare_state import DONE, STARTED, ComparisonDirectory, Outcome
-from distill.jobs.compare_time import expected_seconds, seconds_left
+from distill.jobs.comparison.cells import Cell, cells_of
+from distill.jobs.comparison.grid import parse_grid
+from distill.jobs.comparison.remaining_time import expected_seconds, seconds_left
+from distill.jobs.comparison.state import DONE, STARTED, ComparisonDirectory, Outcome
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from distill.jobs.compare_cells import Cell
-from distill.jobs.compare_state import DONE, ComparisonDirectory, Outcome
+from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.state import DONE, ComparisonDirectory, Outcome
 from distill.jobs.report_run import log_lines
 from distill.report.content import Curves, Series
 

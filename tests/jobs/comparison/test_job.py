@@ -14,10 +14,10 @@ import yaml
 
 from distill.engine.run_directory import RunDirectory, add_metrics
 from distill.errors import DistillError, NonFiniteLossError
-from distill.jobs import compare_child, compare_sitting
-from distill.jobs.compare import compare
-from distill.jobs.compare_child import Request, perform
-from distill.jobs.compare_options import CompareOptions
+from distill.jobs.comparison import child, sitting
+from distill.jobs.comparison.child import Request, perform
+from distill.jobs.comparison.job import compare
+from distill.jobs.comparison.options import CompareOptions
 from distill.jobs.fitting import RunResult
 
 METHODS = ("one", "two")
@@ -97,8 +97,10 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
     monkeypatch.setattr("distill.jobs.train.train", found.train)
     monkeypatch.setattr("distill.jobs.linear.evaluate_linear", found.measure)
-    monkeypatch.setattr("distill.jobs.compare.require_runnable", lambda cells, directory: None)
-    monkeypatch.setattr(compare_sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(
+        "distill.jobs.comparison.job.require_runnable", lambda cells, directory: None
+    )
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
     return found
 
 
@@ -188,9 +190,7 @@ def test_a_sitting_that_is_killed_goes_on_and_nothing_is_lost(trainer, write_gri
 
 def test_a_kill_between_the_outcome_and_the_cleaning(trainer, write_grid, output, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            compare_child, "remove_checkpoints", lambda run: (_ for _ in ()).throw(Killed)
-        )
+        patch.setattr(child, "remove_checkpoints", lambda run: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             compare(write_grid(), CompareOptions(output))
     assert len(list(output.glob("runs/*/checkpoints/*.pt"))) == 1
@@ -207,7 +207,7 @@ def test_a_process_that_is_killed_leaves_its_run_open_and_the_others_go_on(
         def launch(request: Request, stop: Any) -> int:
             return -9 if Path(request.run).name == NAMES[1] else perform(request)
 
-        patch.setattr(compare_sitting, "launch_process", launch)
+        patch.setattr(sitting, "launch_process", launch)
         result = compare(write_grid(), CompareOptions(output))
     assert (result.num_open, result.num_failed) == (1, 0)
     assert f"ended by SIGKILL: {NAMES[1]}" in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_a_stop_ends_the_sitting_with_the_run_that_is_told(
     trainer, write_grid, output, monkeypatch
 ):
     now = [0.0]
-    monkeypatch.setattr("distill.jobs.compare_sitting.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("distill.jobs.comparison.sitting.time.monotonic", lambda: now[0])
 
     def launch(request: Request, should_stop: Callable[[], bool]) -> int:
         if Path(request.run).name == NAMES[1]:
@@ -230,12 +230,12 @@ def test_a_stop_ends_the_sitting_with_the_run_that_is_told(
             trainer.at[NAMES[1], "half"] = "SIGTERM"
         return perform(request)
 
-    monkeypatch.setattr(compare_sitting, "launch_process", launch)
+    monkeypatch.setattr(sitting, "launch_process", launch)
     result = compare(write_grid(), CompareOptions(output, stop_after=1.0))
     assert (result.stopped_by, result.num_open) == ("--stop-after", 3)
     assert result.seconds_left is not None
     assert trainer.finished == Counter(NAMES[:1])
-    monkeypatch.setattr(compare_sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
     assert compare(write_grid(), CompareOptions(output, resume=True)).stopped_by is None
     assert trainer.begun == trainer.finished == Counter(NAMES)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.errors import DistillError
-from distill.jobs.compare_grid import BUDGET, Grid, Method, Teacher
+from distill.jobs.comparison.grid import BUDGET, Grid, Method, Teacher
 from distill.jobs.configure import configure
 from distill.options import flattened
 

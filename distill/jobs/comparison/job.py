@@ -2,8 +2,8 @@
 
 Every run is an ordinary one of `distill train`, measured by what training measures and by the
 linear classifier; all share the teacher's embeddings on disk, so that it sees each image once.
-State is small files renamed into place (`distill.jobs.compare_state`): whatever ends the program,
-the same command with --resume goes on.
+State is small files renamed into place (`distill.jobs.comparison.state`): whatever ends the
+program, the same command with --resume goes on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import filelock
 
 import distill
 from distill.errors import DistillError
-from distill.jobs.compare_cells import Cell, cells_of, selected
-from distill.jobs.compare_grid import Grid, read_grid
-from distill.jobs.compare_options import CompareOptions
-from distill.jobs.compare_prepare import require_runnable
-from distill.jobs.compare_record import comparison_record
-from distill.jobs.compare_results import read_results
-from distill.jobs.compare_same import require_same_grid
-from distill.jobs.compare_sitting import SittingOptions, run_cells
-from distill.jobs.compare_state import (
+from distill.jobs.comparison.cells import Cell, cells_of, selected
+from distill.jobs.comparison.grid import Grid, read_grid
+from distill.jobs.comparison.options import CompareOptions
+from distill.jobs.comparison.prepare import require_runnable
+from distill.jobs.comparison.record import comparison_record
+from distill.jobs.comparison.remaining_time import seconds_left
+from distill.jobs.comparison.results import read_results
+from distill.jobs.comparison.same import require_same_grid
+from distill.jobs.comparison.sitting import SittingOptions, run_cells
+from distill.jobs.comparison.state import (
     FAILED,
     GRID,
     STARTED,
@@ -34,7 +35,6 @@ from distill.jobs.compare_state import (
     Outcome,
     folder_size,
 )
-from distill.jobs.compare_time import seconds_left
 from distill.report.grid_content import GridContent
 from distill.report.grid_markdown import grid_markdown
 from distill.report.page import Made, grid_page

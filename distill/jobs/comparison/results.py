@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from distill.jobs.compare_cells import Cell, budget_of
-from distill.jobs.compare_curves import held_out_curves
-from distill.jobs.compare_grid import Grid, Method
-from distill.jobs.compare_state import DONE, FAILED, STARTED, ComparisonDirectory, Outcome
-from distill.jobs.compare_tuning import best_score
+from distill.jobs.comparison.cells import Cell, budget_of
+from distill.jobs.comparison.curves import held_out_curves
+from distill.jobs.comparison.grid import Grid, Method
+from distill.jobs.comparison.state import DONE, FAILED, STARTED, ComparisonDirectory, Outcome
+from distill.jobs.comparison.tuning import best_score
 from distill.report.grid_content import (
     MEASURES,
     METHOD,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from distill.errors import DistillError
-from distill.jobs.compare_cells import asked_options, budget_of, cells_of, selected
-from distill.jobs.compare_grid import Grid, parse_grid, read_grid
+from distill.jobs.comparison.cells import asked_options, budget_of, cells_of, selected
+from distill.jobs.comparison.grid import Grid, parse_grid, read_grid
 
 SMALL: dict[str, Any] = {
     "data": "digits",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from distill.jobs.compare_cells import Cell
-from distill.jobs.compare_state import DONE, STARTED, ComparisonDirectory
+from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.state import DONE, STARTED, ComparisonDirectory
 
 
 def seconds_left(cells: Sequence[Cell], directory: ComparisonDirectory) -> float | None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import DistillError
-from distill.jobs.compare_cells import Cell, asked_options
-from distill.jobs.compare_state import DONE, FAILED, ComparisonDirectory
-from distill.jobs.compare_tuning import tuned
+from distill.jobs.comparison.cells import Cell, asked_options
+from distill.jobs.comparison.state import DONE, FAILED, ComparisonDirectory
+from distill.jobs.comparison.tuning import tuned
 
 
 def require_same_grid(

@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.config import TeacherOptions, TrainConfig
 from distill.errors import DistillError, nearest_match
-from distill.jobs.compare_values import (
+from distill.jobs.comparison.values import (
     flag_of,
     mapping,
     named_options,

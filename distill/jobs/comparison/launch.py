@@ -1,4 +1,4 @@
-"""Starts the process of one run and tells it when to stop; see `distill.jobs.compare_child`."""
+"""Starts the process of one run and tells it when to stop; see `distill.jobs.comparison.child`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from distill.jobs.compare_child import Request
+from distill.jobs.comparison.child import Request
 
 _POLL = 0.2  # seconds between looks at the clock and at signals
 
 
 def launch_process(request: Request, should_stop: Callable[[], bool]) -> int:
     """Run one cell in a process of its own; return its exit status."""
-    command = [sys.executable, "-m", "distill.jobs.compare_child"]
+    command = [sys.executable, "-m", "distill.jobs.comparison.child"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
     try:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.jobs.compare_cells import Cell
-from distill.jobs.compare_state import STARTED, ComparisonDirectory
+from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.state import STARTED, ComparisonDirectory
 
 
 @dataclass(frozen=True)

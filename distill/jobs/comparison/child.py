@@ -1,6 +1,6 @@
 """Trains and measures one run of a comparison, in a process of its own.
 
-Started by `distill.jobs.compare_sitting` with a request, a line of JSON, on standard input. What
+Started by `distill.jobs.comparison.sitting` with a request, a line of JSON, on standard input. What
 became of the run is written by this process, so that nothing is lost when the one that started it
 dies. That one keeps standard input open as long as it lives; when it ends, whatever ended it, this
 process is told to stop by itself: it finishes its step and writes a checkpoint.
@@ -25,7 +25,7 @@ import filelock
 import psutil
 
 from distill.errors import DistillError, NonFiniteLossError
-from distill.jobs.compare_state import DONE, FAILED, Outcome, remove_checkpoints, write_outcome
+from distill.jobs.comparison.state import DONE, FAILED, Outcome, remove_checkpoints, write_outcome
 
 _PATIENCE = 600.0  # seconds that a run of an earlier sitting may take to end
 _STDIN = 0

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from distill.engine.device import pick_device
 from distill.errors import DistillError
-from distill.jobs.compare_cells import Cell
-from distill.jobs.compare_state import ComparisonDirectory
+from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.state import ComparisonDirectory
 from distill.jobs.configure import configure
 from distill.jobs.prepare import prepare
 from distill.terminal import say

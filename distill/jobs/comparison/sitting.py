@@ -1,6 +1,6 @@
 """Makes the runs of a comparison, one after the other, until all are made or someone says stop.
 
-Every run has a process of its own (`distill.jobs.compare_child`). That costs the start of Python
+Every run has a process of its own (`distill.jobs.comparison.child`). That costs the start of Python
 and PyTorch, some seconds of a run of minutes, and buys what a grid of a hundred runs needs: memory
 that a run leaves behind is gone with it, a run that the system kills takes only itself along, and
 a run's numbers cannot depend on which runs came before. The process has a session of its own, so
@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distill.engine.interrupts import StopRequest
-from distill.jobs.compare_cells import Cell, asked_options
-from distill.jobs.compare_child import Request
-from distill.jobs.compare_launch import launch_process
-from distill.jobs.compare_state import (
+from distill.jobs.comparison.cells import Cell, asked_options
+from distill.jobs.comparison.child import Request
+from distill.jobs.comparison.launch import launch_process
+from distill.jobs.comparison.remaining_time import seconds_left
+from distill.jobs.comparison.state import (
     DONE,
     FAILED,
     STARTED,
@@ -30,8 +31,7 @@ from distill.jobs.compare_state import (
     Outcome,
     remove_checkpoints,
 )
-from distill.jobs.compare_time import seconds_left
-from distill.jobs.compare_tuning import tuned
+from distill.jobs.comparison.tuning import tuned
 from distill.terminal import described_seconds, say
 
 OUT_OF_TIME = "--stop-after"
@@ -68,7 +68,7 @@ def run_cells(
     Args:
         cells: To be made, tuning runs before those that they choose for.
         everything: All cells of the grid by name.
-        directory: Of the comparison; checked by `compare_same.require_same_grid`.
+        directory: Of the comparison; checked by `same.require_same_grid`.
         options: Of the sitting.
         linear: Whether the linear classifier is measured.
         launch: Runs one; None: in a process of its own.

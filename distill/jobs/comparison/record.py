@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from distill.jobs.compare_cells import Cell
-from distill.jobs.compare_state import ComparisonDirectory
-from distill.jobs.compare_tuning import tuned
+from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.state import ComparisonDirectory
+from distill.jobs.comparison.tuning import tuned
 from distill.report.grid_content import GridContent
 
 
