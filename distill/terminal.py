@@ -1,6 +1,7 @@
 """What people see while something runs: lines, progress bars, durations.
 
-With several processes only the first speaks.
+With several processes only the first speaks. Where standard error is no terminal but a file, what
+would be a bar is a line a minute.
 """
 
 from __future__ import annotations
@@ -12,6 +13,34 @@ from tqdm import tqdm
 
 from distill import distributed
 
+SECONDS_PER_LINE = 60.0
+
+
+class _Lines(tqdm):
+    """Progress for a file: a line now and then, nothing about what takes less."""
+
+    def __init__(self, **options: Any) -> None:
+        options |= {"dynamic_ncols": False, "ncols": 0, "leave": False}
+        every = {"mininterval": SECONDS_PER_LINE, "maxinterval": 2 * SECONDS_PER_LINE}
+        super().__init__(**(options | every | {"delay": SECONDS_PER_LINE}))
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # it is cleared by an empty one
+            print(self, file=self.fp, flush=True)
+
+    def clear(self, nolock: bool = False) -> None:
+        """There is nothing to clear in a file."""
+
+    def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
+        if not nolock:  # that is `say`, which puts back what it cleared
+            super().refresh(lock_args=lock_args)
+
+    def set_postfix(self, *values: Any, **numbers: Any) -> None:
+        super().set_postfix(*values, **(numbers | {"refresh": False}))
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        super().set_postfix_str(s, refresh=False)
+
 
 def progress_bar(
     total: int | None,
@@ -21,7 +50,7 @@ def progress_bar(
     unit: str = "img",
     delay: float = 0.0,
 ) -> Any:
-    """Return a bar on standard error, shown only on a terminal.
+    """Return a bar on standard error; without a terminal it is a line a minute.
 
     Args:
         total: What it counts to; None where that is not known.
@@ -30,13 +59,14 @@ def progress_bar(
         unit: What it counts; bytes ("B") are shown in kB, MB and so on.
         delay: Seconds until it is shown.
     """
-    return tqdm(
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(
         total=total,
         initial=initial,
         desc=description,
         unit=unit,
         unit_scale=unit == "B",
-        disable=None if distributed.is_main() else True,
+        disable=not distributed.is_main(),
         dynamic_ncols=True,
         smoothing=0.05,
         delay=delay,
