@@ -19,9 +19,10 @@ import filelock
 import distill
 from distill.errors import DistillError
 from distill.jobs.comparison.cells import Cell, cells_of, selected
-from distill.jobs.comparison.grid import Grid, read_grid
+from distill.jobs.comparison.grid import Grid
 from distill.jobs.comparison.options import CompareOptions
 from distill.jobs.comparison.prepare import require_runnable
+from distill.jobs.comparison.read_grid import read_grid
 from distill.jobs.comparison.record import comparison_record
 from distill.jobs.comparison.remaining_time import seconds_left
 from distill.jobs.comparison.results import read_results

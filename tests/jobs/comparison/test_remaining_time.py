@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from distill.jobs.comparison.cells import Cell, cells_of
-from distill.jobs.comparison.grid import parse_grid
+from distill.jobs.comparison.read_grid import parse_grid
 from distill.jobs.comparison.remaining_time import expected_seconds, seconds_left
 from distill.jobs.comparison.state import DONE, STARTED, ComparisonDirectory, Outcome
 

@@ -7,7 +7,8 @@ import pytest
 
 from distill.errors import DistillError
 from distill.jobs.comparison.cells import asked_options, budget_of, cells_of, selected
-from distill.jobs.comparison.grid import Grid, parse_grid, read_grid
+from distill.jobs.comparison.grid import Grid
+from distill.jobs.comparison.read_grid import parse_grid, read_grid
 
 SMALL: dict[str, Any] = {
     "data": "digits",
