@@ -113,7 +113,7 @@ def _outcome(request: Request, run: Path, *, seconds: float) -> Outcome:
         state=DONE,
         asked=request.asked,
         metrics=metrics,
-        holdout_nn_accuracy=last_holdout(run / "log.jsonl"),
+        holdout_curve=holdout_curve(run / "log.jsonl"),
         # Of a run of several sittings the training counts whole, the rest once.
         seconds=round(max(seconds, float(metrics.get("train_seconds", 0.0))), 1),
     )
@@ -126,14 +126,15 @@ def is_trained(run: Path) -> bool:
     return (run / STUDENT).exists() and "train_seconds" in read_metrics(run)
 
 
-def last_holdout(log: Path) -> float | None:
-    """Return the last accuracy on held-out training images in a log; None without one."""
+def holdout_curve(log: Path) -> list[tuple[int, float]]:
+    """Return epoch and accuracy of every check on held-out training images in a log."""
     from distill.jobs.report_run import log_lines
 
-    found = [
-        line["holdout_nn_accuracy"] for line in log_lines(log) if "holdout_nn_accuracy" in line
+    return [
+        (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
+        for line in log_lines(log)
+        if "holdout_nn_accuracy" in line and "epoch" in line
     ]
-    return float(found[-1]) if found else None
 
 
 def _wait_until_free(run: Path) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from distill.jobs.comparison.cells import Cell
-from distill.jobs.comparison.state import DONE, ComparisonDirectory, Outcome
-from distill.jobs.report_run import log_lines
+from distill.jobs.comparison.state import DONE, Outcome
 from distill.report.content import Curves, Series
 
 _MOST = 7
@@ -20,18 +19,16 @@ _MOST = 7
 def held_out_curves(
     cells: Sequence[Cell],
     outcomes: Mapping[str, Outcome | None],
-    directory: ComparisonDirectory,
     student: str,
     teacher: str,
 ) -> list[Curves]:
     """Return the figures of one student and one teacher, each method's the mean over its seeds."""
-    by_method: dict[str, list[list[tuple[int, float]]]] = {}
+    by_method: dict[str, list[Sequence[tuple[int, float]]]] = {}
     for cell in cells:
         outcome = outcomes[cell.name]
         is_mine = (cell.student, cell.teacher) == (student, teacher) and cell.tuning is None
         if is_mine and outcome is not None and outcome.state == DONE:
-            points = _points(directory, cell.name)
-            by_method.setdefault(cell.method.name, []).append(points)
+            by_method.setdefault(cell.method.name, []).append(outcome.holdout_curve)
     series = [
         Series(name, *zip(*points, strict=True))
         for name, runs in by_method.items()
@@ -46,14 +43,6 @@ def held_out_curves(
             part,
         )
         for number, part in enumerate(figures, start=1)
-    ]
-
-
-def _points(directory: ComparisonDirectory, name: str) -> list[tuple[int, float]]:
-    return [
-        (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
-        for line in log_lines(directory.run(name) / "log.jsonl")
-        if "holdout_nn_accuracy" in line and "epoch" in line
     ]
 
 

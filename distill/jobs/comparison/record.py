@@ -53,6 +53,7 @@ def _cell_json(
     outcome = directory.outcome(cell.name)
     found = {} if outcome is None else asdict(outcome)
     found["options"] = found.pop("asked", {})
+    found["holdout_nn_accuracy"] = None if outcome is None else outcome.holdout_nn_accuracy
     return {
         "name": cell.name,
         "method": cell.method.name,

@@ -50,7 +50,7 @@ def read_results(grid: Grid, cells: Sequence[Cell], directory: ComparisonDirecto
         tuning=_tuning(cells, outcomes),
         tuning_facts=_tuning_facts(grid, cells),
         failed=failed,
-        curves=[held_out_curves(cells, outcomes, directory, *place) for place in places],
+        curves=[held_out_curves(cells, outcomes, *place) for place in places],
         cells=[_line(cell, outcomes[cell.name]) for cell in cells],
         notes=_notes(grid),
     )

@@ -2,17 +2,19 @@
 
     OUTPUT/grid.yaml          the grid
     OUTPUT/runs/NAME/         the run, a directory as `distill train` leaves it
-    OUTPUT/cells/NAME.json    what became of it: started, done or failed, options, numbers
+    OUTPUT/cells/NAME.json    what became of it: started, done or failed, options, numbers, curve
     OUTPUT/comparison.json, comparison.md, comparison.html
 
-A run that was killed has `started` there, and its checkpoints: it goes on from the newest.
+A run that was killed has `started` there, and its checkpoints: it goes on from the newest. Of one
+that is done, tables, page and --resume need the second file alone, so that a comparison can be kept
+beside code without its run directories.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +35,8 @@ class Outcome:
         state: `started`, `done` or `failed`.
         asked: Every option that decides what the run is.
         metrics: As in metrics.json, when done.
-        holdout_nn_accuracy: Of the last check on held-out training images; None without one.
+        holdout_curve: Epoch and nearest-neighbour accuracy of every check on held-out training
+            images.
         seconds: Time it took, over all sittings, waiting between them left out.
         error: Why it failed, a sentence.
     """
@@ -41,9 +44,14 @@ class Outcome:
     state: str
     asked: Mapping[str, Any]
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    holdout_nn_accuracy: float | None = None
+    holdout_curve: Sequence[tuple[int, float]] = ()
     seconds: float = 0.0
     error: str | None = None
+
+    @property
+    def holdout_nn_accuracy(self) -> float | None:
+        """The accuracy of the last check on held-out training images; None without one."""
+        return self.holdout_curve[-1][1] if self.holdout_curve else None
 
 
 class ComparisonDirectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,18 @@ def test_all_runs_are_made_measured_and_tabled(trainer, write_grid, output):
             "log.jsonl",
             "student.safetensors",
         }
+
+
+def test_finished_runs_are_known_without_their_directories(trainer, write_grid, output):
+    whole = compare(write_grid(), CompareOptions(output))
+    assert [series.y for series in whole.content.curves[0][0].series] == [(0.5,), (0.5,)]
+    shutil.rmtree(output / "runs")
+    (output / "comparison.json").unlink()
+    (output / "cells" / f"{NAMES[3]}.json").unlink()
+    result = compare(output, CompareOptions(resume=True))
+    assert result.content.tables == whole.content.tables
+    assert result.content.curves == whole.content.curves
+    assert trainer.finished == Counter([*NAMES, NAMES[3]])
 
 
 def test_checkpoints_are_kept_when_asked(trainer, write_grid, output):
