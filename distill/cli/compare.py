@@ -26,6 +26,8 @@ examples:
       make all runs, tables and comparison.html
   distill compare grid.yaml --output runs/comparison --resume --stop-after 120
       go on where it stopped, for two hours
+  distill compare grid.yaml --output runs/comparison --jobs 8
+      eight runs at a time, each on a GPU of its own
   distill compare runs/comparison --table
       print the tables of what is there
   distill compare grid.yaml --only '*resnet18*seed0'

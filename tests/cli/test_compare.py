@@ -78,7 +78,7 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
     state = json.loads((output / "cells" / f"{FIRST}.json").read_text())["state"]
     assert state == "started"
     # The rest in this process: the start of Python and PyTorch takes longer than the runs.
-    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: perform(request))
     assert run(["compare", str(grid), "--output", str(output), "--resume"]) == 0
     printed = capfd.readouterr().out
     assert "continuing after step" in printed
@@ -134,7 +134,7 @@ def test_a_signal_ends_a_sitting_with_a_checkpoint(write_grid, tmp_path):
 def test_a_failed_run_is_in_the_table_and_in_the_exit_status(
     write_grid, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: perform(request))
     # The weights grow by a factor of 1e8 at every step.
     wild = {"optimizer": "sgd", "learning_rate": 1e4, "weight_decay": 1e4, "warmup_epochs": 0}
     grid = write_grid(methods={"wild": wild, "tame": {}}, seeds=[0], common={**COMMON, "epochs": 1})
@@ -151,7 +151,7 @@ def test_a_failed_run_is_in_the_table_and_in_the_exit_status(
 def test_a_comparison_that_is_not_complete_has_its_own_status(
     write_grid, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: -9)
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: -9)
     grid, output = write_grid(), tmp_path / "out"
     assert run(["compare", str(grid), "--output", str(output)]) == 3
     printed = capsys.readouterr().out

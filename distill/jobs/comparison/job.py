@@ -28,6 +28,7 @@ from distill.jobs.comparison.remaining_time import seconds_left
 from distill.jobs.comparison.results import read_results
 from distill.jobs.comparison.same import require_same_grid
 from distill.jobs.comparison.sitting import SittingOptions, run_cells
+from distill.jobs.comparison.slots import slot_environments
 from distill.jobs.comparison.state import (
     FAILED,
     GRID,
@@ -123,7 +124,7 @@ def compare(grid_or_directory: Path, options: CompareOptions) -> ComparisonResul
             plan.chosen,
             plan.cells,
             plan.directory,
-            SittingOptions(options.stop_after, options.keep_checkpoints),
+            SittingOptions(options.stop_after, options.keep_checkpoints, options.jobs),
             linear=plan.grid.linear,
             on_change=lambda: _write(plan),
         )
@@ -163,6 +164,7 @@ def _require_sensible(options: CompareOptions) -> None:
         raise DistillError(f"--stop-after is {options.stop_after}, it must be positive (minutes)")
     if options.table and options.dry_run:
         raise DistillError("--table does not go with --dry-run; leave one out")
+    slot_environments(options.jobs)
 
 
 def _require_usable(output: Path, options: CompareOptions) -> None:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from distill.jobs.comparison.child import Request
 
 _POLL = 0.2  # seconds between looks at the clock and at signals
 
 
-def launch_process(request: Request, should_stop: Callable[[], bool]) -> int:
-    """Run one cell in a process of its own; return its exit status."""
+def launch_process(
+    request: Request, should_stop: Callable[[], bool], environment: Mapping[str, str]
+) -> int:
+    """Run one cell in a process of its own; return its exit status.
+
+    Args:
+        request: What to run.
+        should_stop: Whether the process is to be told to stop; an error ends it at once.
+        environment: What the process has beyond our own environment.
+    """
     command = [sys.executable, "-m", "distill.jobs.comparison.child"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
     assert process.stdin is not None
     try:
         process.stdin.write(request.line())
@@ -30,7 +44,7 @@ def launch_process(request: Request, should_stop: Callable[[], bool]) -> int:
     except BrokenPipeError:
         process.wait()
     finally:
-        if process.poll() is None:  # a second Ctrl-C
+        if process.poll() is None:
             process.kill()
             process.wait()
         process.stdin.close()

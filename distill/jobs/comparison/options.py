@@ -16,6 +16,8 @@ class CompareOptions:
     """Go on with what lies in the output directory, if anything does."""
     stop_after: float | None = None
     """Minutes after which to end, with a checkpoint of the run in progress."""
+    jobs: int = 1
+    """Runs at a time. Each gets its share of the cores and, where there are several, a GPU."""
     only: str | None = None
     """Make only runs whose name holds this shell pattern, and the tuning that they need."""
     retry_failed: bool = False

@@ -1,4 +1,4 @@
-"""Makes the runs of a comparison, one after the other, until all are made or someone says stop.
+"""Makes the runs of a comparison, one or more at a time, until all are made or someone says stop.
 
 Every run has a process of its own (`distill.jobs.comparison.child`). That costs the start of Python
 and PyTorch, some seconds of a run of minutes, and buys what a grid of a hundred runs needs: memory
@@ -14,8 +14,10 @@ it.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from distill.engine.interrupts import StopRequest
@@ -23,6 +25,7 @@ from distill.jobs.comparison.cells import Cell, asked_options
 from distill.jobs.comparison.child import Request
 from distill.jobs.comparison.launch import launch_process
 from distill.jobs.comparison.remaining_time import seconds_left
+from distill.jobs.comparison.slots import slot_environments
 from distill.jobs.comparison.state import (
     DONE,
     FAILED,
@@ -36,8 +39,9 @@ from distill.terminal import described_seconds, say
 
 OUT_OF_TIME = "--stop-after"
 
-# Runs one cell; returns its exit status, negative when a signal ended it.
-Launch = Callable[[Request, Callable[[], bool]], int]
+# Runs one cell, told when to stop and what its environment has beyond ours; returns its exit
+# status, negative when a signal ended it.
+Launch = Callable[[Request, Callable[[], bool], Mapping[str, str]], int]
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ class SittingOptions:
     Attributes:
         stop_after: Minutes after which it ends; None: when all runs are made.
         keep_checkpoints: Whether finished runs keep theirs.
+        jobs: Runs at a time.
     """
 
     stop_after: float | None = None
     keep_checkpoints: bool = False
+    jobs: int = 1
 
 
 def run_cells(
@@ -79,30 +85,80 @@ def run_cells(
         `OUT_OF_TIME`.
     """
     launch = launch or launch_process
+    free = slot_environments(options.jobs)
     end = None if options.stop_after is None else time.monotonic() + 60 * options.stop_after
-    with StopRequest() as stop:
+    waiting = _not_made(cells, directory, options)
+    running: dict[Future[int], tuple[Cell, dict[str, str]]] = {}
+    is_abandoned = threading.Event()
+    with StopRequest() as stop, ThreadPoolExecutor(options.jobs) as threads:
 
         def reason() -> str | None:
             is_late = end is not None and time.monotonic() >= end
             return stop.received or (OUT_OF_TIME if is_late else None)
 
-        for cell in cells:
-            before = directory.outcome(cell.name)
-            if before is not None and before.state != STARTED:
-                if before.state == DONE and not options.keep_checkpoints:
-                    remove_checkpoints(directory.run(cell.name))  # killed before it could
-                continue
-            if reason() is not None:
-                return reason()
-            request = _request(cell, everything, directory, options, linear=linear)
-            if request is None:
-                continue
-            _announce(cell, cells, directory)
-            directory.write(cell.name, Outcome(STARTED, request.asked))
-            status = launch(request, lambda: reason() is not None)
-            _conclude(cell, cells, directory, status)
-            on_change()
-        return reason() if _num_open(cells, directory) else None
+        def should_stop() -> bool:
+            if is_abandoned.is_set():
+                raise KeyboardInterrupt  # which ends the process of the run at once
+            return reason() is not None
+
+        try:
+            while True:
+                while free and reason() is None:
+                    open_names = {cell.name for cell, _ in running.values()}
+                    started = _next_request(
+                        waiting, open_names, everything, directory, options, linear=linear
+                    )
+                    if started is None:
+                        break
+                    cell, request = started
+                    _announce(cell, cells, directory, len(running), options.jobs)
+                    directory.write(cell.name, Outcome(STARTED, request.asked))
+                    slot = free.pop(0)
+                    running[threads.submit(launch, request, should_stop, slot)] = (cell, slot)
+                if not running:
+                    return reason() if _num_open(cells, directory) else None
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell, slot = running.pop(future)
+                    free.append(slot)
+                    _conclude(cell, cells, directory, future.result())
+                    on_change()
+        except BaseException:
+            is_abandoned.set()  # a second Ctrl-C, or a defect
+            raise
+
+
+def _not_made(
+    cells: Sequence[Cell], directory: ComparisonDirectory, options: SittingOptions
+) -> list[Cell]:
+    found = []
+    for cell in cells:
+        outcome = directory.outcome(cell.name)
+        if outcome is None or outcome.state == STARTED:
+            found.append(cell)
+        elif outcome.state == DONE and not options.keep_checkpoints:
+            remove_checkpoints(directory.run(cell.name))  # killed before it could
+    return found
+
+
+def _next_request(
+    waiting: list[Cell],
+    running: set[str],
+    everything: Mapping[str, Cell],
+    directory: ComparisonDirectory,
+    options: SittingOptions,
+    *,
+    linear: bool,
+) -> tuple[Cell, Request] | None:
+    """Take the first cell that waits for no tuning run from `waiting`; None when there is none."""
+    for cell in list(waiting):
+        to_come = running.union(one.name for one in waiting)
+        if to_come.intersection(cell.tuned_by):
+            continue
+        waiting.remove(cell)
+        request = _request(cell, everything, directory, options, linear=linear)
+        if request is not None:
+            return cell, request
+    return None
 
 
 def _request(
@@ -130,10 +186,12 @@ def _request(
     )
 
 
-def _announce(cell: Cell, cells: Sequence[Cell], directory: ComparisonDirectory) -> None:
-    number = len(cells) - _num_open(cells, directory) + 1
+def _announce(
+    cell: Cell, cells: Sequence[Cell], directory: ComparisonDirectory, num_running: int, jobs: int
+) -> None:
+    number = len(cells) - _num_open(cells, directory) + num_running + 1
     left = seconds_left(cells, directory)
-    estimate = "" if left is None else f", about {described_seconds(left)} left"
+    estimate = "" if left is None else f", about {described_seconds(left / jobs)} left"
     say(f"run {number} of {len(cells)}{estimate}: {cell.name}")
 
 

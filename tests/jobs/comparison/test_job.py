@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,7 +103,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setattr(
         "distill.jobs.comparison.job.require_runnable", lambda cells, directory: None
     )
-    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: perform(request))
     return found
 
 
@@ -217,7 +219,7 @@ def test_a_process_that_is_killed_leaves_its_run_open_and_the_others_go_on(
 ):
     with monkeypatch.context() as patch:
 
-        def launch(request: Request, stop: Any) -> int:
+        def launch(request: Request, stop: Any, slot: Any) -> int:
             return -9 if Path(request.run).name == NAMES[1] else perform(request)
 
         patch.setattr(sitting, "launch_process", launch)
@@ -235,7 +237,7 @@ def test_a_stop_ends_the_sitting_with_the_run_that_is_told(
     now = [0.0]
     monkeypatch.setattr("distill.jobs.comparison.sitting.time.monotonic", lambda: now[0])
 
-    def launch(request: Request, should_stop: Callable[[], bool]) -> int:
+    def launch(request: Request, should_stop: Callable[[], bool], slot: Any) -> int:
         if Path(request.run).name == NAMES[1]:
             assert not should_stop()
             now[0] = 61.0
@@ -248,9 +250,57 @@ def test_a_stop_ends_the_sitting_with_the_run_that_is_told(
     assert (result.stopped_by, result.num_open) == ("--stop-after", 3)
     assert result.seconds_left is not None
     assert trainer.finished == Counter(NAMES[:1])
-    monkeypatch.setattr(sitting, "launch_process", lambda request, stop: perform(request))
+    monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: perform(request))
     assert compare(write_grid(), CompareOptions(output, resume=True)).stopped_by is None
     assert trainer.begun == trainer.finished == Counter(NAMES)
+
+
+def test_several_runs_at_a_time_wait_for_their_tuning(trainer, write_grid, output, monkeypatch):
+    methods = {"one": {"tune": {"learning_rate": [0.1, 0.2]}}, "two": {}}
+    grid = write_grid(methods=methods)
+    whole = compare(grid, CompareOptions(output.with_name("whole")))
+    trainer.finished.clear()
+    both = threading.Barrier(2)
+    slots, tuned, order = [], set(), []
+
+    def launch(request: Request, stop: Any, slot: Any) -> int:
+        made = Path(request.run).name
+        order.append(made)
+        slots.append(slot["OMP_NUM_THREADS"])
+        if "tune" in made:
+            both.wait(timeout=60)  # broken unless two are under way
+            status = perform(request)
+            tuned.add(made)
+            return status
+        assert "two" in made or len(tuned) == 2
+        return perform(request)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sitting, "launch_process", launch)
+    result = compare(grid, CompareOptions(output, jobs=2))
+    assert result.content.tables == whole.content.tables
+    assert (result.num_open, set(trainer.finished.values())) == (0, {1})
+    assert len(order) == len(slots) == 6
+
+
+def test_what_ends_one_run_by_force_ends_the_others(trainer, write_grid, output, monkeypatch):
+    ended = []
+
+    def launch(request: Request, should_stop: Callable[[], bool], slot: Any) -> int:
+        if Path(request.run).name == NAMES[0]:
+            raise Killed
+        try:
+            while not should_stop():
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            ended.append(Path(request.run).name)
+            raise
+        return 143
+
+    monkeypatch.setattr(sitting, "launch_process", launch)
+    with pytest.raises(Killed):
+        compare(write_grid(), CompareOptions(output, jobs=2))
+    assert ended == [NAMES[1]]
 
 
 @pytest.mark.parametrize(
@@ -397,6 +447,7 @@ def test_a_dry_run_writes_nothing(trainer, write_grid, output):
         ({"resume": True, "stop_after": 0.0}, "--stop-after is 0.0"),
         ({"resume": True, "only": "zzz"}, "--only zzz matches none"),
         ({"table": True, "dry_run": True}, "leave one out"),
+        ({"resume": True, "jobs": 0}, "--jobs is 0"),
     ],
 )
 def test_mistakes(trainer, write_grid, output, options, words):
