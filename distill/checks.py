@@ -82,6 +82,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "small_crop_size": (1, math.inf, "at least 1"),
     "momentum": (0, 1, "between 0 and 1"),
     "loss_weight": (1e-12, 1e12, "positive and finite"),
+    "min_crop_area": (1e-3, 1, "between 0.001 and 1 (a share of the image's area)"),
     "head_dim": (1, math.inf, "at least 1"),
     "num_negatives": (1, math.inf, "at least 1"),
     "memory_momentum": (0, 1, "between 0 and 1"),

@@ -84,6 +84,9 @@ class ViewOptions:
     augmentation: Literal["crop-flip", "crop", "none"] | None = None
     """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
     crop; None: by data."""
+    min_crop_area: float | None = None
+    """Least share of an image's area that a crop shows; None: 0.08 for crop-flip, as published, 0.6
+    for crop."""
     student_crops: int = 1
     """Views of an image that the student sees in a step, each compared with what the teacher says
     of the image; the loss is their mean, and the first is what is enqueued."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from distill.data.sources import ImageData
@@ -24,7 +24,8 @@ View = Callable[[Image.Image], Tensor]
 AUGMENTATIONS = ("crop-flip", "crop", "none")
 
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-_MILD_SCALE = (0.6, 1.0)
+# Least share of an image that a training view shows, by augmentation.
+MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
 _SMALL_SCALE = (0.05, 0.14)
 
 
@@ -32,6 +33,7 @@ def training_view(
     image_size: int,
     augmentation: str = "crop-flip",
     *,
+    min_crop_area: float | None = None,
     crop_fraction: float = 0.875,
     interpolation: str = "bilinear",
 ) -> View:
@@ -44,6 +46,8 @@ def training_view(
             never mirrored, for digits, letters or signs: mirrored they say something else or
             nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
             view.
+        min_crop_area: least share of the image's area that a crop shows, in (0, 1]; None: that of
+            the augmentation. Not for "none".
         crop_fraction: for "none", see `evaluation_view`.
         interpolation: "bilinear" or "bicubic".
 
@@ -53,19 +57,24 @@ def training_view(
 
     Raises:
         UnknownNameError: an augmentation that is not in `AUGMENTATIONS`, or another interpolation.
-        DistillError: `image_size` or `crop_fraction` out of range.
+        DistillError: `image_size`, `min_crop_area` or `crop_fraction` out of range.
     """
     _require_positive(image_size)
-    mode = _interpolation(interpolation)
-    if augmentation == "crop-flip":
-        crop = v2.RandomResizedCrop(image_size, interpolation=mode)
-        steps = [crop, v2.RandomHorizontalFlip()]
-    elif augmentation == "crop":
-        steps = [v2.RandomResizedCrop(image_size, scale=_MILD_SCALE, interpolation=mode)]
-    elif augmentation == "none":
-        return evaluation_view(image_size, crop_fraction=crop_fraction, interpolation=interpolation)
-    else:
+    if augmentation not in AUGMENTATIONS:
         raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
+    if augmentation == "none":
+        return evaluation_view(image_size, crop_fraction=crop_fraction, interpolation=interpolation)
+    least = MIN_CROP_AREA[augmentation] if min_crop_area is None else min_crop_area
+    if not 0 < least <= 1:
+        raise DistillError(
+            f"the least area of a crop is {least:g} of the image; it must be in (0, 1]"
+        )
+    mode = _interpolation(interpolation)
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(image_size, scale=(least, 1.0), interpolation=mode)
+    ]
+    if augmentation == "crop-flip":
+        steps.append(v2.RandomHorizontalFlip())
     return v2.Compose([*steps, v2.PILToTensor()])
 
 

@@ -22,6 +22,7 @@ from distill.config import (
     TrainConfig,
     ViewOptions,
 )
+from distill.data.transforms import MIN_CROP_AREA
 from distill.methods import METHODS
 
 PUBLISHED_BATCH_SIZE = 256
@@ -86,15 +87,17 @@ def resolve(
 
 
 def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:
-    """Fill in the augmentation and the side of the small crops, 96 of 224 pixels in SwAV."""
+    """Fill in how crops are drawn and the side of the small ones, 96 of 224 pixels in SwAV."""
     options = config.views
+    augmentation = either(options.augmentation, facts.augmentation)
     small = None
     if options.small_crops:
         side = given(resolve_images(config.images, facts).image_size)
         small = either(options.small_crop_size, max(facts.min_image_size, round(side * 3 / 7)))
     return replace(
         options,
-        augmentation=either(options.augmentation, facts.augmentation),
+        augmentation=augmentation,
+        min_crop_area=either(options.min_crop_area, MIN_CROP_AREA.get(augmentation)),
         small_crop_size=small,
     )
 

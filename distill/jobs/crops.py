@@ -28,7 +28,12 @@ def student_views(config: TrainConfig, *, crop_fraction: float) -> StudentViews:
         crop_fraction: Of the student, see `training_view`.
     """
     options, size = config.views, given(config.images.image_size)
-    crop = training_view(size, given(options.augmentation), crop_fraction=crop_fraction)
+    crop = training_view(
+        size,
+        given(options.augmentation),
+        min_crop_area=options.min_crop_area,
+        crop_fraction=crop_fraction,
+    )
     views, sizes = [crop] * options.student_crops, [size] * options.student_crops
     if options.small_crops:
         small = given(options.small_crop_size)
@@ -38,16 +43,23 @@ def student_views(config: TrainConfig, *, crop_fraction: float) -> StudentViews:
 
 
 def require_crops(config: TrainConfig, student: EmbeddingNetwork) -> None:
-    """Refuse crops that do not differ or that the student cannot take.
+    """Refuse crops that cannot be made, do not differ, or that the student cannot take.
 
     Args:
         config: Resolved.
         student: Of the job.
 
     Raises:
-        DistillError: Equal views, or small crops that are too large or too small.
+        DistillError: An area without crops, equal views, or small crops that are too large or too
+            small.
     """
     options, size = config.views, given(config.images.image_size)
+    area = options.min_crop_area
+    if area is not None and options.augmentation == "none":
+        raise DistillError(
+            f"--min-crop-area {area:g} goes with crops, and --augmentation none makes none; leave "
+            "one out"
+        )
     if options.student_crops > 1 and options.augmentation == "none":
         raise DistillError(
             f"--augmentation none makes all --student-crops {options.student_crops} of an image "

@@ -70,6 +70,20 @@ def test_mild_crop_never_mirrors_and_sees_most():
     assert len(set(areas.round(3))) > 100
 
 
+@pytest.mark.parametrize("augmentation", ["crop-flip", "crop"])
+def test_a_crop_shows_the_least_area_given(augmentation):
+    make = training_view(64, augmentation, min_crop_area=0.4)
+    areas = np.array([area_seen(make(ramp(256, 256))) for _ in range(300)])
+    assert 0.36 < areas.min() < 0.45
+    assert 0.85 < areas.max() <= 1
+
+
+@pytest.mark.parametrize("area", [0.0, -0.1, 1.1, float("nan")])
+def test_areas_out_of_range_are_refused(area):
+    with pytest.raises(DistillError, match="must be in"):
+        training_view(64, min_crop_area=area)
+
+
 def test_no_augmentation_is_the_evaluation_view():
     image = ramp(90, 60)
     assert torch.equal(training_view(32, "none")(image), evaluation_view(32)(image))

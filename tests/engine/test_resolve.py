@@ -115,6 +115,13 @@ def test_a_bank_of_all_images_has_no_size_of_its_own():
     assert resolved(SMALL, anchors="dataset").method.queue_size is None
 
 
+def test_the_area_of_crops_follows_the_augmentation():
+    assert resolved(IMAGENET).views.min_crop_area == 0.08
+    assert resolved(DIGITS).views.min_crop_area == 0.6
+    assert resolved(IMAGENET, augmentation="none").views.min_crop_area is None
+    assert resolved(IMAGENET, min_crop_area=0.3).views.min_crop_area == 0.3
+
+
 def test_small_crops_have_the_share_of_swavs_as_far_as_the_student_goes():
     assert resolved(IMAGENET, small_crops=6).views.small_crop_size == 96
     assert resolved(DIGITS, small_crops=6).views.small_crop_size == 64

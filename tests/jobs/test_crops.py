@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 from distill.config import TrainConfig
@@ -23,9 +25,18 @@ def test_crops_come_before_small_crops():
     assert student_views(config(), crop_fraction=0.875).sizes == [64]
 
 
+def test_crops_show_the_area_asked_for():
+    view = student_views(config(min_crop_area=1.0), crop_fraction=0.875).views[0]
+    corner = np.zeros((64, 64, 3), np.uint8)
+    corner[0] = corner[-1] = 255  # only a crop of the whole image has both edges
+    seen = [view(Image.fromarray(corner)) for _ in range(5)]
+    assert all(int(one[:, edge].min()) == 255 for one in seen for edge in (0, -1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"min_crop_area": 0.5, "augmentation": "none"}, "--min-crop-area 0.5 goes with crops"),
         ({"student_crops": 2, "augmentation": "none"}, "makes all --student-crops 2 of an image"),
         (
             {"small_crops": 1, "small_crop_size": 64, "augmentation": "crop"},
