@@ -153,7 +153,13 @@ def _contradictions(config: TrainConfig) -> list[str]:
             "--projection-dim 0 leaves out the layers that --predictor mlp asks for; leave one of "
             "them out"
         )
-    return problems + _teacher_contradictions(config.networks, method.method)
+    networks = config.networks
+    if networks.student_init == "scaled" and networks.student_weights is not None:
+        problems.append(
+            "--student-init scaled changes weights that --student-weights "
+            f"{networks.student_weights} brings; leave one of them out"
+        )
+    return problems + _teacher_contradictions(networks, method.method)
 
 
 def _view_contradictions(config: TrainConfig) -> list[str]:

@@ -52,6 +52,10 @@ class NetworkOptions(TeacherOptions):
     """Registry name (`distill list students`), timm:NAME or torchvision:NAME."""
     student_weights: Path | None = None
     """Weights to start the student from; None: random."""
+    student_init: Literal["random", "scaled"] | None = None
+    """How random weights start. random: as the architecture draws them; scaled: every layer then
+    scaled to mean 0 and variance 1 over some training images; None: scaled for a student without
+    normalization layers, such as AlexNet."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.crops import require_crops
 from distill.jobs.images import TrainingImages, training_images
+from distill.jobs.initialization import resolve_init
 from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
 from distill.kernels import fused
@@ -81,9 +82,10 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     )
     precision = pick_precision(config.run.precision, device)
     config = replace(config, run=replace(config.run, precision=precision))
+    student = _build_student(config, data)
+    config = replace(config, networks=resolve_init(config.networks, student))
     if config.run.resume:
         require_same_run(config)
-    student = _build_student(config, data)
     _require_comparable(config, teacher, student)
     require_crops(config, student)
     _require_enough_images(config, images)

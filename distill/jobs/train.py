@@ -14,6 +14,7 @@ from distill.engine.checkpoint import Progress
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.jobs.baselines import measure_before, teacher_embeddings
 from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics
+from distill.jobs.initialization import initialize_student
 from distill.jobs.learner import build_learner, training_batches
 from distill.jobs.prepare import Job, prepare
 from distill.jobs.setting import describe_setting
@@ -39,6 +40,8 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
     run.write_config(job.config, command="train")
     if distributed.is_main():
         measure_before(job, run, embeddings)
+    if job.config.networks.student_init == "scaled":
+        initialize_student(job.setting)
     learner, progress = build_learner(job, run, embeddings.views if embeddings else ())
     batches = training_batches(job, progress, num_epochs=job.setting.num_epochs)
     stopped_by = fit_run(job.setting, run, learner, progress, batches)

@@ -108,6 +108,10 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--compression-beta is -1.0, it must be at least 0",
         ),
         ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
+        (
+            "--teacher pixels --student alexnet --student-init scaled --student-weights w.pt",
+            "--student-init scaled changes weights that --student-weights w.pt brings",
+        ),
         ("--teacher pixels --student resnet18 --min-crop-area 1.5", "--min-crop-area is 1.5, it"),
         ("--teacher pixels --student resnet18 --small-crop-size 9", "goes with --small-crops"),
         (

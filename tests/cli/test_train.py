@@ -50,6 +50,7 @@ def test_the_run_directory_holds_what_was_promised(make_folder, tmp_path, capsys
     assert metrics["teacher_nn_accuracy"] == 1  # the classes differ in hue
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert (config["epochs"], config["batch_size"], config["queue_init"]) == (3, 8, "empty")
+    assert config["student_init"] == "random"  # it has BatchNorm
     assert (
         config["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
     )
@@ -115,6 +116,7 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--predictor mlp --precision fp32",
         "--predictor none --variant two-queue",
         "--anchors dataset --num-teacher-views 2",
+        "--student-init scaled",
         "--student-crops 2 --small-crops 2 --small-crop-size 24",
         "--student-crops 2 --compression-beta 0.1 --kappa-b 5",
         "--student-crops 2 --teacher-view student --variant two-queue",

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill.config import NetworkOptions, TrainConfig
+from distill.jobs import initialization
+from distill.jobs.initialization import initialize_student, resolve_init
+from distill.jobs.prepare import prepare
+from distill.networks import NetworkSpec, build_network
+from distill.options import updated
+
+
+@pytest.mark.parametrize(
+    ("options", "is_normalized", "expected"),
+    [
+        ({}, True, "random"),
+        ({}, False, "scaled"),
+        ({"student_weights": Path("w.safetensors")}, False, "random"),
+        ({"student_init": "random"}, False, "random"),
+        ({"student_init": "scaled"}, True, "scaled"),
+    ],
+)
+def test_students_without_normalization_are_scaled(options, is_normalized, expected):
+    layers = [nn.Flatten(), nn.Linear(12, 4), *([nn.BatchNorm1d(4)] if is_normalized else [])]
+    student = build_network(NetworkSpec("s", lambda size: nn.Sequential(*layers)), image_size=2)
+    assert resolve_init(NetworkOptions(**options), student).student_init == expected
+
+
+def test_training_images_scale_the_student_alike_every_time(make_folder, monkeypatch):
+    monkeypatch.setattr(initialization, "_NUM_IMAGES", 5)
+    options = {"teacher": "pixels", "student": "timm:test_resnet", "image_size": 32}
+    options |= {"data": str(make_folder(num_train=20)), "num_workers": 0}
+    job = prepare(updated(TrainConfig(), options, source="the test"), torch.device("cpu"))
+    before = {name: value.clone() for name, value in job.setting.network.state_dict().items()}
+    initialize_student(job.setting)
+    first = {name: value.clone() for name, value in job.setting.network.state_dict().items()}
+    assert any(not torch.equal(first[name], before[name]) for name in before)
+    job.setting.network.load_state_dict(before)
+    initialize_student(job.setting)
+    again = job.setting.network.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    job.setting.network.load_state_dict(before)
+    other = replace(job.setting, run=replace(job.setting.run, seed=1))
+    initialize_student(other)
+    different = other.network.state_dict()
+    assert any(not torch.equal(first[name], different[name]) for name in first)
