@@ -245,9 +245,14 @@ def _compression_contradictions(config: TrainConfig) -> list[str]:
 
 def _anchor_contradictions(config: TrainConfig) -> list[str]:
     method = config.method
-    if method.anchors == "queue":
-        return []
     problems = []
+    if method.teacher_mean == "subtract" and config.networks.teacher_view == "student":
+        problems.append(
+            "--teacher-mean subtract goes with --teacher-view centre: the mean of what a teacher "
+            "makes of the student's crop is not known beforehand; leave one of them out"
+        )
+    if method.anchors != "dataset":
+        return problems
     if config.networks.teacher_view == "student":
         problems.append(
             "--anchors dataset goes with --teacher-view centre: its anchors are looked up, and "

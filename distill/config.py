@@ -89,8 +89,8 @@ class ViewOptions:
     """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
     crop; None: by data."""
     min_crop_area: float | None = None
-    """Least share of an image's area that a crop shows; None: 0.08 for crop-flip, as published, 0.6
-    for crop."""
+    """Least share of an image's area that a crop shows; None: 0.5 for crop-flip (published: 0.08),
+    0.6 for crop."""
     student_crops: int = 1
     """Views of an image that the student sees in a step, each compared with what the teacher says
     of the image; the loss is their mean, and the first is what is enqueued."""
@@ -109,9 +109,10 @@ class MethodOptions:
     """compress, or a baseline (`distill list methods`)."""
     variant: Variant = "one-queue"
     """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
-    anchors: Literal["queue", "dataset"] = "queue"
+    anchors: Literal["queue", "dataset"] | None = None
     """queue: recent images, first in, first out; dataset: every training image, with one queue from
-    the first step on, else from its first visit on (wants --teacher-view centre)."""
+    the first step on, else from its first visit on (wants --teacher-view centre); None: dataset for
+    one queue with at most 128,000 images, as far as nothing is said of a queue."""
     queue_size: int | None = None
     """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000
     (seed: at most 65,536)."""
@@ -122,10 +123,14 @@ class MethodOptions:
     queue_sharding: Literal["ranks", "none"] = "ranks"
     """Under torchrun. ranks: every process holds its share of the anchors; none: all of them."""
     temperature: float | None = None
-    """Temperature of the teacher's softmax (crd: of both directions); None: 0.04 for compress,
-    0.0001 for seed, 0.07 for crd."""
+    """Temperature of the teacher's softmax (crd: of both directions); None: for
+    compress 0.04, as published, or 0.07 without the teacher's mean; 0.0001 for seed, 0.07 for
+    crd."""
     student_temperature: float | None = None
     """Temperature of the student's softmax; None: the same as the teacher's, 0.2 for seed."""
+    teacher_mean: Literal["keep", "subtract"] | None = None
+    """What all of the teacher's unit embeddings share. subtract: compare without it (wants
+    --teacher-view centre); keep: as published; None: subtract for one queue where it can be."""
     momentum: float | None = None
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True

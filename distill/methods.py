@@ -44,10 +44,18 @@ METHODS.add(
     "compress",
     Method(
         "CompRess: the teacher's neighbours among a queue of anchors (NeurIPS 2020)",
-        {"temperature": 0.04},
+        {},
         (
-            *("variant", "queue_size", "queue_init", "queue_dtype", "queue_sharding"),
+            *(
+                "temperature",
+                "variant",
+                "queue_size",
+                "queue_init",
+                "queue_dtype",
+                "queue_sharding",
+            ),
             *("student_temperature", "momentum", "mask_self", "projection_dim"),
+            "teacher_mean",
             *("anchors", "predictor", "compression_beta", "kappa_e", "kappa_b"),
             "loss_implementation",
         ),

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from distill.config import (
     BaselineOptions,
     ImageOptions,
     MethodOptions,
+    NetworkOptions,
     OptimizationOptions,
     RunOptions,
     TrainConfig,
@@ -28,6 +29,8 @@ from distill.methods import METHODS
 PUBLISHED_BATCH_SIZE = 256
 PUBLISHED_QUEUE_SIZES = {"compress": 128_000, "seed": 65_536}
 PUBLISHED_MOMENTUM = 0.999
+PUBLISHED_TEMPERATURE = 0.04
+CENTRED_TEMPERATURE = 0.07  # similarities spread more without what all embeddings share
 PUBLISHED_NUM_NEGATIVES = 16_384
 PUBLISHED_NUM_CLUSTERS = 16_000
 IMAGES_PER_CLUSTER = 80  # 16,000 clusters of ImageNet's 1.28 million images
@@ -79,7 +82,7 @@ def resolve(
         networks=config.networks,
         images=resolve_images(config.images, facts),
         views=_resolve_views(config, facts),
-        method=_resolve_method(config.method, facts.num_images, num_steps, teacher_dim, published),
+        method=_resolve_method(config, facts.num_images, num_steps, teacher_dim, published),
         baseline=_resolve_baseline(config.baseline, config.method.method, facts.num_images),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
@@ -147,15 +150,17 @@ def resolve_optimization(
 
 
 def _resolve_method(
-    options: MethodOptions,
+    config: TrainConfig,
     num_images: int,
     num_steps: int,
     teacher_dim: int | None,
     published_projection_dim: int | None,
 ) -> MethodOptions:
-    options = _with_defaults(options, options.method)
+    options = _with_defaults(config.method, config.method.method)
+    if options.method == "compress":
+        options = _resolve_comparison(options, config.networks, num_images)
     # With anchors of the whole dataset there are as many as there are images.
-    if "queue_size" in METHODS.get(options.method).options and options.anchors == "queue":
+    if "queue_size" in METHODS.get(options.method).options and options.anchors != "dataset":
         most = PUBLISHED_QUEUE_SIZES[options.method]
         queue_size = either(options.queue_size, min(most, max(1, num_images * 9 // 10)))
         options = replace(options, queue_size=queue_size)
@@ -175,6 +180,29 @@ def _resolve_method(
         projection_dim=either(options.projection_dim, projection_dim),
         kappa_e=either(options.kappa_e, 1024.0) if options.compression_beta else None,
         kappa_b=either(options.kappa_b, 10.0) if options.compression_beta else None,
+    )
+
+
+def _resolve_comparison(
+    options: MethodOptions, networks: NetworkOptions, num_images: int
+) -> MethodOptions:
+    """Fill in which anchors there are and how the teacher's embeddings are compared with them.
+
+    Where these are at hand all images are anchors, no more than a published queue holds.
+    """
+    looks_up = options.variant == "one-queue" and networks.teacher_view == "centre"
+    asks_for_queue = options.queue_size is not None or options.queue_init != "empty"
+    fits = num_images <= PUBLISHED_QUEUE_SIZES["compress"]
+    anchors: Literal["queue", "dataset"] = "queue"
+    if looks_up and fits and not asks_for_queue:
+        anchors = "dataset"
+    mean = either(options.teacher_mean, "subtract" if looks_up else "keep")
+    temperature = CENTRED_TEMPERATURE if mean == "subtract" else PUBLISHED_TEMPERATURE
+    return replace(
+        options,
+        anchors=either(options.anchors, anchors),
+        teacher_mean=mean,
+        temperature=either(options.temperature, temperature),
     )
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from distill.anchors import AnchorMemory, AnchorQueue, DatasetAnchors
 from distill.embedding_cache import EmbeddingTable
 from distill.engine.resolve import given
+from distill.engine.teacher import Rows
 from distill.jobs.prepare import QUEUE_DTYPES, Job, queue_shard
+from distill.jobs.teacher_rows import embedded_images
 
 
 def build_anchors(
-    job: Job, teacher_dim: int, student_dim: int, embeddings: Sequence[EmbeddingTable]
+    job: Job,
+    teacher_dim: int,
+    student_dim: int,
+    embeddings: Sequence[EmbeddingTable],
+    rows: Sequence[Rows],
 ) -> AnchorMemory:
     """Return the anchors that the job asks for.
 
@@ -22,7 +26,8 @@ def build_anchors(
         job: The prepared job.
         teacher_dim: Width of the teacher's embeddings.
         student_dim: Width of what the student is compared by.
-        embeddings: Of each of the teacher's views of the training images; one queue takes none.
+        embeddings: Of each of the teacher's views of the training images; a queue takes none.
+        rows: The same as they are compared.
     """
     method = job.config.method
     widths = (teacher_dim, None if method.variant == "one-queue" else student_dim)
@@ -32,9 +37,8 @@ def build_anchors(
         "shard": queue_shard(method),
     }
     if method.anchors == "dataset":
-        # What could not be read when it was embedded is never in a batch either.
-        images = np.setdiff1d(job.setting.images.trained, embeddings[0].bad)
-        return DatasetAnchors(images, embeddings[0].rows, *widths, **options)
+        images = embedded_images(job, embeddings)
+        return DatasetAnchors(images, rows[0].rows, *widths, **options)
     return AnchorQueue(
         given(method.queue_size),
         *widths,

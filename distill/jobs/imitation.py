@@ -17,6 +17,7 @@ from distill.engine.run_directory import RunDirectory
 from distill.engine.teacher import Teacher
 from distill.evaluation.kmeans import kmeans, nearest_centroids
 from distill.jobs.prepare import QUEUE_DTYPES, Job
+from distill.jobs.teacher_rows import embedded_images
 from distill.losses.cc import CC, CCReleased
 from distill.losses.clusterfit import ClusterFit
 from distill.losses.crd import CRD
@@ -129,7 +130,7 @@ def _clusterfit(job: Job, run: RunDirectory, embeddings: Sequence[EmbeddingTable
     cluster = torch.full((len(job.setting.images.data.train),), -1)
     is_kept = job.config.run.resume and bool(checkpoints(run.checkpoints))
     if not is_kept:
-        trained = np.setdiff1d(job.setting.images.trained, embeddings[0].bad)
+        trained = embedded_images(job, embeddings)
         cluster[trained] = torch.from_numpy(
             distributed.from_main(lambda: _clusters(job, embeddings[0], trained))
         )

@@ -15,12 +15,13 @@ from distill.engine.objective import Objective
 from distill.engine.predictor import build_predictor
 from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
-from distill.engine.teacher import CachedTeacher, OnlineTeacher, Teacher
+from distill.engine.teacher import CachedTeacher, OnlineTeacher, Rows, Teacher
 from distill.jobs.anchors import build_anchors
 from distill.jobs.crops import StudentViews, student_views
 from distill.jobs.fitting import make_learner, restore
 from distill.jobs.imitation import build_imitation
 from distill.jobs.prepare import Job
+from distill.jobs.teacher_rows import compared_rows
 from distill.losses.compress import CompRess
 from distill.losses.residual_information import ResidualInformation
 from distill.row_exchange import row_counts
@@ -39,9 +40,10 @@ def build_learner(
             runs at every step.
     """
     objective: Objective
-    teacher = _build_teacher(job, embeddings)
+    rows = compared_rows(job, embeddings)
+    teacher = _build_teacher(job, rows)
     if job.config.method.method == "compress":
-        objective = _build_distillation(job, given(teacher), embeddings)
+        objective = _build_distillation(job, given(teacher), embeddings, rows)
     else:
         objective = build_imitation(job, run, teacher, embeddings)
     learner = make_learner(job.setting, objective)
@@ -75,10 +77,10 @@ def _student_views(job: Job) -> StudentViews:
     return student_views(job.config, crop_fraction=job.setting.network.input.crop_fraction)
 
 
-def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher | None:
+def _build_teacher(job: Job, rows: Sequence[Rows]) -> Teacher | None:
     if job.teacher is None:
         return None
-    if not embeddings:
+    if not rows:
         return OnlineTeacher(
             job.teacher,
             job.setting.device,
@@ -86,16 +88,16 @@ def _build_teacher(job: Job, embeddings: Sequence[EmbeddingTable]) -> Teacher | 
             batch_size=job.config.networks.teacher_batch_size,
         )
     job.teacher.to("meta")  # its weights are not needed any more, and may be gigabytes
-    return CachedTeacher(embeddings, job.setting.device)
+    return CachedTeacher(rows, job.setting.device)
 
 
 def _build_distillation(
-    job: Job, teacher: Teacher, embeddings: Sequence[EmbeddingTable]
+    job: Job, teacher: Teacher, embeddings: Sequence[EmbeddingTable], rows: Sequence[Rows]
 ) -> Distillation:
     method, width = job.config.method, job.config.method.projection_dim
     student_dim = width or job.setting.network.embedding_dim
     compress = CompRess(
-        build_anchors(job, teacher.embedding_dim, student_dim, embeddings),
+        build_anchors(job, teacher.embedding_dim, student_dim, embeddings, rows),
         teacher_temperature=given(method.temperature),
         student_temperature=given(method.student_temperature),
         mask_self=method.mask_self,

@@ -84,6 +84,10 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--queue-init prefill goes with --anchors queue",
         ),
         (
+            "--teacher pixels --student resnet18 --teacher-mean subtract --teacher-view student",
+            "--teacher-mean subtract goes with --teacher-view centre",
+        ),
+        (
             "--teacher pixels --student resnet18 --predictor none --projection-dim 5",
             "--projection-dim 5 goes with --predictor linear or mlp",
         ),
@@ -264,7 +268,7 @@ def test_a_second_run_into_a_finished_one(mistake, tmp_path: Path, make_folder):
     assert run(argv) == 0
     assert "holds a run already" in mistake(*argv)
     error = mistake("--output", "run", "--resume", "--temperature", "0.1")
-    assert "--temperature is 0.04 in the run and 0.1 was asked for" in error
+    assert "--temperature is 0.07 in the run and 0.1 was asked for" in error
 
 
 def test_one_image_is_not_enough(mistake, tmp_path: Path):

@@ -58,7 +58,8 @@ def test_the_run_directory_holds_what_was_promised(make_folder, tmp_path, capsys
 
 def test_the_log_has_a_line_a_step_and_starts_by_filling(make_folder, tmp_path):
     data, output = make_folder(), tmp_path / "run"
-    assert run(short(data, output, "--epochs", "2", "--log-every", "1", "--holdout", "0.1")) == 0
+    flags = ["--epochs", "2", "--log-every", "1", "--holdout", "0.1", "--anchors", "queue"]
+    assert run(short(data, output, *flags)) == 0
     lines = log_lines(output)
     assert lines[0]["event"] == "filling"
     assert lines[0]["step"] == 0
@@ -116,6 +117,8 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--predictor mlp --precision fp32",
         "--predictor none --variant two-queue",
         "--anchors dataset --num-teacher-views 2",
+        "--teacher-mean keep",
+        "--variant two-queue --teacher-mean subtract",
         "--student-init scaled",
         "--student-crops 2 --small-crops 2 --small-crop-size 24",
         "--student-crops 2 --compression-beta 0.1 --kappa-b 5",
@@ -176,6 +179,7 @@ def test_printed_configuration_is_a_recipe(make_folder, tmp_path, capsys):
     [
         ["--variant", "two-queue-momentum"],
         ["--variant", "one-queue"],
+        ["--variant", "one-queue", "--anchors", "queue"],
         ["--predictor", "mlp", "--student-crops", "2", "--variant", "two-queue-momentum"],
     ],
 )
@@ -258,7 +262,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
     monkeypatch.setattr(CompRess, "forward", diverge)
     assert run(short(data, output, "--epochs", "4")) == 1
     error = capsys.readouterr().err
-    assert "the loss is nan at step 7 (epoch 2)" in error
+    assert "the loss is nan at step 8 (epoch 2)" in error
     assert len(checkpoints(output / "checkpoints")) == 1
     monkeypatch.undo()
     assert run(["--output", str(output), "--resume"]) == 0
@@ -272,13 +276,13 @@ def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monk
     def overflow(self, *, stepped):
         after_step(self, stepped=stepped)
         calls.append(1)
-        if len(calls) == 10:  # the second epoch's last step
+        if len(calls) == 10:  # the second epoch's last
             next(self.parameters()).data.fill_(float("inf"))
 
     monkeypatch.setattr(Distillation, "after_step", overflow)
     flags = ["--epochs", "2", "--holdout", "0"]
     assert run(short(make_folder(), output, *flags)) == 1
-    assert "weights are not finite after step 9" in capsys.readouterr().err
+    assert "weights are not finite after step 10" in capsys.readouterr().err
     assert len(checkpoints(output / "checkpoints")) == 1
 
 

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -26,6 +26,7 @@ def test_nothing_follows_the_data_afterwards():
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
     may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
     may_stay |= {"kappa_e", "kappa_b"}
+    may_stay |= {"queue_size"}  # all images are anchors
     may_stay |= {"student_init"}  # follows the student, once it is built
     assert left == may_stay | set(flattened_baseline())
 
@@ -108,7 +109,7 @@ def test_concentrations_follow_the_price():
 
 
 def test_the_queue_is_smaller_than_the_training_set():
-    assert resolved(SMALL).method.queue_size == 8_096
+    assert resolved(SMALL, anchors="queue").method.queue_size == 8_096
     assert resolved(IMAGENET).method.queue_size == 128_000
 
 
@@ -116,8 +117,48 @@ def test_a_bank_of_all_images_has_no_size_of_its_own():
     assert resolved(SMALL, anchors="dataset").method.queue_size is None
 
 
+@pytest.mark.parametrize(
+    ("options", "anchors"),
+    [
+        ({}, "dataset"),
+        ({"variant": "two-queue"}, "queue"),
+        ({"teacher_view": "student"}, "queue"),
+        ({"queue_size": 512}, "queue"),
+        ({"queue_init": "random"}, "queue"),
+        ({"variant": "two-queue", "anchors": "dataset"}, "dataset"),
+    ],
+)
+def test_all_images_are_anchors_where_the_teachers_embeddings_are_at_hand(options, anchors):
+    assert resolved(SMALL, **options).method.anchors == anchors
+
+
+def test_as_many_images_are_anchors_as_a_published_queue_holds():
+    facts = replace(SMALL, num_images=128_000)
+    assert resolved(facts).method.anchors == "dataset"
+    assert resolved(replace(facts, num_images=128_001)).method.anchors == "queue"
+
+
+@pytest.mark.parametrize(
+    ("options", "mean"),
+    [
+        ({}, "subtract"),
+        ({"variant": "two-queue"}, "keep"),
+        ({"teacher_view": "student"}, "keep"),
+        ({"teacher_mean": "keep"}, "keep"),
+        ({"variant": "two-queue", "teacher_mean": "subtract"}, "subtract"),
+        ({"method": "reg"}, None),
+    ],
+)
+def test_the_teachers_mean_is_subtracted_where_it_is_known(options, mean):
+    method = resolved(SMALL, **options).method
+    assert method.teacher_mean == mean
+    if mean is not None:
+        expected = 0.07 if mean == "subtract" else 0.04
+        assert (method.temperature, method.student_temperature) == (expected, expected)
+
+
 def test_the_area_of_crops_follows_the_augmentation():
-    assert resolved(IMAGENET).views.min_crop_area == 0.08
+    assert resolved(IMAGENET).views.min_crop_area == 0.5
     assert resolved(DIGITS).views.min_crop_area == 0.6
     assert resolved(IMAGENET, augmentation="none").views.min_crop_area is None
     assert resolved(IMAGENET, min_crop_area=0.3).views.min_crop_area == 0.3

@@ -200,7 +200,8 @@ def test_training_on_kept_embeddings_is_training_on_the_same_numbers(
         return rows
 
     monkeypatch.setattr(CachedTeacher, "__call__", spied)
-    train(tmp_path / "a", make_folder(), num_teacher_views=3, cache_dtype="fp32", epochs=3)
+    options = {"num_teacher_views": 3, "cache_dtype": "fp32", "teacher_mean": "keep"}
+    train(tmp_path / "a", make_folder(), **options, epochs=3)
     assert {epoch for epoch, *_ in looked_up} == {0, 1, 2}
     for epoch, index, rows, views in looked_up:
         tables = [np.load(view.folder / "embeddings.npy") for view in views]
