@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := distill teachers students tools tests
 
-.PHONY: help demo install format lint test test-slow bench bench-gpu clean
+.PHONY: help demo install format lint test test-slow soak bench bench-gpu clean
 
 help:
 	@echo "make demo       the quick start: distil the shipped teacher on digits, end with a table"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint       check format, lint and types"
 	@echo "make test       run the default tests"
 	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
+	@echo "make soak       inject faults into running commands; takes tens of minutes"
 	@echo "make bench      compare the blocked anchor loss with the plain formula"
 	@echo "make bench-gpu  check the fused anchor loss on a CUDA GPU, tune it, time the published sizes"
 
@@ -36,7 +37,10 @@ lint: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu and not soak" -n 2 --dist loadfile
+
+soak: install
+	$(BIN)/python -m pytest -m soak -n 2
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

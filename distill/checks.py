@@ -110,6 +110,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "nn_every": (0, math.inf, "at least 0"),
     "log_every": (1, math.inf, "at least 1"),
     "checkpoint_every": (1, math.inf, "at least 1"),
+    "keep_every": (0, math.inf, "at least 0"),
 }
 # A projection of 0 means none for a student; a sphere needs two dimensions.
 _TRAIN_RANGES = {"projection_dim": (0, math.inf, "at least 0")}

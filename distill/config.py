@@ -229,7 +229,11 @@ class RunOptions(ExecutionOptions):
     log_every: int = 10
     """Steps between lines of log.jsonl."""
     checkpoint_every: int = 1
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints; the newest two and the best are kept."""
+    keep_every: int = 0
+    """Epochs between checkpoints that are kept, too; 0: none."""
+    on_failed_checkpoint: Literal["continue", "stop"] = "continue"
+    """What to do when the disk refuses a checkpoint; those before it stay intact."""
 
 
 @dataclass(frozen=True)

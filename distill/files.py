@@ -54,6 +54,17 @@ def replaced_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
         raise
     temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a renamed file keeps its name when the power fails."""
+    with suppress(OSError):  # not every file system and system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: Path, content: bytes) -> None:

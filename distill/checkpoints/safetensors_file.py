@@ -8,6 +8,8 @@ tensors of a foreign file cannot be found.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,13 @@ class SafetensorsFile(TensorFile):
 
     Args:
         path: The file.
+        verify: Read everything once and check it.
 
     Raises:
         DistillError: It is missing, not whole, or its checksum is wrong.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
         try:
             self._file: Any = safetensors.safe_open(path, framework="pt")
             metadata = self._file.metadata() or {}
@@ -50,7 +53,9 @@ class SafetensorsFile(TensorFile):
             raise _not_whole(path, error) from error
         super().__init__(path, "safetensors", shapes)
         stored = metadata.get(_CHECKSUM)
-        if stored is not None and stored != self._checksum(metadata.get(_DESCRIPTION, "")):
+        if not verify or stored is None:
+            return
+        if stored != self._checksum(metadata.get(_DESCRIPTION, "")):
             raise DistillError(
                 f"the checksum of {path} is wrong: the file is damaged; make or fetch it again"
             )
@@ -73,13 +78,19 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
         path: The file.
         tensors: By name; none may share memory with another.
         description: Anything that JSON can hold.
+
+    Raises:
+        OSError: The disk refuses.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description)
     checksum = _checksum(text, sorted(tensors.items()))
     metadata = {_DESCRIPTION: text, _CHECKSUM: checksum}
     with replaced_whole(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise _disk_error(error, temporary) from error
 
 
 def _checksum(description: str, tensors: Any) -> str:
@@ -89,6 +100,12 @@ def _checksum(description: str, tensors: Any) -> str:
         if tensor.numel():
             checksum.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return checksum.hexdigest().decode()
+
+
+def _disk_error(error: Exception, path: Path) -> Exception:
+    """Return what the system said, which the library hands on as text only."""
+    code = re.search(r"os error (\d+)", str(error))
+    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
 
 
 def _parsed(description: str | None) -> Any:

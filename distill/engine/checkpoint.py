@@ -1,34 +1,33 @@
 """Checkpoints: everything that a run needs to go on, in files that are whole or not there.
 
-    step-000000010.pt                what all ranks share, and how many shards there are
-    step-000000010.queue-0-of-4.pt   the anchors that the first of four ranks holds
+    step-000000010.safetensors                what all ranks share, and how many shards there are
+    step-000000010.queue-0-of-4.safetensors   the anchors that the first of four ranks holds
 
-PyTorch files of tensors and plain values, read with `weights_only=True`, each written beside its
-place, flushed to the disk and renamed. Every rank writes its own shard; when all have, the first
-writes the main file, whose presence makes the checkpoint complete. The newest two are kept.
+Tensors, and a description with everything else as JSON, under one checksum (CRC-32C): nothing is
+run when they are read, and a flipped bit is found. Each is written beside its place, flushed to the
+disk and renamed. Every rank writes its own shard; when all have, the first writes the main file,
+whose presence makes the checkpoint complete. The teacher is in none of them.
 
-Shards are mapped, not read: a rank of a run that goes on with another number of ranks takes its own
-anchors out of all of them. Limits: all ranks write to and read from one file system; a shard is
-found damaged by its structure, not by a checksum of its content.
+The newest two are kept, the best (by held-out training images), and those of every N epochs, as
+asked. Shards are mapped: a rank of a run that goes on with another number of ranks takes its own
+anchors out of all of them, and each file is checked by one rank. Limit: all ranks write to and read
+from one file system.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from distill import distributed
+from distill.engine.state_file import read_description, read_state, write_state
 from distill.errors import DistillError
-from distill.files import written_whole
 
-FORMAT = 1
 KEPT = 2
-_NAME = re.compile(r"step-(\d{9})\.pt")
+_NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
 @dataclass
@@ -40,12 +39,14 @@ class Progress:
         epoch: The epoch that is running, from 0.
         batch: Batches of it that were consumed.
         seconds: Time spent training, over all sittings.
+        log_bytes: Length of the log that tells of all this.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
+    log_bytes: int = 0
 
 
 class Shard(NamedTuple):
@@ -62,97 +63,199 @@ class Shard(NamedTuple):
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        run: Options that decide what the run is.
+        score: Accuracy on held-out training images at this step; None where it was not measured.
+        keep_every: Checkpoints after every so many epochs stay; 0: none for that reason.
+    """
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    keep_every: int = 0
+
+
 class Checkpoint(NamedTuple):
     """What was saved.
 
     Attributes:
+        path: The main file.
         progress: Where the run stood.
+        run: As in `About`.
         state: What all ranks share.
         shards: Of every rank that saved one, in order; their tensors are mapped from the files.
     """
 
+    path: Path
     progress: Progress
+    run: Mapping[str, Any]
     state: dict[str, Any]
     shards: list[dict[str, Any]]
 
 
+class CheckpointNotWrittenError(DistillError):
+    """The disk refused a checkpoint; those that were there are intact."""
+
+
 def save_checkpoint(
-    folder: Path, progress: Progress, state: dict[str, Any], shard: Shard | None = None
+    folder: Path,
+    progress: Progress,
+    state: dict[str, Any],
+    shard: Shard | None = None,
+    about: About | None = None,
 ) -> Path:
-    """Write a checkpoint and remove all but the newest two; every rank calls it.
+    """Write a checkpoint and remove those that need not be kept; every rank calls it.
 
     Args:
         folder: Folder of the checkpoints.
         progress: Where the run stands.
         state: Tensors and plain values, nested in dicts and lists, the same on every rank.
         shard: This rank's. One that is the whole is written by the first rank alone.
+        about: What else is kept with it.
 
     Returns:
         The main file.
+
+    Raises:
+        CheckpointNotWrittenError: On every rank, when the disk refuses one of them.
     """
-    path = folder / f"step-{progress.step:09d}.pt"
-    if shard is not None and (shard.num_shards > 1 or distributed.is_main()):
-        with written_whole(_shard_path(path, shard.rank, shard.num_shards)) as file:
-            torch.save(shard.state, file)
-    distributed.barrier()
-    if not distributed.is_main():
-        return path
+    about = about or About()
+    path = folder / f"step-{progress.step:09d}.safetensors"
     num_shards = 0 if shard is None else shard.num_shards
-    content = {"format": FORMAT, "progress": asdict(progress), "state": state}
-    with written_whole(path) as file:
-        torch.save({**content, "num_shards": num_shards}, file)
-    _clean(folder, {_shard_path(path, rank, num_shards) for rank in range(num_shards)})
+    own = None
+    if shard is not None and (num_shards > 1 or distributed.is_main()):
+        own = _shard_path(path, shard.rank, num_shards)
+    is_epochs_end = progress.epoch > 0 and progress.batch == 0
+    keep = is_epochs_end and about.keep_every > 0 and progress.epoch % about.keep_every == 0
+    description = {
+        **{"progress": asdict(progress), "run": dict(about.run), "num_shards": num_shards},
+        **{"score": about.score, "keep": keep},
+    }
+    try:
+        _write_on_all_ranks(own, {} if shard is None else shard.state, {})
+        _write_on_all_ranks(path if distributed.is_main() else None, state, description)
+    except CheckpointNotWrittenError:
+        if own is not None and not path.exists():  # make room
+            own.unlink(missing_ok=True)
+        raise
+    if distributed.is_main():
+        _clean(folder, {_shard_path(path, rank, num_shards) for rank in range(num_shards)})
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the main files of a folder's checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def checkpoint_bytes(path: Path) -> int:
+    """Return the size of a checkpoint, shards included, from its main file."""
+    shards = path.parent.glob(f"{path.stem}.queue-*-of-*.safetensors")
+    return sum(file.stat().st_size for file in (path, *shards))
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint of a folder; None when there is none.
+    """Read the newest checkpoint of a folder; None when there is none. Every rank calls it.
 
     Raises:
-        DistillError: When a file of it is missing or damaged (naming the checkpoint before it) or
-            of another format.
+        DistillError: On every rank, when a file of it is missing, damaged or of another format,
+            naming the newest of those before it that is whole.
     """
     found = checkpoints(folder)
     if not found:
         return None
-    newest = found[-1]
-    remedy = f"; remove {newest.name} to go on from {found[-2].name}" if len(found) > 1 else ""
-    content = _read(newest, remedy)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DistillError(f"checkpoint {newest} was written by another version of distill")
-    num_shards = content.get("num_shards", 0)
-    paths = [_shard_path(newest, rank, num_shards) for rank in range(num_shards)]
-    shards = [_read(path, remedy, mmap=True) for path in paths]
-    return Checkpoint(Progress(**content["progress"]), content["state"], shards)
+    newest = found.pop()
+    try:
+        return _read(newest)
+    except DistillError as error:
+        whole = next((path for path in reversed(found) if _is_whole(path)), None)
+        remedy = "put a copy there or start a new run with another --output"
+        if whole is not None:
+            after = [path.stem for path in (*found, newest) if path.stem > whole.stem]
+            files = " and ".join(f"{stem}.*" for stem in after)
+            remedy = f"remove {files} to go on from {whole.name}, which is whole"
+        raise DistillError(f"{error}; {remedy}") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read one checkpoint; each rank checks some of its files, and all raise what one finds."""
+    checkpoint: Checkpoint | None = None
+    problems = set()
+    try:
+        content, state = read_state(path, verify=distributed.is_main())
+        num_shards = content["num_shards"]
+        shards = [_read_shard(path, rank, num_shards) for rank in range(num_shards)]
+        progress = Progress(**content["progress"])
+        checkpoint = Checkpoint(path, progress, content["run"], state, shards)
+    except DistillError as error:
+        problems.add(str(error))
+    problems = distributed.union(problems)
+    if problems or checkpoint is None:
+        raise DistillError("; ".join(sorted(problems)))
+    return checkpoint
+
+
+def _read_shard(path: Path, rank: int, num_shards: int) -> dict[str, Any]:
+    place = _shard_path(path, rank, num_shards)
+    mine = rank % distributed.world_size() == distributed.rank()
+    return read_state(place, verify=mine)[1]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        num_shards = read_state(path)[0]["num_shards"]
+        for rank in range(num_shards):
+            read_state(_shard_path(path, rank, num_shards))
+    except DistillError:
+        return False
+    return True
 
 
 def _shard_path(path: Path, rank: int, num_shards: int) -> Path:
-    return path.with_name(f"{path.stem}.queue-{rank}-of-{num_shards}.pt")
+    return path.with_name(f"{path.stem}.queue-{rank}-of-{num_shards}.safetensors")
 
 
-def _read(path: Path, remedy: str, *, mmap: bool = False) -> Any:
-    if not path.exists():
-        raise DistillError(f"checkpoint file {path} is missing{remedy or _NO_REMEDY}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DistillError(f"checkpoint file {path} is damaged{remedy or _NO_REMEDY}") from error
-
-
-_NO_REMEDY = "; put a copy there or start a new run with another --output"
+def _write_on_all_ranks(
+    path: Path | None, state: dict[str, Any], description: dict[str, Any]
+) -> None:
+    """Write this rank's file, if it has one; raise on all ranks what one of them could not."""
+    problems = set()
+    if path is not None:
+        try:
+            write_state(path, state, description)
+        except OSError as error:
+            problems.add(f"{path.parent}: {error.strerror or error}")
+    problems = distributed.union(problems)
+    if problems:
+        raise CheckpointNotWrittenError(f"no checkpoint was written to {'; '.join(problems)}")
 
 
 def _clean(folder: Path, newest_shards: set[Path]) -> None:
-    """Remove old checkpoints, main file first, and shards that belong to none."""
+    """Remove checkpoints that need not be kept, main file first, and shards that belong to none."""
     found = checkpoints(folder)
-    for path in found[:-KEPT]:
-        path.unlink()
-    kept_before = tuple(f"{path.stem}." for path in found[-KEPT:-1])
-    for shard in folder.glob("step-*.queue-*-of-*.pt*"):
+    kept = {*found[-KEPT:], *_worth_keeping(found)}
+    for path in found:
+        if path not in kept:
+            path.unlink()
+    kept_before = tuple(f"{path.stem}." for path in kept if path != found[-1])
+    for shard in folder.glob("step-*.queue-*-of-*.safetensors*"):
         if shard not in newest_shards and not shard.name.startswith(kept_before):
             shard.unlink()
+
+
+def _worth_keeping(found: Sequence[Path]) -> set[Path]:
+    """Return the best checkpoint, the newest of equals, and those that are kept for their epoch."""
+    kept, scores = set(), []
+    for path in found:
+        try:
+            content = read_description(path)
+        except DistillError:  # damaged or of another version: not this run's to judge
+            continue
+        if content["keep"]:
+            kept.add(path)
+        if content["score"] is not None:
+            scores.append((content["score"], path))
+    return kept | ({max(scores)[1]} if scores else set())

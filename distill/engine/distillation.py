@@ -180,8 +180,19 @@ class Distillation:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return student, projection and momentum copy; the teacher is not part of it."""
-        state: dict[str, Any] = {"network": self.network.state_dict()}
+        """Return student, projection, momentum copy and how the loss stood to chance.
+
+        The teacher is not part of it. All ranks call it together.
+        """
+        beside = [
+            (distributed.mean_over_ranks(loss.item()), chance.item())
+            for loss, chance in self._beside_chance
+        ]
+        state: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "beside_chance": beside,
+            "num_losses": self._num_losses,
+        }
         if self.copy is not None:
             state["copy"] = self.copy.state_dict()
         return state
@@ -195,8 +206,11 @@ class Distillation:
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
         """Restore what `state_dict` and every rank's `shard` returned."""
         self.network.load_state_dict(state["network"])
+        self._beside_chance.extend(
+            (torch.tensor(loss), torch.tensor(chance)) for loss, chance in state["beside_chance"]
+        )
+        self._num_losses = state["num_losses"]
         if self.shard() is not None:
-            # Until there were shards, the queue of the one process lay in the state.
-            self.compress.queue.load_state_dict(*(shards or [state["queue"]]))
+            self.compress.queue.load_state_dict(*shards)
         if self.copy is not None:
             self.copy.load_state_dict(state["copy"])

@@ -1,16 +1,19 @@
 """Where a run reports for programs: log.jsonl and TensorBoard.
 
-With several processes only the first reports.
+With several processes only the first reports. A disk that refuses lines does not end the run: they
+wait in memory, and are written when it takes them again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distill import distributed
+from distill.terminal import say
 
 
 class RunLog:
@@ -18,48 +21,78 @@ class RunLog:
 
     Args:
         run: The run directory.
-        step: Optimizer steps already taken; later lines of an earlier sitting are removed, so that
-            the log has neither gaps nor doubles after `--resume`.
+        step: Optimizer steps already taken; TensorBoard drops later ones of an earlier sitting.
+        num_bytes: Length of log.jsonl at that moment; what an earlier sitting wrote after it is
+            removed, so that the log has neither gaps nor doubles after `--resume`.
     """
 
-    def __init__(self, run: Path, *, step: int = 0) -> None:
+    def __init__(self, run: Path, *, step: int = 0, num_bytes: int = 0) -> None:
         self.is_open = distributed.is_main()
         if not self.is_open:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "log.jsonl"
-        _keep_until(self.path, step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._file = self.path.open("ab")
+        if self._file.tell() > num_bytes:
+            self._file.truncate(num_bytes)
+        self._num_bytes = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+        self._tensorboard: SummaryWriter | None = SummaryWriter(
+            str(run / "tensorboard"), purge_step=step + 1
+        )
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line; numbers go to TensorBoard too."""
         if not self.is_open:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self._tensorboard.add_scalar(name, value, step)
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._num_bytes += len(line.encode())
+        is_first = not self._waiting
+        self._waiting += line.encode()
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if is_first:
+                say(f"warning: {self.path} cannot be written ({error.strerror}); lines wait")
+        self._write_scalars(step, values)
+
+    def sync(self) -> int:
+        """Flush the lines to the disk; return the length of the log, waiting lines included."""
+        if not self.is_open:
+            return 0
+        try:
+            self._write_waiting()
+            os.fsync(self._file.fileno())
+        except OSError:
+            pass  # which `write` has said
+        return self._num_bytes
 
     def close(self) -> None:
-        """Flush both to the disk."""
+        """Flush both to the disk, as far as it takes them."""
         if not self.is_open:
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._tensorboard.close()
-
-
-def _keep_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        self.sync()
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # the last line of a run that was killed
-            break
-    path.write_text("".join(kept), encoding="utf-8")
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        except OSError as error:
+            say(f"warning: the last lines of {self.path} are lost ({error.strerror})")
+
+    def _write_waiting(self) -> None:
+        """Write what waits; a line that the disk took in part goes on where it was cut."""
+        while self._waiting:
+            written = os.write(self._file.fileno(), self._waiting)
+            self._waiting = self._waiting[written:]
+
+    def _write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._tensorboard is None:
+            return
+        try:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._tensorboard.add_scalar(name, value, step)
+        except OSError as error:  # its own thread met it before
+            say(f"warning: TensorBoard's files cannot be written ({error.strerror}) and end here")
+            self._tensorboard = None

@@ -1,17 +1,19 @@
 """The training loop: owns the order of events, knows nothing of the method.
 
 For every batch, whole or in parts: loss and, when there is one, backward; then check it, clip,
-optimizer, schedule; then what follows the step. After every epoch: the nearest-neighbour check and
-a checkpoint, as asked. A stop request is honoured after the step in progress, with a checkpoint.
-Several ranks take every step together, and one rank's stop request counts for all.
+optimizer, schedule; then what follows the step. After every epoch: the nearest-neighbour check, the
+log, and only then a checkpoint, as asked, so that a run that goes on from it has the epoch's line.
+A stop request is honoured after the step in progress, with a checkpoint. Several ranks take every
+step together, and one rank's stop request counts for all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from distill.engine.checkpoint import Progress
 from distill.engine.collapse import CollapseWatch
 from distill.engine.interrupts import StopRequest
 from distill.engine.log import RunLog
+from distill.engine.meter import Meter
 from distill.engine.objective import Objective
 from distill.engine.spread import EmbeddingSpread
 from distill.errors import NonFiniteLossError
@@ -43,19 +46,25 @@ class LoopSettings:
     log_every: int
     clip_grad_norm: float | None = None
     accumulate: int = 1
+    checkpoint_every: int = 1
+    seed: int = 0
 
 
 @dataclass
 class Learner:
     """What the loop advances together: the objective, its optimizer and its schedule.
 
-    `spread`, where there is one, looks at the embeddings of what is trained.
+    `spread`, where there is one, looks at the embeddings of what is trained. Meters and watch are
+    here because a run that goes on writes the log that it would have written.
     """
 
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     spread: EmbeddingSpread | None = None
+    meter: Meter = field(default_factory=Meter)
+    epoch_meter: Meter = field(default_factory=Meter)
+    watch: CollapseWatch = field(default_factory=CollapseWatch)
 
     def metrics(self) -> dict[str, float]:
         """Return what the log tells of the last batch; all ranks call it together."""
@@ -63,53 +72,50 @@ class Learner:
         return {**self.objective.metrics(), **spread}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must restore and all ranks share, torch's random state included.
+        """Return what a checkpoint must restore and all ranks share; all call it together.
 
-        What each rank holds a part of is the objective's `shard`.
+        What each rank holds a part of is the objective's `shard`. Nothing random is kept: every
+        step draws from a seed of its own.
         """
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
+            "spread": {} if self.spread is None else self.spread.state_dict(),
+            "meter": self.meter.state_dict(),
+            "epoch_meter": self.epoch_meter.state_dict(),
+            "has_warned": self.watch.has_spoken,
         }
 
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
         """Restore what `state_dict` and the objective's `shard` on every rank returned."""
         self.objective.load_state_dict(state["objective"], shards)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_laid_out(state["optimizer"], self.optimizer))
         self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
+        if self.spread is not None:
+            self.spread.load_state_dict(state["spread"])
+        self.meter.load_state_dict(state["meter"])
+        self.epoch_meter.load_state_dict(state["epoch_meter"])
+        self.watch.has_spoken = state["has_warned"]
 
 
-class Meter:
-    """Loss, speed and share of time spent waiting for data since it was last read."""
+def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with what it knows of a parameter in that one's memory order.
 
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.loss_sum, self.num_losses, self.num_images = 0.0, 0, 0
-        self.waited, self.started = 0.0, time.perf_counter()
-
-    def add(self, loss: float | None, *, num_images: int, waited: float) -> None:
-        """Count a batch of all ranks; `loss` is None when it gave none, `waited` in seconds."""
-        self.loss_sum += loss or 0.0
-        self.num_losses += loss is not None
-        self.num_images += num_images
-        self.waited += waited
-
-    def read(self) -> dict[str, float]:
-        """Return the averages and start anew."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        values = {
-            "images_per_second": round(self.num_images / seconds, 1),
-            "data_wait": round(self.waited / seconds, 4),
+    Files hold rows in the order of their dimensions, networks may not (`channels_last`), and fused
+    kernels go through both as they lie.
+    """
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    of_parameters = {
+        number: {
+            name: torch.empty_like(parameters[number], dtype=value.dtype).copy_(value)
+            if isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in values.items()
         }
-        if self.num_losses:
-            values["loss"] = self.loss_sum / self.num_losses
-        self._reset()
-        return values
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": of_parameters}
 
 
 def fit(
@@ -121,7 +127,7 @@ def fit(
     log: RunLog,
     on_bad_images: Callable[[Sequence[str]], None],
     on_epoch_end: Callable[[int], dict[str, float]],
-    save: Callable[[], None],
+    save: Callable[[float | None], None],
 ) -> str | None:
     """Train until the last epoch is done or a stop is asked for.
 
@@ -133,7 +139,8 @@ def fit(
         log: Receives a line every `log_every` steps.
         on_bad_images: Told of images that could not be read; raises to end the run.
         on_epoch_end: Called with the number of finished epochs; returns numbers for the log.
-        save: Writes a checkpoint; called where a run may have to go on from.
+        save: Writes a checkpoint; called where a run may have to go on from, with the accuracy on
+            held-out images where it was just measured.
 
     Returns:
         None when the run is complete, else the name of the signal that stopped it.
@@ -142,7 +149,6 @@ def fit(
         NonFiniteLossError: Naming the step; nothing was updated by it.
     """
     learner.objective.train_mode()
-    epoch_meter, meter, watch = Meter(), Meter(), CollapseWatch()
     done = round(
         (progress.epoch + progress.batch / settings.batches_per_epoch) * settings.num_images
     )
@@ -155,28 +161,57 @@ def fit(
             counts = row_counts(len(batch.index))
             num_images, loss = sum(counts), None
             if learner.objective.accepts(counts):
+                _draw_anew(settings.seed, progress)
                 loss = _advance(learner, batch, settings, progress)
-            for one in (meter, epoch_meter):
-                one.add(loss, num_images=num_images, waited=waited)
+            for meter in (learner.meter, learner.epoch_meter):
+                meter.add(loss, num_images=num_images, waited=waited)
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
             bar.update(num_images)
-            values = _log_step(learner, meter, settings, progress, log=log, bar=bar, loss=loss)
-            _warn(watch.look(progress.step, values))
+            values = _log_step(learner, settings, progress, log=log, bar=bar, loss=loss)
+            _warn(learner.watch.look(progress.step, values))
+            is_saved = False
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                values = {**epoch_meter.read(), **learner.metrics()}
-                values |= on_epoch_end(progress.epoch)
-                log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
-                say(_epoch_line(progress.epoch, settings.num_epochs, values))
-                _warn(watch.look(progress.step, values, num_epochs=progress.epoch))
-                learner.objective.train_mode()
-                epoch_meter.read(), meter.read()
+                score = _end_epoch(learner, settings, progress, log, on_epoch_end)
+                is_last = progress.epoch == settings.num_epochs
+                if is_last or progress.epoch % settings.checkpoint_every == 0:
+                    save(score)
+                    is_saved = True
             if distributed.any_rank(stop.received is not None):
-                save()
+                if not is_saved:
+                    save(None)
                 return stop.received or "a signal to another process"
             clock = time.perf_counter()
     return stop.received  # a signal may have come while the loader ended its workers
+
+
+def _draw_anew(seed: int, progress: Progress) -> None:
+    """Seed torch's global generators for one step, such as for dropout, on each rank apart.
+
+    A run that goes on then draws what it would have drawn, with nothing to be restored.
+    """
+    key = f"{seed}/{progress.epoch}/{progress.batch}/{distributed.rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+
+
+def _end_epoch(
+    learner: Learner,
+    settings: LoopSettings,
+    progress: Progress,
+    log: RunLog,
+    on_epoch_end: Callable[[int], dict[str, float]],
+) -> float | None:
+    """Measure and report an epoch; return the accuracy on held-out images, where there is one."""
+    values = {**learner.epoch_meter.read(), **learner.metrics()}
+    values |= on_epoch_end(progress.epoch)
+    log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
+    say(_epoch_line(progress.epoch, settings.num_epochs, values))
+    _warn(learner.watch.look(progress.step, values, num_epochs=progress.epoch))
+    learner.objective.train_mode()
+    learner.epoch_meter.restart()
+    learner.meter.restart()  # measuring is not training
+    return values.get("holdout_nn_accuracy")
 
 
 def _advance(
@@ -220,7 +255,6 @@ def _backward(objective: Objective, batch: Batch, num_parts: int) -> float | Non
 
 def _log_step(
     learner: Learner,
-    meter: Meter,
     settings: LoopSettings,
     progress: Progress,
     *,
@@ -235,7 +269,7 @@ def _log_step(
         log.write(progress.step, {"epoch": progress.epoch, **filling})
         bar.set_postfix_str("filling the queue")
     elif progress.step % settings.log_every == 0 or progress.step == 1:
-        values = {**meter.read(), "learning_rate": float(learner.schedule.get_last_lr()[0])}
+        values = {**learner.meter.read(), "learning_rate": float(learner.schedule.get_last_lr()[0])}
         values |= learner.metrics()
         log.write(progress.step, {"epoch": progress.epoch, **values})
         bar.set_postfix_str(

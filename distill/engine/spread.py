@@ -75,7 +75,20 @@ class EmbeddingSpread:
                 embeddings.shape[1], dtype=torch.int64, device=embeddings.device
             )
         self._num_batches += 1
-        self._unvaried = (self._unvaried + 1).masked_fill(_varies(self._last), 0)
+        unvaried = self._unvaried.to(embeddings.device)  # a checkpoint's lies on the CPU
+        self._unvaried = (unvaried + 1).masked_fill(_varies(self._last), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later numbers depend on, the same on every rank; all call it together."""
+        if self._unvaried is None:
+            return {}
+        unvaried = distributed.all_gather(self._unvaried[None]).amin(0)  # all that `read` uses
+        return {"unvaried": unvaried, "num_batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if state:
+            self._unvaried, self._num_batches = state["unvaried"], state["num_batches"]
 
     @torch.no_grad()
     def read(self) -> dict[str, float]:

@@ -28,7 +28,8 @@ _FREE_TO_CHANGE = frozenset(
             "loss_implementation",
             "on_bad_image",
         ),
-        *("log_every", "nn_every", "checkpoint_every", "queue_sharding"),
+        *("log_every", "nn_every", "checkpoint_every", "keep_every", "on_failed_checkpoint"),
+        "queue_sharding",
     }
 )
 
@@ -77,17 +78,45 @@ def require_same_run(config: Any) -> None:
         DistillError: Naming every option that differs, with both values.
     """
     assert config.run.output is not None
-    stored, asked = read_config(config.run.output), flattened(config)
-    differing = [
-        f"--{name.replace('_', '-')} is {stored[name]} in the run and {value} was asked for"
-        for name, value in asked.items()
-        if name not in _FREE_TO_CHANGE and name in stored and stored[name] != value
-    ]
+    differing = _differences(read_config(config.run.output), config, "the run", "was asked for")
     if differing:
         raise DistillError(
             f"{config.run.output} cannot be continued under other settings: {'; '.join(differing)}"
             ". Leave these flags out, or start a new run with another --output"
         )
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """Return the options that decide what a run is, by name."""
+    flat = flattened(config)
+    return {name: value for name, value in flat.items() if name not in _FREE_TO_CHANGE}
+
+
+def require_own_checkpoint(path: Path, run: Mapping[str, Any], config: Any) -> None:
+    """Refuse a checkpoint that another run wrote.
+
+    Args:
+        path: Of the checkpoint.
+        run: The options in it.
+        config: Of the run that goes on.
+
+    Raises:
+        DistillError: Naming every option that differs, with both values.
+    """
+    differing = _differences(run, config, "the checkpoint", "in the run")
+    if differing:
+        raise DistillError(
+            f"checkpoint {path} is of another run: {'; '.join(differing)}. Put the run's own "
+            "checkpoints back, or start a new run with another --output"
+        )
+
+
+def _differences(stored: Mapping[str, Any], config: Any, there: str, here: str) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')} is {stored[name]} in {there} and {value} {here}"
+        for name, value in identity(config).items()
+        if name in stored and stored[name] != value
+    ]
 
 
 def with_output(config: Config, *names: str) -> Config:

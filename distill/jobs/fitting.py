@@ -11,7 +11,7 @@ import torch
 
 from distill import distributed
 from distill.data.views import Batch
-from distill.engine.checkpoint import Progress, load_newest, save_checkpoint
+from distill.engine.checkpoint import Progress, load_newest
 from distill.engine.device import pick_device
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
@@ -21,8 +21,9 @@ from distill.engine.resolve import given
 from distill.engine.run_directory import RunDirectory
 from distill.engine.spread import EmbeddingSpread
 from distill.errors import NonFiniteLossError
-from distill.jobs.configure import Config
+from distill.jobs.configure import Config, require_own_checkpoint
 from distill.jobs.monitor import HoldoutMonitor
+from distill.jobs.saving import Saver
 from distill.jobs.setting import TrainingSetting
 from distill.terminal import say
 
@@ -30,6 +31,9 @@ from distill.terminal import say
 class _Configured(Protocol):
     @property
     def config(self) -> Any: ...
+
+    @property
+    def setting(self) -> TrainingSetting: ...
 
 
 Job = TypeVar("Job", bound=_Configured)
@@ -88,26 +92,27 @@ def make_learner(
     options = setting.optimization
     optimizer = build_optimizer(objective.parameters(), options, exempt_vectors=exempt_vectors)
     schedule = build_schedule(optimizer, options, steps_per_epoch=setting.batches_per_epoch)
-    return Learner(objective, optimizer, schedule)
+    return Learner(objective, optimizer, schedule, EmbeddingSpread(setting.network))
 
 
-def restore(run: RunDirectory, learner: Learner) -> Progress | None:
+def restore(job: _Configured, run: RunDirectory, learner: Learner) -> Progress | None:
     """Put the newest checkpoint of a run into `learner`; None when there is none yet.
 
     Raises:
-        DistillError: A file of the checkpoint is missing or damaged.
+        DistillError: A file of the checkpoint is missing or damaged, or it is of another run.
     """
-    restored = load_newest(run.checkpoints)
-    if restored is None:
+    found = load_newest(run.checkpoints)
+    if found is None:
         return None
-    progress, state, shards = restored
-    learner.load_state_dict(state, shards)
+    require_own_checkpoint(found.path, found.run, job.config)
+    learner.load_state_dict(found.state, found.shards)
+    progress = found.progress
     say(f"continuing after step {progress.step}, {progress.epoch} epochs are complete")
     return progress
 
 
 def fit_run(
-    setting: TrainingSetting,
+    job: _Configured,
     run: RunDirectory,
     learner: Learner,
     progress: Progress,
@@ -117,24 +122,25 @@ def fit_run(
 
     Raises:
         NonFiniteLossError: The loss or the weights are not finite; the last checkpoint is intact.
-        DistillError: An image cannot be read, when that is to end the job.
+        DistillError: An image cannot be read, when that is to end the job; the disk refuses a
+            checkpoint, likewise.
     """
+    setting = job.setting
     check_holdout = _holdout_check(setting)
-    log = RunLog(run.path, step=progress.step)
+    log = RunLog(run.path, step=progress.step, num_bytes=progress.log_bytes)
+    saver = Saver(job.config, run, learner)
 
-    def save() -> None:
+    def save(score: float | None) -> None:
         _require_finite(learner, progress)
-        save_checkpoint(run.checkpoints, progress, learner.state_dict(), learner.objective.shard())
+        progress.log_bytes = log.sync()
+        saver.save(progress, score)
 
     def on_epoch_end(epoch: int) -> dict[str, float]:
         setting.images.bad_images.share()
-        values = check_holdout(epoch) if distributed.is_main() else {}
-        if epoch == setting.num_epochs or epoch % setting.run.checkpoint_every == 0:
-            save()
-        return values
+        return check_holdout(epoch) if distributed.is_main() else {}
 
     try:
-        with EmbeddingSpread(setting.network) as learner.spread:
+        with given(learner.spread):
             return fit(
                 learner,
                 batches,
@@ -145,6 +151,8 @@ def fit_run(
                     log_every=setting.run.log_every,
                     clip_grad_norm=setting.optimization.clip_grad_norm,
                     accumulate=setting.accumulate,
+                    checkpoint_every=setting.run.checkpoint_every,
+                    seed=setting.run.seed,
                 ),
                 progress,
                 log=log,

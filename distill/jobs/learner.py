@@ -47,7 +47,7 @@ def build_learner(
     else:
         objective = build_imitation(job, run, teacher, embeddings)
     learner = make_learner(job.setting, objective)
-    progress = restore(run, learner) if job.config.run.resume else None
+    progress = restore(job, run, learner) if job.config.run.resume else None
     prefill = progress is None and job.config.method.queue_init == "prefill"
     if prefill and isinstance(objective, Distillation):
         _prefill(job, objective)

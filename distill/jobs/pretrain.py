@@ -79,9 +79,10 @@ def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
     _measure(job, run, prefix="untrained_", what="untrained backbone")
     objective = _build_objective(job)
     learner = make_learner(job.setting, objective, exempt_vectors=True)
-    restored = restore(run, learner) if job.config.run.resume else None
+    restored = restore(job, run, learner) if job.config.run.resume else None
     progress = restored or Progress()
-    stopped_by = fit_run(job.setting, run, learner, progress, _training_batches(job, progress))
+    batches = _training_batches(job, progress)
+    stopped_by = fit_run(job, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
         save_network(job.setting.network, run.backbone)
         heads = {

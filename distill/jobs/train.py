@@ -44,7 +44,7 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
         initialize_student(job.setting)
     learner, progress = build_learner(job, run, embeddings.views if embeddings else ())
     batches = training_batches(job, progress, num_epochs=job.setting.num_epochs)
-    stopped_by = fit_run(job.setting, run, learner, progress, batches)
+    stopped_by = fit_run(job, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
         _measure_after(job, run, progress)
     distributed.barrier()

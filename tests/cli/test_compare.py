@@ -71,7 +71,7 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     grid, output = write_grid(), tmp_path / "out"
     child = start(grid, "--output", output)
-    wait_for(lambda: list(output.glob(f"runs/{FIRST}/checkpoints/step-*.pt")), child)
+    wait_for(lambda: list(output.glob(f"runs/{FIRST}/checkpoints/step-*.safetensors")), child)
     child.kill()  # kill -9: its own child is not told by it, and ends nevertheless
     before = child.communicate()[0]  # until the last process that prints is gone
     assert child.returncode == -signal.SIGKILL
@@ -120,14 +120,14 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
 def test_a_signal_ends_a_sitting_with_a_checkpoint(write_grid, tmp_path):
     grid, output = write_grid(common={**COMMON, "epochs": 500}), tmp_path / "out"
     child = start(grid, "--output", output)
-    wait_for(lambda: list(output.glob(f"runs/{FIRST}/checkpoints/step-*.pt")), child)
+    wait_for(lambda: list(output.glob(f"runs/{FIRST}/checkpoints/step-*.safetensors")), child)
     child.send_signal(signal.SIGINT)
     printed = child.communicate(timeout=120)[0]
     assert child.returncode == 130
     assert "Traceback" not in printed
     assert "stopped by SIGINT; 0 of 4 runs are made" in printed
     assert f"go on with: distill compare {grid} --output {output} --resume" in printed
-    assert list(output.glob(f"runs/{FIRST}/checkpoints/step-*.pt"))
+    assert list(output.glob(f"runs/{FIRST}/checkpoints/step-*.safetensors"))
     assert "4 of 4 runs have not been made" in (output / "comparison.md").read_text()
 
 

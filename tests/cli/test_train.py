@@ -236,14 +236,14 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(make_folder, tmp_path):
     command = [sys.executable, "-m", "distill", *short(data, output, "--epochs", "2000")]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(output.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+    while not list(output.glob("checkpoints/*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(child.pid, signal.SIGINT)
     printed, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert f"go on with: distill --output {output} --resume" in printed
     assert "Traceback" not in errors
-    assert list(output.glob("checkpoints/*.pt"))
+    assert list(output.glob("checkpoints/*.safetensors"))
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(

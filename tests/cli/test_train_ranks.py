@@ -66,11 +66,11 @@ def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys)
     assert yaml.safe_load((outputs[1] / "config.yaml").read_text())["queue_sharding"] == "ranks"
     # The newest checkpoint is that of the one, and the one before it was written by three.
     checkpoints(folder)[-1].unlink()
-    next(folder.glob("*.queue-1-of-3.pt")).unlink()
+    next(folder.glob("*.queue-1-of-3.safetensors")).unlink()
     capsys.readouterr()
     assert run(["--output", str(outputs[1]), "--resume"]) == 2
     error = capsys.readouterr().err
-    assert "queue-1-of-3.pt is missing; put a copy there or start a new run" in error
+    assert "queue-1-of-3.safetensors is missing; put a copy there or start a new run" in error
     assert len(error.splitlines()) == 1
 
 

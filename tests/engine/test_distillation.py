@@ -122,7 +122,7 @@ def test_the_teacher_is_neither_trained_nor_saved(variant):
     teacher = objective.teacher.network
     assert not trained & {id(parameter) for parameter in teacher.parameters()}
     saved = objective.state_dict()
-    assert set(saved) <= {"network", "copy"}
+    assert set(saved) <= {"network", "copy", "beside_chance", "num_losses"}
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     objective.train_mode()
     for number in range(3):
@@ -145,18 +145,6 @@ def test_state_round_trip(variant):
     for objective in (first, second):
         objective.network.eval()
     torch.testing.assert_close(first.loss(batch(9)), second.loss(batch(9)), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_state_from_before_there_were_shards(variant):
-    first, second = build(variant), build(variant)
-    first.loss(batch(0))
-    first.after_step(stepped=True)
-    state = {**first.state_dict(), "queue": first.compress.queue.state_dict()}
-    second.load_state_dict(state, [])
-    anchors = [objective.compress.queue.anchors() for objective in (first, second)]
-    assert len(anchors[0]) == 6
-    assert torch.equal(anchors[0].student, anchors[1].student)
 
 
 def test_without_images_there_are_views_and_embeddings_without_rows():

@@ -79,7 +79,7 @@ def run(tmp_path: Path, slopes, sizes=(2,) * 6, settings=SETTINGS, options=OPTIO
             log=log,
             on_bad_images=told.extend,
             on_epoch_end=lambda epoch: ended.append(epoch) or {},
-            save=lambda: None,
+            save=lambda score: None,
         )
     finally:
         log.close()
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, value: float)
             log=log,
             on_bad_images=lambda names: None,
             on_epoch_end=lambda epoch: {},
-            save=lambda: None,
+            save=lambda score: None,
         )
     log.close()
     assert objective.events[-1][0] == "loss"
@@ -176,7 +176,7 @@ def test_a_collapse_is_said_once_and_logged(tmp_path: Path, capsys, slope):
             log=log,
             on_bad_images=lambda names: None,
             on_epoch_end=lambda epoch: {},
-            save=lambda: None,
+            save=lambda score: None,
         )
     log.close()
     said = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]

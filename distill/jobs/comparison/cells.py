@@ -11,21 +11,30 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from distill.config import BaselineOptions, MethodOptions
 from distill.errors import DistillError
 from distill.jobs.comparison.grid import BUDGET, Grid, Method, Teacher
 from distill.jobs.configure import configure
+from distill.methods import METHODS
 from distill.options import flattened
 
 # What may change between sittings: how a run is executed, not what it is.
 _FREE = frozenset(
     {
         *("output", "resume", "recipe", "device", "num_workers", "teacher_batch_size"),
-        *("teacher_cache", "loss_implementation", "log_every", "checkpoint_every"),
-        "queue_sharding",
+        *("teacher_cache", "loss_implementation", "log_every", "queue_sharding"),
+        *("checkpoint_every", "keep_every", "on_failed_checkpoint"),
     }
+)
+# A method does not have all of these, and what it has not decides nothing.
+_OF_METHODS = frozenset(
+    option.name
+    for group in (MethodOptions, BaselineOptions)
+    for option in fields(group)
+    if option.name != "method"
 )
 _MAX_NAME = 200  # characters; file systems take 255 bytes
 
@@ -104,7 +113,8 @@ def asked_options(cell: Cell, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = flattened(configure({**cell.options, **chosen}))
     config["data"] = config["data"] or os.environ.get("DISTILL_DATA")  # as training takes it
-    return {name: value for name, value in config.items() if name not in _FREE}
+    of_others = _OF_METHODS - METHODS.get(config["method"]).options
+    return {name: value for name, value in config.items() if name not in _FREE | of_others}
 
 
 def budget_of(cell: Cell) -> dict[str, Any]:

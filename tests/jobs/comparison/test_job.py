@@ -62,7 +62,7 @@ class Trainer:
         self._moment(name, "empty")
         run.write_config(config, command="train")
         self._moment(name, "begun")
-        checkpoint = run.checkpoints / "step-000000001.pt"
+        checkpoint = run.checkpoints / "step-000000001.safetensors"
         if not checkpoint.exists():
             self.begun[name] += 1
             checkpoint.write_bytes(b"0" * 1000)
@@ -184,7 +184,7 @@ def test_finished_runs_are_known_without_their_directories(trainer, write_grid, 
 
 def test_checkpoints_are_kept_when_asked(trainer, write_grid, output):
     compare(write_grid(), CompareOptions(output, keep_checkpoints=True))
-    assert len(list(output.glob("runs/*/checkpoints/*.pt"))) == 4
+    assert len(list(output.glob("runs/*/checkpoints/*.safetensors"))) == 4
 
 
 @pytest.mark.parametrize("moment", ["empty", "begun", "half", "unmeasured", "trained", "linear"])
@@ -208,10 +208,10 @@ def test_a_kill_between_the_outcome_and_the_cleaning(trainer, write_grid, output
         patch.setattr(child, "remove_checkpoints", lambda run: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             compare(write_grid(), CompareOptions(output))
-    assert len(list(output.glob("runs/*/checkpoints/*.pt"))) == 1
+    assert len(list(output.glob("runs/*/checkpoints/*.safetensors"))) == 1
     compare(write_grid(), CompareOptions(output, resume=True))
     assert trainer.finished == Counter(NAMES)
-    assert not list(output.glob("runs/*/checkpoints/*.pt"))
+    assert not list(output.glob("runs/*/checkpoints/*.safetensors"))
 
 
 def test_a_process_that_is_killed_leaves_its_run_open_and_the_others_go_on(
