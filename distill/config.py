@@ -226,6 +226,9 @@ class RunOptions(ExecutionOptions):
     """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
     nn_every: int | None = None
     """Epochs between nearest-neighbour checks on held-out images; None: five per run; 0: off."""
+    measure: Literal["all", "trained", "none"] = "all"
+    """What is looked up and clustered around training. all: the teacher and the untrained network,
+    which the trained one is compared with; trained: the trained one alone."""
     log_every: int = 10
     """Steps between lines of log.jsonl."""
     checkpoint_every: int = 1

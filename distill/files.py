@@ -43,17 +43,20 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def replaced_whole(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` for a writer that wants one; otherwise as `written_whole`."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # what new files get; some writers make them private
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what new files get; some writers make them private
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
+        if isinstance(error, OSError):  # writing to an open file does not even say which
+            error.filename = str(path)
         raise
-    temporary.replace(path)
     sync_folder(path.parent)
 
 

@@ -6,6 +6,7 @@ A comparison that is not complete ends with 3.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -29,6 +30,13 @@ COMMANDS = {
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
     "list": ("distill.cli.listing", "list teachers, students, methods, datasets, recipes"),
+}
+
+# A full disk or quota, a read-only or a vanished mount, a broken device.
+_DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENOTCONN")
+    if hasattr(errno, name)
 }
 
 _USAGE = """usage: distill [COMMAND] [OPTIONS]
@@ -73,13 +81,22 @@ def run(argv: list[str]) -> int:
         return importlib.import_module(COMMANDS[name][0]).run(rest)
     except DistillError as error:
         return _complain(error, 2)
-    except NonFiniteLossError as error:
-        return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader went away, as in `distill list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except NonFiniteLossError as error:
+        return _complain(error, 1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _complain(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room, or "
+            "choose another place. What was written before is whole, and a run goes on with "
+            "--resume",
+            2,
+        )
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
 
 
 def _complain(message: object, status: int) -> int:

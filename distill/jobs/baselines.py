@@ -59,24 +59,27 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
     ]
     # The first rank decides: it alone reads and writes metrics.json.
     why_not = job.setting.evaluator.why_not()
-    wanted = distributed.from_main(lambda: why_not is None and not _is_measured(run))
+    is_asked = why_not is None and job.config.run.measure == "all"
+    wanted = distributed.from_main(lambda: is_asked and not _is_measured(run))
     return TeacherEmbeddings(views, cache.embeddings("val").table if wanted else None)
 
 
 def measure_before(job: Job, run: RunDirectory, embeddings: TeacherEmbeddings | None) -> None:
-    """Measure the teacher and the untrained student, unless metrics.json has them already.
+    """Measure the teacher and the untrained student as asked, unless metrics.json has them.
 
     Args:
         job: The prepared job.
         run: Its run directory.
         embeddings: The teacher's, where they are kept.
     """
+    if job.config.run.measure == "none":
+        return
     of_student = job.setting.evaluator
     why_not = of_student.why_not()
     if why_not is not None:
         say(f"nearest neighbour and cluster alignment are skipped: {why_not}")
         return
-    if _is_measured(run):
+    if _is_measured(run) or job.config.run.measure == "trained":
         return
     splits = _teacher_splits(job, embeddings)
     if splits is not None:

@@ -29,7 +29,7 @@ _FREE_TO_CHANGE = frozenset(
             "on_bad_image",
         ),
         *("log_every", "nn_every", "checkpoint_every", "keep_every", "on_failed_checkpoint"),
-        "queue_sharding",
+        *("queue_sharding", "measure"),
     }
 )
 

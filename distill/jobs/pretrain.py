@@ -208,7 +208,8 @@ def _announce(job: PretrainJob, run: RunDirectory) -> None:
 
 def _measure(job: PretrainJob, run: RunDirectory, *, prefix: str, what: str) -> None:
     """Measure the backbone where the data allows it, unless metrics.json has it already."""
-    if not distributed.is_main():
+    is_asked = {"all": True, "trained": not prefix, "none": False}[job.config.run.measure]
+    if not (distributed.is_main() and is_asked):
         return
     evaluator, known = job.setting.evaluator, read_metrics(run.path)
     why_not = evaluator.why_not()

@@ -42,6 +42,9 @@ _OF_THE_MACHINE = {
     "nn_every",
     "log_every",
     "checkpoint_every",
+    "keep_every",
+    "on_failed_checkpoint",
+    "measure",
 }
 
 

@@ -73,6 +73,6 @@ def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:
     save_network(job.setting.network, run.student)
     metrics = training_metrics(job.setting, progress)
     evaluator = job.setting.evaluator
-    if evaluator.why_not() is None:
+    if evaluator.why_not() is None and job.config.run.measure != "none":
         metrics |= evaluator.measure(job.setting.network, what="student")
     run.add_metrics(metrics)

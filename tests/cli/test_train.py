@@ -72,6 +72,15 @@ def test_the_log_has_a_line_a_step_and_starts_by_filling(make_folder, tmp_path):
     assert "holdout_nn_accuracy" in epochs[-1]
 
 
+@pytest.mark.parametrize("measure", ["trained", "none"])
+def test_only_what_is_asked_for_is_measured(make_folder, tmp_path, measure):
+    output = tmp_path / "run"
+    assert run(short(make_folder(), output, "--epochs", "1", "--measure", measure)) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert not [name for name in metrics if name.startswith(("teacher_", "untrained_"))]
+    assert ("nn_accuracy" in metrics) == (measure == "trained")
+
+
 def test_the_student_learns_what_the_teacher_sees(make_folder, tmp_path):
     data, output = make_folder(num_train=40), tmp_path / "run"
     assert run(short(data, output, "--epochs", "8", "--holdout", "0")) == 0

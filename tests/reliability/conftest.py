@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,10 +67,10 @@ class Command:
         """What it has said."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
-    def wait_for(self, is_so: Callable[[], bool]) -> bool:
-        """Wait until something is so; return False when the command ended before."""
+    def wait_for_words(self, words: str) -> bool:
+        """Wait until it has said something; return False when it ended before."""
         end = time.monotonic() + PATIENCE
-        while not is_so():
+        while words not in self.printed:
             if self.has_ended():
                 return False
             assert time.monotonic() < end, self.printed

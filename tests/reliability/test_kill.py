@@ -63,9 +63,7 @@ def kill_again_and_again(commands, begin: list[str], output: Path, *, kills: int
             assert command.wait() == 0, command.printed
             return killed
         if moments.random() < 0.8:  # else while it starts
-            command.wait_for(
-                lambda: (output / "log.jsonl").exists() and "no nearest" in command.printed
-            )
+            command.wait_for_words("no nearest-neighbour check")
         time.sleep(moments.random() * 0.4)
         acknowledged = checkpoints(folder)[-1] if checkpoints(folder) else None
         command.kill(signal.SIGKILL)

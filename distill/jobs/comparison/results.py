@@ -101,12 +101,15 @@ def _method_row(
 def _reference(
     prefix: str, cells: Sequence[Cell], outcomes: Outcomes, measures: Sequence[str]
 ) -> dict[str, Spread | None]:
-    """Return what runs wrote down before training, a value for each seed; one for the teacher."""
+    """Return what runs wrote down before training, a value for each seed; one for the teacher.
+
+    One run of each seed has measured it.
+    """
     by_seed: dict[int, Mapping[str, Any]] = {}
     # A teacher that sees the student's crop is measured at the student's size.
     for cell in sorted(cells, key=lambda cell: cell.options.get("teacher_view") == "student"):
         outcome = outcomes[cell.name]
-        if outcome is not None and outcome.state == DONE:
+        if outcome is not None and f"{prefix}nn_accuracy" in outcome.metrics:
             by_seed.setdefault(cell.seed, outcome.metrics)
     found = [by_seed[seed] for seed in sorted(by_seed)]
     found = found[:1] if prefix == "teacher_" else found

@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -179,11 +179,35 @@ def _request(
     return Request(
         run=str(directory.run(cell.name)),
         outcome=str(directory.outcome_file(cell.name)),
-        options={**cell.options, **choice.values},
+        options={
+            **{"measure": _measured(cell, everything.values(), directory)},
+            **cell.options,
+            **choice.values,
+        },
         asked=asked_options(cell, choice.values),
         linear=linear and cell.tuning is None,
         keep_checkpoints=options.keep_checkpoints,
     )
+
+
+def _measured(cell: Cell, cells: Iterable[Cell], directory: ComparisonDirectory) -> str:
+    """Return what a run measures: teacher and untrained student once for all methods of a seed."""
+    if cell.tuning is not None:
+        return "none"  # its check on held-out images is all that counts
+    for other in cells:
+        if other is cell or other.tuning is not None or _beside(other) != _beside(cell):
+            continue
+        outcome = directory.outcome(other.name)
+        if outcome is not None and (
+            outcome.state == STARTED or "untrained_nn_accuracy" in outcome.metrics
+        ):
+            return "trained"
+    return "all"
+
+
+def _beside(cell: Cell) -> tuple[object, ...]:
+    """Return what decides the numbers of the teacher and the untrained student."""
+    return cell.student, cell.teacher, cell.seed, cell.options.get("teacher_view")
 
 
 def _announce(

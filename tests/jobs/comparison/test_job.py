@@ -382,6 +382,18 @@ def test_the_best_tuned_value_is_used_for_all_seeds(trainer, write_grid, output)
     assert result.content.tables[0].rows[0].num_asked == 2  # tuning runs are in no mean
 
 
+def test_teacher_and_untrained_student_are_measured_once_a_seed(trainer, write_grid, output):
+    methods = {"one": {"tune": {"learning_rate": [0.1]}}, "two": {}, "three": {}}
+    trainer.at[name("one", 1), "half"] = DistillError("no room")  # fails, and the next one measures
+    compare(write_grid(methods=methods), CompareOptions(output))
+    measured = {name: config.run.measure for name, config in trainer.configs.items()}
+    assert measured.pop("one--resnet18--pixels--tune-learning_rate-0.1") == "none"
+    assert measured == {
+        **{name("one", 0): "all", name("two", 0): "trained", name("three", 0): "trained"},
+        **{name("one", 1): "all", name("three", 1): "all", name("two", 1): "trained"},
+    }
+
+
 def test_a_tuning_run_that_fails_loses_and_without_any_the_runs_fail(trainer, write_grid, output):
     grid = write_grid(methods={"one": {"tune": {"learning_rate": [0.1, 0.2]}}})
     tuning = [f"one--resnet18--pixels--tune-learning_rate-{rate}" for rate in (0.1, 0.2)]
