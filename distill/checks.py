@@ -74,6 +74,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "image_size": (1, math.inf, "at least 1"),
     "holdout": (0, 0.5, "between 0 and 0.5"),
     "num_workers": (0, math.inf, "at least 0"),
+    "max_bad_images": (0, math.inf, "at least 0"),
     "queue_size": (1, math.inf, "at least 1"),
     "temperature": (1e-6, 1e6, "positive and finite"),
     "student_temperature": (1e-6, 1e6, "positive and finite"),

@@ -67,6 +67,8 @@ class DataOptions:
     class folders, or any folder of images; None: $DISTILL_DATA, else digits."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
+    max_bad_images: int | None = None
+    """How many may be skipped; None: a hundredth of the images, and at least ten."""
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
 

@@ -23,6 +23,7 @@ from distill import distributed
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress
 from distill.engine.collapse import CollapseWatch
+from distill.engine.data_watch import DataWatch
 from distill.engine.interrupts import StopRequest
 from distill.engine.log import RunLog
 from distill.engine.meter import Meter
@@ -48,6 +49,7 @@ class LoopSettings:
     accumulate: int = 1
     checkpoint_every: int = 1
     seed: int = 0
+    num_workers: int = 0
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Learner:
     meter: Meter = field(default_factory=Meter)
     epoch_meter: Meter = field(default_factory=Meter)
     watch: CollapseWatch = field(default_factory=CollapseWatch)
+    data_watch: DataWatch = field(default_factory=DataWatch)
 
     def metrics(self) -> dict[str, float]:
         """Return what the log tells of the last batch; all ranks call it together."""
@@ -203,10 +206,12 @@ def _end_epoch(
     on_epoch_end: Callable[[int], dict[str, float]],
 ) -> float | None:
     """Measure and report an epoch; return the accuracy on held-out images, where there is one."""
+    waited = learner.epoch_meter.waited
     values = {**learner.epoch_meter.read(), **learner.metrics()}
     values |= on_epoch_end(progress.epoch)
     log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
     say(_epoch_line(progress.epoch, settings.num_epochs, values))
+    _warn(learner.data_watch.look(values["data_wait"], waited, num_workers=settings.num_workers))
     _warn(learner.watch.look(progress.step, values, num_epochs=progress.epoch))
     learner.objective.train_mode()
     learner.epoch_meter.restart()

@@ -76,7 +76,7 @@ def cache(config: CacheConfig) -> list[CachedSplit]:
 def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
     data = open_images(data_or_default(config.images.data))
     wanted = _wanted(config, data)
-    bad_images = BadImages(config.images.on_bad_image)
+    bad_images = BadImages(config.images.on_bad_image, config.images.max_bad_images)
     caches = NetworkCache(
         network=place(load_teacher_of(config.teacher), device),
         what="teacher",

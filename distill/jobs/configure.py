@@ -26,7 +26,7 @@ _FREE_TO_CHANGE = frozenset(
             "teacher_batch_size",
             "teacher_cache",
             "loss_implementation",
-            "on_bad_image",
+            *("on_bad_image", "max_bad_images"),
         ),
         *("log_every", "nn_every", "checkpoint_every", "keep_every", "on_failed_checkpoint"),
         *("queue_sharding", "measure"),

@@ -153,6 +153,7 @@ def fit_run(
                     accumulate=setting.accumulate,
                     checkpoint_every=setting.run.checkpoint_every,
                     seed=setting.run.seed,
+                    num_workers=given(job.config.images.num_workers),
                 ),
                 progress,
                 log=log,

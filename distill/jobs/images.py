@@ -17,6 +17,8 @@ from distill.data.sources import ImageData, hold_out
 from distill.errors import BadImageError, DistillError
 from distill.terminal import say
 
+_FEW = 10
+
 
 def data_or_default(spec: str | None) -> str:
     """Return `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
@@ -31,15 +33,23 @@ def data_or_default(spec: str | None) -> str:
 
 
 class BadImages:
-    """Fails at the first image that cannot be read, or counts and skips them.
+    """Fails at the first image that cannot be read, or counts and skips them, up to a bound.
 
     Args:
         policy: `fail` or `skip`.
+        most: How many may be skipped; None: a hundredth of the images, and at least ten. More are
+            no accident: a mount that went away, a folder of something else.
     """
 
-    def __init__(self, policy: Literal["fail", "skip"]) -> None:
+    def __init__(self, policy: Literal["fail", "skip"], most: int | None = None) -> None:
         self.policy = policy
         self.skipped: set[str] = set()
+        self._most, self._num_images = most, 0
+
+    @property
+    def most(self) -> int:
+        """How many may be skipped."""
+        return max(_FEW, self._num_images // 100) if self._most is None else self._most
 
     def good_indices(self, images: Images | None) -> np.ndarray:
         """Return the images to use: decoded once when that is cheap, else all of them unseen.
@@ -52,6 +62,7 @@ class BadImages:
         if images is None:
             return np.arange(0)
         everything = np.arange(len(images))
+        self._num_images += len(images)
         if not scan_is_cheap(images):
             return everything
         good = check_images(images, on_bad=self.policy, progress=True)
@@ -63,7 +74,7 @@ class BadImages:
         """Receive the names of images that could not be read.
 
         Raises:
-            BadImageError: Policy `fail` and at least one name.
+            BadImageError: Policy `fail` and at least one name, or more of them than may be skipped.
         """
         if descriptions and self.policy == "fail":
             raise BadImageError(
@@ -79,7 +90,13 @@ class BadImages:
     def _add(self, descriptions: set[str]) -> None:
         for description in sorted(descriptions - self.skipped):
             say(f"skipped {description}: cannot be read as an image")
-        self.skipped |= descriptions
+            self.skipped.add(description)
+            if len(self.skipped) > self.most:
+                raise BadImageError(
+                    f"{len(self.skipped)} images cannot be read, the last of them {description}, "
+                    f"and at most {self.most} may be skipped; look what happened to them, or pass "
+                    "--max-bad-images"
+                )
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ def training_images(data: ImageData, options: ImageOptions, *, seed: int) -> Tra
         BadImageError: An image that cannot be read, when that is to end the job.
         DistillError: Fewer than two images are left to train on.
     """
-    bad_images = BadImages(options.on_bad_image)
+    bad_images = BadImages(options.on_bad_image, options.max_bad_images)
     usable = bad_images.good_indices(data.train)
     trained, held_out = hold_out(data.train, options.holdout, seed=seed)
     trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)

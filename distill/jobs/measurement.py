@@ -38,6 +38,8 @@ class MeasurementOptions:
     """auto, cpu, cuda or cuda:N."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
+    max_bad_images: int | None = None
+    """How many may be skipped; None: a hundredth of the images, and at least ten."""
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
     cache: Path | None = None
@@ -122,7 +124,7 @@ def open_evaluation(
     run_options = read_config(run_or_weights) if is_run else {}
     network = _load(run_or_weights, options)
     device = pick_device(options.device)
-    bad_images = BadImages(options.on_bad_image)
+    bad_images = BadImages(options.on_bad_image, options.max_bad_images)
     data = open_data(data_or_default(options.data or run_options.get("data")))
     evaluator = Evaluator(
         data=data,

@@ -36,6 +36,7 @@ _OF_THE_MACHINE = {
     "teacher_batch_size",
     "num_workers",
     "on_bad_image",
+    "max_bad_images",
     "device",
     "output",
     "resume",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -88,7 +89,8 @@ def teacher_cache(teacher: TeacherOptions, evaluator: Evaluator) -> NetworkCache
         network=place(load_teacher_of(teacher), evaluator.device),
         what="teacher",
         evaluator=evaluator,
-        bad_images=BadImages("skip"),  # the student's pass has refused them, if they are to be
+        # The student's pass has refused them, if they are to be.
+        bad_images=BadImages("skip", most=sys.maxsize),
         folder=teacher.teacher_cache,
         dtype=teacher.cache_dtype,
     )

@@ -295,6 +295,20 @@ def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monk
     assert len(checkpoints(output / "checkpoints")) == 1
 
 
+@pytest.mark.parametrize(("most", "fits"), [("3", True), ("2", False)])
+def test_skipped_images_are_bounded(make_folder, tmp_path, capsys, most, fits):
+    data, output = make_folder(), tmp_path / "run"
+    for number, split in enumerate(["train", "train", "val"]):
+        (data / split / "class1" / f"00{number}.png").write_bytes(b"no image")
+    flags = ["--on-bad-image", "skip", "--max-bad-images", most, "--epochs", "1"]
+    assert run(short(data, output, *flags)) == (0 if fits else 2)
+    error = capsys.readouterr().err
+    if not fits:
+        assert "3 images cannot be read, the last of them" in error
+        assert "at most 2 may be skipped" in error
+        assert not output.exists()
+
+
 def test_bad_images_fail_or_are_skipped(make_folder, tmp_path, capsys):
     data = make_folder()
     broken = data / "train" / "class1" / "000.png"

@@ -26,6 +26,7 @@ def test_nothing_follows_the_data_afterwards():
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
     may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
     may_stay |= {"kappa_e", "kappa_b"}
+    may_stay |= {"max_bad_images"}  # follows the images
     may_stay |= {"queue_size"}  # all images are anchors
     may_stay |= {"student_init"}  # follows the student, once it is built
     assert left == may_stay | set(flattened_baseline())

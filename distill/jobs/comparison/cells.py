@@ -26,7 +26,14 @@ _FREE = frozenset(
     {
         *("output", "resume", "recipe", "device", "num_workers", "teacher_batch_size"),
         *("teacher_cache", "loss_implementation", "log_every", "queue_sharding"),
-        *("checkpoint_every", "keep_every", "on_failed_checkpoint", "nn_every", "measure"),
+        *(
+            "max_bad_images",
+            "checkpoint_every",
+            "keep_every",
+            "on_failed_checkpoint",
+            "nn_every",
+            "measure",
+        ),
     }
 )
 # A method does not have all of these, and what it has not decides nothing.
