@@ -210,6 +210,9 @@ class ExecutionOptions:
 
     seed: int = 0
     """Seed of weights, order and views."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits every time; on a GPU slower. A CPU does anyhow,
+    with the same number of threads."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"

@@ -27,6 +27,7 @@ COMMANDS = {
     "measure": ("distill.cli.measure", "measure how much trained networks compress"),
     "compare": ("distill.cli.compare", "compare methods on a grid, with equal budgets"),
     "report": ("distill.cli.report", "make a page about a run, or compare several"),
+    "rerun": ("distill.cli.rerun", "train a finished run again and compare what came out"),
     "convert": ("distill.cli.convert", "convert published weights to one safetensors file"),
     "export": ("distill.cli.export", "export a trained network as ONNX, torch.export, safetensors"),
     "list": ("distill.cli.listing", "list teachers, students, methods, datasets, recipes"),

@@ -69,6 +69,12 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
     return _open_folder(Path(os.path.expanduser(spec)))
 
 
+def fingerprints(data: ImageData) -> dict[str, str]:
+    """Return the fingerprint of each split that there is; see `distill.data.fingerprint`."""
+    splits = {"train": data.train, "val": data.val}
+    return {name: images.fingerprint() for name, images in splits.items() if images is not None}
+
+
 def hold_out(images: Images, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split off a part of the images, the same for the same seed.
 

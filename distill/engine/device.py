@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -33,6 +34,17 @@ def pick_device(name: str) -> torch.device:
             "devices; use --device cpu"
         )
     return device
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Let PyTorch use only algorithms that give the same bits every time, or any of them.
+
+    Operations without such an algorithm then raise where they are called.
+    """
+    if wanted:  # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def pick_precision(name: Precision, device: torch.device) -> Precision:

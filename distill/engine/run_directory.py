@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import yaml
@@ -30,7 +31,7 @@ from distill.files import write_whole
 from distill.options import flattened, read_yaml
 
 STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
-_VERSIONS = "versions"
+_VERSIONS, _FINGERPRINTS = "versions", "fingerprints"
 _COMMAND = "command"
 
 
@@ -91,16 +92,20 @@ class RunDirectory:
         """File of the log lines."""
         return self.path / "log.jsonl"
 
-    def write_config(self, config: Any, *, command: str) -> None:
-        """Write the resolved configuration with the versions that it ran with.
+    def write_config(
+        self, config: Any, *, command: str, fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the resolved configuration with what else a run depends on.
 
         Args:
             config: A dataclass of groups of options.
             command: The subcommand that it belongs to.
+            fingerprints: Of the images, by split.
         """
         if not distributed.is_main():
             return
-        content = {_COMMAND: command, **flattened(config), _VERSIONS: versions()}
+        beside = {_VERSIONS: versions(), _FINGERPRINTS: dict(fingerprints or {})}
+        content = {_COMMAND: command, **flattened(config), **beside}
         text = yaml.safe_dump(content, sort_keys=False)
         write_whole(self.path / "config.yaml", text.encode())
 
@@ -140,7 +145,7 @@ def require_usable(path: Path, *, resume: bool) -> None:
 
 
 def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
-    """Read the options of a run, without the versions.
+    """Read the options of a run, without what stands beside them (`read_circumstances`).
 
     Args:
         path: The run directory.
@@ -150,7 +155,8 @@ def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
         DistillError: When there is no readable config.yaml, or the run is of another command.
     """
     options = read_yaml(path / "config.yaml", kind="the run's configuration")
-    options.pop(_VERSIONS, None)
+    for name in (_VERSIONS, _FINGERPRINTS):
+        options.pop(name, None)
     found = options.pop(_COMMAND, "train")
     if command not in (None, found):
         raise DistillError(
@@ -158,6 +164,31 @@ def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
             "or another directory"
         )
     return options
+
+
+class Circumstances(NamedTuple):
+    """What a run depends on beside its options.
+
+    Attributes:
+        command: Of which it is a run.
+        versions: Of packages and Python, by name.
+        fingerprints: Of the images, by split; empty for an older run.
+    """
+
+    command: str
+    versions: Mapping[str, str]
+    fingerprints: Mapping[str, str]
+
+
+def read_circumstances(path: Path) -> Circumstances:
+    """Read what stands beside the options of a run.
+
+    Raises:
+        DistillError: There is no readable config.yaml.
+    """
+    content = read_yaml(path / "config.yaml", kind="the run's configuration")
+    beside = (content.get(name) or {} for name in (_VERSIONS, _FINGERPRINTS))
+    return Circumstances(content.get(_COMMAND, "train"), *beside)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

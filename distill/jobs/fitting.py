@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from distill import distributed
+from distill.data.sources import fingerprints
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest
-from distill.engine.device import pick_device
+from distill.engine.device import make_deterministic, pick_device
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
@@ -67,6 +68,7 @@ def run_job(
         train: Does the work.
     """
     device = distributed.start(pick_device(config.run.device))
+    make_deterministic(config.run.deterministic)
     try:
         job = prepare(config, device)
         distributed.barrier()  # all have looked at the run directory before the first writes there
@@ -77,6 +79,13 @@ def run_job(
             run.close()
     finally:
         distributed.stop()
+
+
+def write_config(job: _Configured, run: RunDirectory, *, command: str) -> None:
+    """Write what the run is made of, its images included."""
+    if distributed.is_main():
+        found = fingerprints(job.setting.images.data)
+        run.write_config(job.config, command=command, fingerprints=found)
 
 
 def make_learner(

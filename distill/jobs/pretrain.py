@@ -31,6 +31,7 @@ from distill.jobs.fitting import (
     restore,
     run_job,
     training_metrics,
+    write_config,
 )
 from distill.jobs.images import training_images
 from distill.jobs.methods import build_method, method_schedules
@@ -74,7 +75,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
 
 
 def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
-    run.write_config(job.config, command="pretrain")
+    write_config(job, run, command="pretrain")
     _announce(job, run)
     _measure(job, run, prefix="untrained_", what="untrained backbone")
     objective = _build_objective(job)

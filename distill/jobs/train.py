@@ -13,7 +13,7 @@ from distill.config import TrainConfig
 from distill.engine.checkpoint import Progress
 from distill.engine.run_directory import RunDirectory, read_metrics
 from distill.jobs.baselines import measure_before, teacher_embeddings
-from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics
+from distill.jobs.fitting import RunResult, fit_run, run_job, training_metrics, write_config
 from distill.jobs.initialization import initialize_student
 from distill.jobs.learner import build_learner, training_batches
 from distill.jobs.prepare import Job, prepare
@@ -37,7 +37,7 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
     _announce(job, run.path)
     # Before the configuration: what cannot be kept ends the run while there is none to resume.
     embeddings = teacher_embeddings(job, run)
-    run.write_config(job.config, command="train")
+    write_config(job, run, command="train")
     if distributed.is_main():
         measure_before(job, run, embeddings)
     if job.config.networks.student_init == "scaled":
