@@ -9,9 +9,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_MESSAGE = 4000
+
 
 class DistillError(ValueError):
-    """A request that cannot be met; the message says what came, what is allowed and the remedy."""
+    """A request that cannot be met; the message says what came, what is allowed and the remedy.
+
+    It is one line; of a very long one the middle is left out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = " ".join(str(message).splitlines())
+        if len(text) > _MAX_MESSAGE:
+            text = f"{text[: _MAX_MESSAGE // 2]} [...] {text[-_MAX_MESSAGE // 2 :]}"
+        super().__init__(text)
 
 
 class UnknownNameError(DistillError):

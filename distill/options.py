@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from distill.errors import DistillError, nearest_match
+from distill.parsing import read_yaml_file, shown
 
 Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
 
@@ -41,7 +42,7 @@ def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Confi
     if unknown:
         nearest = nearest_match(unknown[0], known)
         hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
-        raise DistillError(f"{source} has an unknown option {unknown[0]!r}{hint}")
+        raise DistillError(f"{source} has an unknown option {shown(unknown[0])}{hint}")
     groups = {}
     for group, hints in _groups(type(config)).items():
         mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
@@ -71,12 +72,11 @@ def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
         DistillError: When the file is missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DistillError(f"{kind} {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise DistillError(f"{kind} {path} is not valid YAML: {reason}") from error
+    except ValueError as error:
+        raise DistillError(f"{kind} {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DistillError(f"{kind} {path} must be a mapping of option names to values")
     return content
@@ -95,7 +95,7 @@ def _coerced(name: str, value: Any, hint: Any, source: str) -> Any:
         if converted is not _NO_FIT:
             return converted
     allowed = ", ".join(described for a in alternatives for described in _described(a))
-    raise DistillError(f"{source} gives {name} the value {value!r}; allowed: {allowed}")
+    raise DistillError(f"{source} gives {name} the value {shown(value)}; allowed: {allowed}")
 
 
 _NO_FIT = object()

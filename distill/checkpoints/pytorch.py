@@ -73,8 +73,10 @@ def _load(path: Path) -> Any:
             _check_zip(path)
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except MemoryError:
-        raise
+    except MemoryError as error:  # from sizes that the file claims, or from those that it has
+        raise DistillError(
+            f"{path} asks for more memory than there is; free some, or give a file that is whole"
+        ) from error
     except Exception as error:  # damaged pickles raise whatever their wrong bytes lead to
         wanted = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
         if wanted:

@@ -23,6 +23,7 @@ from torch import Tensor
 from distill.checkpoints.tensor_file import TensorFile
 from distill.errors import DistillError
 from distill.files import replaced_whole
+from distill.parsing import parse_json
 
 SUFFIX = ".safetensors"
 _DESCRIPTION, _CHECKSUM = "distill", "crc32c"
@@ -109,7 +110,7 @@ def _disk_error(error: Exception, path: Path) -> Exception:
 
 
 def _parsed(description: str | None) -> Any:
-    return None if description is None else json.loads(description)
+    return None if description is None else parse_json(description)
 
 
 def _not_whole(path: Path, error: Exception) -> DistillError:

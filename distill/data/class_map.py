@@ -11,7 +11,6 @@ Shapes: F names, C training classes.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.errors import DistillError, nearest_match
+from distill.parsing import parse_json
 
 ClassMap = Mapping[str, Sequence[str]]
 """The training classes that a name stands for, by name."""
@@ -118,7 +118,7 @@ def _refuse_unknown(names: Sequence[str], known: ClassMap, *, what: str) -> None
 
 
 def _read_json(file: Path) -> ClassMap:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = parse_json(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("no object at its top")
     class_map = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.download.source import Content, Source
 from distill.files import write_whole
+from distill.parsing import parse_json
 
 
 class Partial:
@@ -110,7 +111,7 @@ class Partial:
 
     def _read_record(self) -> dict[str, Any]:
         try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
+            record = parse_json(self._record.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distill.download.source import Content, DownloadError, Source, split_checksum
 from distill.files import write_whole
+from distill.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_record(path: Path) -> Record | None:
     """
     file = record_path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         return Record(
             str(content["url"]),
             int(content["bytes"]),

@@ -18,6 +18,7 @@ import google_crc32c
 from distill.config import CacheDtype
 from distill.errors import DistillError
 from distill.files import write_whole
+from distill.parsing import parse_json
 
 FORMAT = 1
 _NOT_COMPARED = {"images"}  # a set that was renamed is the same set
@@ -115,7 +116,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     stored = path.read_bytes()
     try:
-        content = json.loads(stored.decode())
+        content = parse_json(stored.decode())
         content.pop("checksum")
         is_whole = _with_checksum(content) == stored
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -29,6 +29,7 @@ from distill import distributed
 from distill.errors import DistillError
 from distill.files import write_whole
 from distill.options import flattened, read_yaml
+from distill.parsing import parse_json
 
 STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
 _VERSIONS, _FINGERPRINTS = "versions", "fingerprints"
@@ -201,7 +202,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DistillError(
             f"{file} is damaged ({error}); move it away and measure again"

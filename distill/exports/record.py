@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from distill.errors import DistillError
+from distill.parsing import parse_json
 
 RECORD, CARD = "export.json", "model-card.md"
 
@@ -87,7 +88,7 @@ def read_record(folder: Path) -> Record | None:
     """
     file = folder / RECORD
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         artifacts = tuple(Artifact(**each) for each in content.pop("artifacts"))
         return Record(artifacts=artifacts, **content)
     except (FileNotFoundError, NotADirectoryError):

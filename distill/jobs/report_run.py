@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from distill.config import TrainConfig
 from distill.engine.run_directory import read_metrics
 from distill.jobs.robustness_record import read_robustness
 from distill.options import flattened, read_yaml
+from distill.parsing import parse_json
 from distill.pretrain_config import PretrainConfig
 from distill.report.content import Curves, RunContent, Series
 from distill.terminal import described_seconds
@@ -110,7 +110,7 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             return
         if isinstance(values, dict) and isinstance(values.get("step"), int):

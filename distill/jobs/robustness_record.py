@@ -19,6 +19,7 @@ from typing import Any
 from distill.data.corruptions import CORRUPTIONS
 from distill.errors import DistillError
 from distill.files import write_whole
+from distill.parsing import parse_json
 
 FILE = "robustness.json"
 
@@ -99,7 +100,7 @@ def read_robustness(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no object at its top")
     except ValueError as error:

@@ -27,6 +27,7 @@ from distill.jobs.comparison.values import (
     seeds_of,
 )
 from distill.options import option_names, read_yaml, updated
+from distill.parsing import shown
 
 _OF_TEACHERS = tuple(option.name for option in fields(TeacherOptions))
 _SHARED_BY_TEACHERS = ("num_teacher_views", "cache_dtype", "teacher_batch_size")
@@ -100,10 +101,10 @@ def _teachers(value: Any, source: str) -> list[Teacher]:
         label = options.pop("name", options.get("teacher"))
         if not isinstance(options.get("teacher"), str) or not isinstance(label, str):
             raise DistillError(
-                f"{source} has the teacher {entry!r}; write a name, or a mapping with teacher and, "
-                "if need be, name, teacher_weights, teacher_image_size"
+                f"{source} has the teacher {shown(entry)}; write a name, or a mapping with teacher "
+                "and, if need be, name, teacher_weights, teacher_image_size"
             )
-        where = f"{source}, teacher {label!r}"
+        where = f"{source}, teacher {shown(label)}"
         require_known(options, _OF_TEACHERS, where)
         found.append(Teacher(label, _checked(options, where)))
     require_distinct([teacher.name for teacher in found], "teachers", source)
@@ -120,7 +121,7 @@ def _methods(
         )
     tune = _tuned(given.get("tune"), f"{source}, tune")
     return tuple(
-        _method(str(name), options, tune, students, f"{source}, method {str(name)!r}")
+        _method(str(name), options, tune, students, f"{source}, method {shown(str(name))}")
         for name, options in value.items()
     )
 
@@ -151,11 +152,11 @@ def _per_student(value: Any, students: tuple[str, ...], source: str) -> dict[str
             nearest = nearest_match(str(student), students)
             hint = f"did you mean {nearest!r}? " if nearest else ""
             raise DistillError(
-                f"{where} names {student!r}: {hint}students are {', '.join(students)}"
+                f"{where} names {shown(student)}: {hint}students are {', '.join(students)}"
             )
         options = named_options(given, where)
         _refuse_misplaced(options, where)
-        found[student] = _checked(options, f"{where} of {student!r}")
+        found[student] = _checked(options, f"{where} of {shown(student)}")
     return found
 
 
@@ -165,7 +166,8 @@ def _tuned(value: Any, where: str) -> dict[str, list[Any]]:
     for option, values in tune.items():
         if not isinstance(values, list) or not values:
             raise DistillError(
-                f"{where} gives {option} the value {values!r}; give a list of values to choose from"
+                f"{where} gives {option} the value {shown(values)}; give a list of values to "
+                "choose from"
             )
         for one in values:
             _checked({option: one}, where)

@@ -22,6 +22,7 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.files import write_whole
+from distill.parsing import parse_json
 
 STARTED, DONE, FAILED = "started", "done", "failed"
 GRID = "grid.yaml"
@@ -87,7 +88,7 @@ class ComparisonDirectory:
         if not file.exists():
             return None
         try:
-            return Outcome(**json.loads(file.read_text(encoding="utf-8")))
+            return Outcome(**parse_json(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise DistillError(
                 f"{file} is damaged ({error}); remove it to repeat the run"

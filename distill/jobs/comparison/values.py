@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from distill.errors import DistillError, nearest_match
+from distill.parsing import shown
 
 
 def named_options(value: Any, where: str) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def mapping(value: Any, where: str) -> Mapping[Any, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DistillError(f"{where} is {value!r}; write a mapping, NAME: VALUE")
+        raise DistillError(f"{where} is {shown(value)}; write a mapping, NAME: VALUE")
     return value
 
 
@@ -38,7 +39,7 @@ def seeds_of(value: Any, source: str) -> tuple[int, ...]:
     """Return a list of distinct whole numbers, at least one."""
     fits = isinstance(value, list) and value and all(type(one) is int for one in value)
     if not fits:
-        raise DistillError(f"{source} has seeds {value!r}; give a list of whole numbers")
+        raise DistillError(f"{source} has seeds {shown(value)}; give a list of whole numbers")
     require_distinct(value, "seeds", source)
     return tuple(value)
 
@@ -48,14 +49,14 @@ def number_of(given: Mapping[str, Any], key: str, kind: type, source: str) -> An
     value = given.get(key)
     fits = type(value) is kind or (kind is float and type(value) is int)
     if value is not None and not (fits and value > 0):
-        raise DistillError(f"{source} has {key} {value!r}; give a positive number")
+        raise DistillError(f"{source} has {key} {shown(value)}; give a positive number")
     return value
 
 
 def flag_of(value: Any, key: str, source: str) -> bool:
     """Return true or false."""
     if not isinstance(value, bool):
-        raise DistillError(f"{source} has {key} {value!r}; give true or false")
+        raise DistillError(f"{source} has {key} {shown(value)}; give true or false")
     return value
 
 
@@ -65,14 +66,14 @@ def require_known(given: Mapping[str, Any], known: Collection[str], where: str) 
     if unknown is not None:
         nearest = nearest_match(unknown, known)
         hint = f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(sorted(known))}"
-        raise DistillError(f"{where} has an unknown option {unknown!r}: {hint}")
+        raise DistillError(f"{where} has an unknown option {shown(unknown)}: {hint}")
 
 
 def require_distinct(values: list[Any], key: str, source: str) -> None:
     """Refuse a list that holds a value twice."""
     twice = next((one for one in values if values.count(one) > 1), None)
     if twice is not None:
-        raise DistillError(f"{source} lists {twice!r} twice under {key}")
+        raise DistillError(f"{source} lists {shown(twice)} twice under {key}")
 
 
 def refuse(options: Mapping[str, Any], names: Iterable[str], where: str, why: str) -> None:

@@ -20,6 +20,7 @@ from distill.files import write_whole
 from distill.kernels.fused.choice import candidates
 from distill.kernels.fused.devices import Device
 from distill.kernels.fused.plan import FirstTile, Plan, Problem, SecondTile
+from distill.parsing import parse_json
 
 FORMAT = 1
 
@@ -89,7 +90,7 @@ def _kept(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """Return the plans of a file; none when it is missing, damaged or of another format."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     if not isinstance(content, dict) or content.get("format") != FORMAT:

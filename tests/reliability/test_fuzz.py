@@ -1,0 +1,71 @@
+"""Readers of files that others wrote, fed with damaged ones; `tools/fuzz.py` says what counts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
+READERS = (
+    *("recipe", "grid", "config", "metrics", "checkpoint", "safetensors", "pytorch", "zip", "tar"),
+    *("bundle-index", "bundle-data", "image", "annotation", "class-map", "class-map-csv", "cache"),
+)
+
+
+def fuzz(readers: tuple[str, ...], keep: Path, *, seconds: float, seed: int) -> str:
+    """Run the tool in a process whose memory is bounded; return what it printed."""
+    argv = [sys.executable, "-W", "ignore", str(TOOL), *readers, "--seconds", str(seconds)]
+    argv += ["--seed", str(seed), "--keep", str(keep)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_readers_are_those_of_the_tool(tool):
+    assert set(READERS) == set(tool("fuzz").TARGETS)
+
+
+def test_a_second_for_each_reader(tmp_path):
+    printed = fuzz(READERS, tmp_path, seconds=1.0, seed=0)
+    assert printed.count(" 0 findings") == len(READERS)
+
+
+def test_a_finding_is_a_finding(tool, tmp_path, monkeypatch):
+    """The tool notices exceptions, hangs, stray files and endless messages."""
+    from distill.errors import DistillError
+
+    module = tool("fuzz")
+    monkeypatch.setattr(module, "SECONDS_A_FILE", 1)
+
+    def misbehave(file: Path) -> None:
+        kind = file.read_bytes()[:1]
+        if kind == b"k":
+            raise KeyError("x")
+        if kind == b"h":
+            while True:
+                pass
+        if kind == b"s":
+            (file.parent.parent / "stray").touch()
+        if kind == b"m":
+            error = DistillError("x")
+            error.args = ("x" * 6000,)
+            raise error
+
+    monkeypatch.setitem(
+        module.TARGETS, "bad", module.Target("f", lambda _: [b"k", b"h", b"s", b"m"], misbehave)
+    )
+    monkeypatch.setattr(module, "changed", lambda files, rng: rng.choice(files))
+    findings, _ = module.fuzz("bad", seconds=4.0, seed=0, keep=tmp_path / "kept")
+    words = " ".join(findings)
+    for expected in ("KeyError", "more than 1 seconds", "stray", "6000 characters"):
+        assert expected in words
+    assert len(list((tmp_path / "kept").iterdir())) == len(findings)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("reader", READERS)
+def test_ten_minutes_for_each_reader(reader, tmp_path):
+    fuzz((reader,), tmp_path, seconds=600.0, seed=1)
