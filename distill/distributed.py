@@ -189,6 +189,15 @@ def from_main(compute: Callable[[], Thing]) -> Thing:
     return cast(Thing, shared[0])
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an exchange failed because another rank has ended."""
+    if launched_size() == 1:
+        return False
+    words = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "NCCL")
+    is_of_exchange = isinstance(error, dist.DistError) or any(w in str(error) for w in words)
+    return isinstance(error, RuntimeError) and is_of_exchange
+
+
 def exchange_device() -> torch.device:
     """Return where a small tensor must lie to be exchanged."""
     is_nccl = _is_started() and dist.get_backend() == "nccl"

@@ -96,8 +96,23 @@ def run(argv: list[str]) -> int:
             "--resume",
             2,
         )
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ or not _is_lost_peer(error):
+            raise
+        return _complain(
+            f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "
+            "ended; what that one said stands elsewhere. Start all of them again, with --resume to "
+            "go on from the last checkpoint",
+            1,
+        )
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    from distill.distributed import is_lost_peer  # not before it is needed: it imports PyTorch
+
+    return is_lost_peer(error)
 
 
 def _complain(message: object, status: int) -> int:

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from distill.cli.main import run
-from distill.engine.checkpoint import checkpoints
+from distill.engine.checkpoint import checkpoints, load_newest
 from distill.weights import read_state_dict
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
@@ -89,3 +91,33 @@ def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path):
     assert run(["--output", str(outputs[1]), "--resume"]) == 0
     losses = [log_lines(output)[-1]["loss"] for output in outputs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_soon(make_folder, tmp_path, victim):
+    output = tmp_path / "run"
+    flags = [*TINY, "--data", str(make_folder()), "--output", str(output), "--batch-size", "8"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "distill", "train", *flags, "--epochs", "3000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as job:
+        while not (output / "log.jsonl").exists():
+            assert job.poll() is None
+            time.sleep(0.1)
+        ranks = {
+            int(process.environ()["RANK"]): process
+            for process in psutil.Process(job.pid).children()
+            if "RANK" in process.environ()
+        }
+        died = time.monotonic()
+        ranks[victim].kill()
+        _, error = job.communicate(timeout=60)
+        assert time.monotonic() - died < 60
+        assert job.returncode == 1
+    assert not any(process.is_running() for process in ranks.values())
+    other = f"distill: error: process {1 - victim} ends, because another process of this job"
+    assert error.count(other) <= 1  # torchrun may have ended it before it could notice
+    assert "[rank" not in error
+    checkpoints_left = checkpoints(output / "checkpoints")
+    assert load_newest(output / "checkpoints") is not None or not checkpoints_left
