@@ -3,7 +3,7 @@
 A view is a uint8 tensor (3, S, S): networks convert to float and normalize for themselves, since
 each was trained with statistics of its own. The published training view is RandomResizedCrop with
 torchvision's defaults (at least 8 % of the area) and a horizontal flip, nothing else (CompRess,
-section 4); ours shows at least half of the area, see docs/comparison.md. Deliberate limits:
+section 4); what a student sees by default is milder (`distill.engine.resolve`). Deliberate limits:
 geometry only, on PIL images, whose resampling is always antialiased; no colour augmentation.
 
 Shapes: S side of the view in pixels.
@@ -26,7 +26,7 @@ AUGMENTATIONS = ("crop-flip", "crop", "none")
 
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 # Least share of an image that a training view shows, by augmentation.
-MIN_CROP_AREA = {"crop-flip": 0.5, "crop": 0.6}
+MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
 _SMALL_SCALE = (0.05, 0.14)
 
 
@@ -42,8 +42,8 @@ def training_view(
 
     Args:
         image_size: S, side of the view in pixels.
-        augmentation: "crop-flip": a crop of 50 to 100 % of the image's area, stretched by up to
-            4:3, mirrored half of the time. "crop": a crop of 60 to 100 % and
+        augmentation: "crop-flip", the published one: a crop of 8 to 100 % of the image's area,
+            stretched by up to 4:3, mirrored half of the time. "crop": a crop of 60 to 100 % and
             never mirrored, for digits, letters or signs: mirrored they say something else or
             nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
             view.

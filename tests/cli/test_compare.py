@@ -83,9 +83,10 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
     printed = capfd.readouterr().out
     assert "continuing after step" in printed
     together = before + printed
-    for split, number in (("train", "1,437"), ("val", "360")):
+    # Validation images are of use to the one run of each seed that measures the teacher.
+    for split, number, least in (("train", "1,437", 3), ("val", "360", 1)):
         assert together.count(f"teacher, digits/{split}, centre: 0 of {number}") == 1
-        assert together.count(f"teacher, digits/{split}, centre: all {number}") >= 3
+        assert together.count(f"teacher, digits/{split}, centre: all {number}") >= least
     found = json.loads((output / "comparison.json").read_text())
     assert [cell["state"] for cell in found["cells"]] == ["done"] * 4
     measures = ("linear_accuracy", "nn_accuracy", "cluster_alignment")

@@ -77,9 +77,10 @@ def test_the_bytes_are_flushed_before_the_file_has_its_name(server, folder, monk
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "replace", rename)
     fetch(Source(server.url), folder, instead="")
-    assert events[-4:] == [
+    assert events[-5:] == [
         "weights.pth.json.partial",
         "weights.pth.json.partial -> weights.pth.json",
+        folder.name,
         "weights.pth.partial",
         "weights.pth.partial -> weights.pth",
     ]
