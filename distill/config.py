@@ -64,7 +64,8 @@ class DataOptions:
 
     data: str | None = None
     """`digits`, a torchvision dataset (CIFAR10, CIFAR100, STL10), a folder with train/ and val/
-    class folders, or any folder of images; None: $DISTILL_DATA, else digits."""
+    class folders, any folder of images, or tar shards: `train-{000..146}.tar`, or a folder or URL
+    where train*.tar and val*.tar lie; None: $DISTILL_DATA, else digits."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
     max_bad_images: int | None = None

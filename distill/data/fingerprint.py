@@ -30,7 +30,7 @@ def files_fingerprint(root: str, relative_path: Callable[[int], str], num_files:
     for i in range(num_files):
         path = relative_path(i)
         digest.update(os.fsencode(path) + b"\0" + _size(os.path.join(root, path)) + b"\n")
-    for i in _evenly_spaced(num_files):
+    for i in evenly_spaced(num_files):
         digest.update(_content(os.path.join(root, relative_path(i))))
     return digest.hexdigest()
 
@@ -52,7 +52,7 @@ def decoded_fingerprint(name: str, load: Callable[[int], Image.Image], num_image
         num_images: How many there are.
     """
     digest = hashlib.sha256(f"images {name} {num_images}\n".encode())
-    for i in _evenly_spaced(num_images):
+    for i in evenly_spaced(num_images):
         try:
             image = load(i)
             digest.update(f"{image.size}\n".encode() + image.tobytes())
@@ -61,10 +61,12 @@ def decoded_fingerprint(name: str, load: Callable[[int], Image.Image], num_image
     return digest.hexdigest()
 
 
-def _evenly_spaced(number: int) -> list[int]:
-    if number <= MAX_READ:
+def evenly_spaced(number: int, most: int | None = None) -> list[int]:
+    """Return the first `number` places, or `most` (None: 2,000) of them at equal distances."""
+    most = MAX_READ if most is None else most
+    if number <= most:
         return list(range(number))
-    return np.linspace(0, number - 1, MAX_READ).round().astype(np.int64).tolist()
+    return np.linspace(0, number - 1, most).round().astype(np.int64).tolist()
 
 
 def _size(path: str) -> bytes:

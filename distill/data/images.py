@@ -132,11 +132,11 @@ class FolderImages(Images):
     def load(self, i: int) -> Image.Image:
         """Decode image `i`; see `Images.load`."""
         path = self.path(i)
-        with _blaming(path), open(path, "rb") as file:
+        with blaming(path), open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise BadImageError("the file is empty")
             with Image.open(file) as image:
-                return _as_rgb(image)
+                return as_rgb(image)
 
 
 class ArrayImages(Images):
@@ -211,11 +211,11 @@ class TorchvisionImages(Images):
 
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""
-        with _blaming(self.describe(i)):
-            return _as_rgb(self.dataset[i][0])
+        with blaming(self.describe(i)):
+            return as_rgb(self.dataset[i][0])
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB; 16-bit grey, which Pillow's own conversion turns white, too.
 
     Raises:
@@ -229,7 +229,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _blaming(description: str) -> Iterator[None]:
+def blaming(description: str) -> Iterator[None]:
     """Turn whatever decoding raises into a `BadImageError` that names the image."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Opens what `--data` names: the embedded digits, a torchvision dataset, or a folder of images.
+"""Opens what `--data` names: the embedded digits, a torchvision dataset, a folder or tar shards.
 
 A spec that is a known name, whatever its case, is that dataset; one that contains a path
 separator, starts with "." or "~", or exists on disk is a folder (layouts: `distill.data.folders`).
@@ -9,6 +9,7 @@ ImageNet cannot be downloaded and is read as a folder; of STL10 the labelled par
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,12 @@ import numpy as np
 from distill.cache_folder import cache_folder
 from distill.data.folders import read_splits
 from distill.data.images import ArrayImages, Images, TorchvisionImages
+from distill.data.shards import expanded, is_local, matching
+from distill.data.tar_images import TarImages
 from distill.errors import DistillError, UnknownNameError
 
 _NUM_TRAIN_DIGITS = 1437
+_NAME_OF_SHARDS = re.compile(r"[-_.]?(\{[^{}]*\}|\*)?\.tar$")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
     """Open a dataset by name or path.
 
     Args:
-        spec: "digits", "CIFAR10", "CIFAR100", "STL10" or "ImageNet" in any case, or a folder.
+        spec: "digits", "CIFAR10", "CIFAR100", "STL10" or "ImageNet" in any case, a folder, or tar
+            shards: a pattern that ends in .tar, or the folder or URL where train*.tar lie.
         download_root: where torchvision datasets are kept; by default the environment variable
             DISTILL_DATA_ROOT, else data/ in the cache folder (`distill.cache_folder`).
 
@@ -58,6 +63,8 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
         UnknownNameError: neither a known name nor a path.
         DistillError: the folder is missing or in no known layout, or the download failed.
     """
+    if isinstance(spec, str) and _looks_like_shards(spec):
+        return _open_shards(spec)
     open_named = _NAMED.get(spec.lower()) if isinstance(spec, str) else None
     if open_named is not None:
         root = download_root or os.environ.get("DISTILL_DATA_ROOT") or cache_folder() / "data"
@@ -134,9 +141,35 @@ def _open_folder(path: Path) -> ImageData:
         raise DistillError(f"no such folder: {path}; {known}")
     if not path.is_dir():
         raise DistillError(f"{path} is a file, not a folder; {known}")
+    if any(path.glob("train*.tar")):
+        return _open_shards(str(path))
     path = Path(os.path.abspath(path))  # "." has no name, and the working directory may change
     train, val = read_splits(path)
     return ImageData(path.name, train, val, native_size=None, horizontal_flip=True)
+
+
+def _looks_like_shards(spec: str) -> bool:
+    return spec.endswith(".tar") or not is_local(spec)
+
+
+def _open_shards(spec: str) -> ImageData:
+    """Open what a pattern stands for, or train*.tar and val*.tar of a folder."""
+    name = _NAME_OF_SHARDS.sub("", spec.rstrip("/")).rsplit("/", 1)[-1] or "shards"
+    if spec.endswith(".tar"):
+        train = TarImages(expanded(spec), name=name)
+        return ImageData(name, train, None, native_size=None, horizontal_flip=True)
+    train = TarImages(expanded(f"{spec.rstrip('/')}/train*.tar"), name=f"{name}/train")
+    urls = matching(f"{spec.rstrip('/')}/val*.tar")
+    val = TarImages(urls, name=f"{name}/val") if urls else None
+    if val is not None and val.labels is not None:
+        num_classes = 0 if train.classes is None else len(train.classes)
+        if val.labels.max() >= num_classes:
+            raise DistillError(
+                f"{val.name} has an image of class {val.labels.max()}, and {train.name} has "
+                f"{num_classes} classes; validation images are of the classes of training"
+            )
+        val.classes = train.classes
+    return ImageData(name, train, val, native_size=None, horizontal_flip=True)
 
 
 def _open_digits(_: Path) -> ImageData:

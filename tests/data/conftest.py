@@ -1,5 +1,7 @@
 """Tiny image files for the tests of `distill.data`."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,3 +33,25 @@ def truncate() -> Callable[[Path], Path]:
         return path
 
     return cut
+
+
+@pytest.fixture
+def tar_of() -> Callable[..., bytes]:
+    """Return a function that makes a tar file of names and contents, in memory."""
+
+    def make(files: dict[str, bytes], *, mode: str = "w") -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test have a cache folder of its own."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))

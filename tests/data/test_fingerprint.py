@@ -65,8 +65,8 @@ def test_sizes_of_all_files_and_content_of_some(folder, monkeypatch):
 
 
 def test_files_read_are_evenly_spaced():
-    assert fingerprint._evenly_spaced(3) == [0, 1, 2]
-    spaced = fingerprint._evenly_spaced(1_281_167)
+    assert fingerprint.evenly_spaced(3) == [0, 1, 2]
+    spaced = fingerprint.evenly_spaced(1_281_167)
     assert (len(spaced), spaced[0], spaced[-1]) == (2000, 0, 1_281_166)
     assert set(np.diff(spaced)) <= {640, 641}
 

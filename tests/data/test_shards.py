@@ -1,0 +1,136 @@
+"""Tar shards: patterns, members, parts; on a disk and in fsspec's memory file system."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from distill.cache_folder import cache_folder
+from distill.data import shards
+from distill.data.shards import ShardFiles, expanded, is_local, members_of
+from distill.errors import DistillError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+FILES = {"a/1.jpg": b"one", "a/1.cls": b"3", "b" * 150 + ".jpg": b"x" * 1500, "empty.jpg": b""}
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request, tmp_path):
+    """Return a function that writes a shard and returns its address."""
+    file_system = fsspec.filesystem("memory")
+    file_system.store.clear()
+
+    def write(name: str, content: bytes) -> str:
+        if request.param == "disk":
+            (tmp_path / name).write_bytes(content)
+            return str(tmp_path / name)
+        file_system.pipe(f"/bucket/{name}", content)
+        return f"memory://bucket/{name}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("pattern", "urls"),
+    [
+        ("x.tar", ["x.tar"]),
+        ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+        ("{a,b}-{0..1}.tar", ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]),
+        ("s3://b/{000..001}.tar", ["s3://b/000.tar", "s3://b/001.tar"]),
+    ],
+)
+def test_patterns(pattern, urls):
+    assert expanded(pattern) == urls
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("x-{abc}.tar", "write numbers as {000..146} or words as {a,b}"),
+        ("x-{3..1}.tar", "counts from 3 to 1; count up"),
+        ("x-{0..99999999999}.tar", "count up, to a million"),
+        ("{0..9999}{0..9999}.tar", "more than 1,000,000 shards"),
+        ("absent/x-*.tar", "no file matches absent/x-\\*.tar"),
+    ],
+)
+def test_patterns_that_say_nothing(pattern, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DistillError, match=words):
+        expanded(pattern)
+
+
+def test_stars_find_files_in_order(place):
+    urls = [place(f"train-{number}.tar", b"") for number in (2, 0, 1)]
+    place("val-0.tar", b"")
+    assert expanded(urls[0].replace("train-2", "train-*")) == sorted(urls)
+
+
+def test_members_and_their_bytes(place, tar_of):
+    url = place("x.tar", tar_of(FILES))
+    found = members_of(url)
+    assert list(found.names) == list(FILES)
+    files = ShardFiles([url])
+    for content, offset, size in zip(FILES.values(), found.offsets, found.sizes, strict=True):
+        assert files.read(0, int(offset), int(size)) == content
+    with pytest.raises(OSError, match="ends before byte"):
+        files.read(0, 0, 10**7)
+
+
+def test_what_was_found_is_kept_until_the_shard_changes(place, monkeypatch, tar_of):
+    url = place("x.tar", tar_of(FILES))
+    members_of(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_headers", None)
+        assert list(members_of(url).names) == list(FILES)
+    place("x.tar", tar_of({**FILES, "new.jpg": b"new" * 5000}))
+    assert "new.jpg" in members_of(url).names
+    for kept in (cache_folder() / "shards").iterdir():
+        kept.write_text("{")
+    assert "new.jpg" in members_of(url).names
+
+
+@pytest.mark.parametrize("damage", ["missing", "compressed", "cut", "text"])
+def test_a_shard_that_cannot_be_used_is_named(place, damage, tar_of):
+    content = {
+        "missing": b"",
+        "compressed": tar_of(FILES, mode="w:gz"),
+        "cut": tar_of(FILES)[:1800],
+        "text": b"x" * 3000,
+    }[damage]
+    url = place("x.tar", content)
+    if damage == "missing":
+        url = url.replace("x.tar", "absent.tar")
+    with pytest.raises(DistillError, match=r"(x|absent)\.tar (cannot be read|is no whole tar)"):
+        members_of(url)
+
+
+def test_an_unknown_protocol_is_named():
+    assert not is_local("nosuch://bucket/x.tar")
+    with pytest.raises(DistillError, match=r"nosuch://bucket/x\.tar cannot be"):
+        members_of("nosuch://bucket/x.tar")
+
+
+def _read_in_child(files: ShardFiles, place: tuple[int, int, int], answer) -> None:
+    answer.put(files.read(*place))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_every_process_opens_for_itself(tmp_path: Path, method, tar_of):
+    (tmp_path / "x.tar").write_bytes(tar_of(FILES))
+    found = members_of(str(tmp_path / "x.tar"))
+    files = ShardFiles([str(tmp_path / "x.tar")])
+    place = (0, int(found.offsets[0]), 3)
+    assert files.read(*place) == b"one"
+    assert pickle.loads(pickle.dumps(files)).read(*place) == b"one"
+    context = multiprocessing.get_context(method)
+    answer = context.SimpleQueue()
+    child = context.Process(target=_read_in_child, args=(files, place, answer))
+    child.start()
+    assert answer.get() == b"one"
+    child.join()
