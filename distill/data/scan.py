@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from distill.data.images import FolderImages, Images
+from distill.data.tar_images import TarImages
 from distill.data.views import num_usable_cores
 from distill.errors import BadImageError, DistillError
 
@@ -58,6 +59,8 @@ def scan_is_cheap(images: Images) -> bool:
         return True
     if len(images) > _CHEAP_COUNT:
         return False
+    if isinstance(images, TarImages):
+        return images.is_local and images.num_bytes <= _CHEAP_BYTES
     if not isinstance(images, FolderImages):
         return True
     return sum(_size(images.path(i)) for i in range(len(images))) <= _CHEAP_BYTES

@@ -61,6 +61,16 @@ class TarImages(Images):
         classes = _classes(labels, name)
         super().__init__(name, None if classes is None else labels, classes)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all shards lie on a disk."""
+        return all(map(is_local, self._files.urls))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all images as stored."""
+        return int(self._size.sum())
+
     def __len__(self) -> int:
         return len(self._shard)
 
@@ -82,7 +92,7 @@ class TarImages(Images):
         digest = hashlib.sha256(b"shards\n")
         for array in (self._keys, self._shard, self._offset, self._size):
             digest.update(np.ascontiguousarray(array).tobytes())
-        most = _READ_LOCALLY if all(map(is_local, self._files.urls)) else _READ_REMOTELY
+        most = _READ_LOCALLY if self.is_local else _READ_REMOTELY
         for i in evenly_spaced(len(self), most):
             digest.update(hashlib.sha256(self._content(i)).digest())
         return digest.hexdigest()

@@ -14,6 +14,7 @@ from distill.data.sources import fingerprints
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest
 from distill.engine.device import make_deterministic, pick_device
+from distill.engine.lasting_batches import lasting_batches
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
@@ -125,9 +126,16 @@ def fit_run(
     run: RunDirectory,
     learner: Learner,
     progress: Progress,
-    batches: Iterable[Batch],
+    batches: Callable[[Progress], Iterable[Batch]],
 ) -> str | None:
     """Train to the end of the run; return the signal that stopped it early, if any.
+
+    Args:
+        job: The prepared job.
+        run: Its run directory.
+        learner: What is trained.
+        progress: Where the run stands.
+        batches: Returns this rank's batches from a position to the end of the run.
 
     Raises:
         NonFiniteLossError: The loss or the weights are not finite; the last checkpoint is intact.
@@ -152,7 +160,7 @@ def fit_run(
         with given(learner.spread):
             return fit(
                 learner,
-                batches,
+                lasting_batches(batches, progress),
                 LoopSettings(
                     num_epochs=setting.num_epochs,
                     num_images=len(setting.images.trained),

@@ -21,11 +21,17 @@ from distill.engine.device import pick_precision, require_memory
 from distill.engine.resolve import given, resolve
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
-from distill.jobs.crops import require_crops
+from distill.jobs.crops import require_crops, student_views
 from distill.jobs.images import TrainingImages, training_images
 from distill.jobs.initialization import resolve_init
 from distill.jobs.network_cache import load_teacher_of
-from distill.jobs.setting import TrainingSetting, data_facts, evaluator_of, open_data
+from distill.jobs.setting import (
+    TrainingSetting,
+    data_facts,
+    evaluator_of,
+    open_data,
+    require_room_for_loaders,
+)
 from distill.kernels import fused
 from distill.kernels.anchor_kl import check_implementation
 from distill.networks import EmbeddingNetwork, place
@@ -91,6 +97,9 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     _require_enough_images(config, images)
     _require_memory(device, _memory_needed(config, images, teacher, student))
     batch_size = given(config.optimization.batch_size)
+    require_room_for_loaders(
+        config.images, batch_size, student_views(config, crop_fraction=1.0).sizes
+    )
     setting = TrainingSetting(
         images=images,
         evaluator=evaluator_of(

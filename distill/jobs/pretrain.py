@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -41,6 +42,7 @@ from distill.jobs.setting import (
     describe_setting,
     evaluator_of,
     open_data,
+    require_room_for_loaders,
 )
 from distill.networks import EmbeddingNetwork, num_parameters, place
 from distill.pretrain_config import PretrainConfig
@@ -82,7 +84,7 @@ def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
     learner = make_learner(job.setting, objective, exempt_vectors=True)
     restored = restore(job, run, learner) if job.config.run.resume else None
     progress = restored or Progress()
-    batches = _training_batches(job, progress)
+    batches = partial(_training_batches, job)
     stopped_by = fit_run(job, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
         save_network(job.setting.network, run.backbone)
@@ -115,6 +117,8 @@ def prepare_pretraining(config: PretrainConfig, device: torch.device) -> Pretrai
     if config.run.resume:
         require_same_run(config)
     _require_divisible(config)
+    side = given(config.images.image_size)
+    require_room_for_loaders(config.images, given(config.optimization.batch_size), [side, side])
     backbone = _build_backbone(config, data)
     setting = TrainingSetting(
         images=images,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from distill import distributed
-from distill.config import OptimizationOptions, RunOptions
+from distill.config import ImageOptions, OptimizationOptions, RunOptions
 from distill.data.epochs import num_batches
+from distill.data.shared_memory import require_shared_memory
 from distill.data.sources import ImageData, open_images
 from distill.data.views import default_num_workers
 from distill.engine.resolve import DataFacts, given
@@ -123,3 +125,15 @@ def describe_setting(setting: TrainingSetting) -> str:
         return words
     batch_size = given(setting.optimization.batch_size)
     return f"{words}, batches of {batch_size} images over {num_ranks} processes"
+
+
+def require_room_for_loaders(
+    options: ImageOptions, batch_size: int, view_sizes: Sequence[int]
+) -> None:
+    """Refuse batches that do not fit into shared memory, see `distill.data.shared_memory`."""
+    require_shared_memory(
+        -(-batch_size // distributed.world_size()),
+        view_sizes,
+        given(options.num_workers),
+        num_processes=distributed.num_local_ranks(),
+    )

@@ -6,6 +6,7 @@ up in the same files; the first rank measures while the others wait.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from distill import distributed
@@ -43,7 +44,7 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
     if job.config.networks.student_init == "scaled":
         initialize_student(job.setting)
     learner, progress = build_learner(job, run, embeddings.views if embeddings else ())
-    batches = training_batches(job, progress, num_epochs=job.setting.num_epochs)
+    batches = partial(training_batches, job, num_epochs=job.setting.num_epochs)
     stopped_by = fit_run(job, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
         _measure_after(job, run, progress)

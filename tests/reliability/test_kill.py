@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -101,6 +102,18 @@ def training(data: Path, flags: str, epochs: int) -> list[str]:
 def test_a_run_that_is_killed_loses_nothing(commands, make_folder, tmp_path, flags):
     begin = training(make_folder(), flags, epochs=40)
     assert check(commands, tmp_path, begin, kills=5, seed=0) >= 3
+
+
+def test_a_loader_that_dies_is_started_again(commands, make_folder, tmp_path):
+    begin = training(make_folder(), "--variant two-queue --num-workers 2", epochs=40)
+    assert commands.start([*begin, "--output", str(tmp_path / "whole")]).wait() == 0
+    command = commands.start([*begin, "--output", str(tmp_path / "parts")])
+    for number in (3, 12):
+        assert command.wait_for_words(f"epoch {number}/40")
+        psutil.Process(command.process).children()[0].kill()
+    assert command.wait() == 0, command.printed
+    assert 1 <= command.printed.count("died; new ones are started") <= 2, command.printed
+    assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.soak

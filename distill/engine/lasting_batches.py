@@ -1,0 +1,73 @@
+"""Batches that go on when a process that loads them dies.
+
+The system kills loaders first when memory runs out, and what they had loaded is gone. A batch
+follows from where the run stands alone, so new loaders go on with the very next one.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from distill.data.views import Batch
+from distill.engine.checkpoint import Progress
+from distill.errors import DistillError
+from distill.terminal import say
+
+MAX_RESTARTS = 3
+_REMEDY = (
+    "look for what killed it (memory? `dmesg` says so), lower --num-workers, or give a container "
+    "more shared memory (docker run --shm-size)"
+)
+
+
+def lasting_batches(
+    make: Callable[[Progress], Iterable[Batch]], progress: Progress
+) -> Iterator[Batch]:
+    """Yield the batches of a run from where it stands to its end.
+
+    Args:
+        make: Returns the batches from a position on.
+        progress: Advanced by who consumes the batches before the next one is asked for.
+
+    Raises:
+        DistillError: A loader has died for the fourth time.
+    """
+    for left in range(MAX_RESTARTS, -1, -1):
+        try:
+            batches = iter(make(progress))
+            _let_steps_finish()
+            yield from batches
+            return
+        except RuntimeError as error:
+            reason = _death(error)
+            if reason is None:
+                raise
+            if not left:
+                raise DistillError(
+                    f"{reason}, and so did others before; {_REMEDY}, then go on with --resume"
+                ) from error
+        times = "once more" if left == 1 else f"{left} times at most"
+        say(f"warning: {reason}; new ones are started, {times}; {_REMEDY}")
+
+
+def _let_steps_finish() -> None:
+    """Take back the handler by which PyTorch raises at once, in the middle of a step, perhaps.
+
+    The dead loader is then noticed where its batch is waited for, within five seconds.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _death(error: RuntimeError) -> str | None:
+    """Return which loader died of what; None when that is not what happened."""
+    text = " ".join(str(error).split())
+    if not text.startswith("DataLoader worker"):
+        return None
+    found = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
+    cause = re.search(r"killed by signal: ([^.]*)", text)
+    which = f" (process {found[1].strip()})" if found else ""
+    return f"a process that loads images{which} died" + (f" of {cause[1].strip()}" if cause else "")

@@ -1,0 +1,56 @@
+"""Every batch comes once, however often loaders die."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.engine.checkpoint import Progress
+from distill.engine.lasting_batches import lasting_batches
+from distill.errors import DistillError
+
+KILLED = "DataLoader worker (pid 77) is killed by signal: Killed. Details are lost due to ..."
+EXITED = "DataLoader worker (pid(s) 77, 78) exited unexpectedly"
+
+
+def consume(deaths: list[tuple[int, str]], num_batches: int = 10) -> tuple[list[int], list[int]]:
+    """Return the batches that came and where the loaders started."""
+    progress, came, starts, deaths = Progress(), [], [], list(deaths)
+
+    def make(at: Progress):
+        starts.append(at.batch)
+        for number in range(at.batch, num_batches):
+            if deaths and deaths[0][0] == number:
+                raise RuntimeError(deaths.pop(0)[1])
+            yield number
+
+    for batch in lasting_batches(make, progress):
+        came.append(batch)
+        progress.batch += 1
+    return came, starts
+
+
+@pytest.mark.parametrize(
+    ("deaths", "starts", "words"),
+    [
+        ([], [0], []),
+        ([(4, KILLED)], [0, 4], ["(process 77) died of Killed; new ones are started, 3 times"]),
+        ([(0, EXITED), (0, EXITED)], [0, 0, 0], ["(process 77, 78) died; new ones are started"]),
+        ([(2, KILLED), (3, EXITED), (9, KILLED)], [0, 2, 3, 9], ["once more"]),
+    ],
+)
+def test_every_batch_comes_once(deaths, starts, words, capsys):
+    assert consume(deaths) == (list(range(10)), starts)
+    said = capsys.readouterr().out
+    assert said.count("warning: a process that loads images") == len(deaths)
+    for one in words:
+        assert one in said
+
+
+def test_the_fourth_death_ends_the_run():
+    with pytest.raises(DistillError, match="died of Killed, and so did others before; look for"):
+        consume([(1, KILLED)] * 4)
+
+
+def test_other_errors_are_none_of_its_business():
+    with pytest.raises(RuntimeError, match="CUDA"):
+        consume([(1, "CUDA error")])
