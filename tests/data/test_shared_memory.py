@@ -21,7 +21,7 @@ def has_64_mib(monkeypatch, tmp_path):
         (64, [224], 2, 1, True),  # 6 batches of 9.2 MiB
         (64, [224], 3, 1, False),  # 8 of them
         (64, [224], 1, 2, False),  # 4 for each of two
-        (64, [224, 96], 2, 1, True),  # 6 of 10.9
+        (64, [224, 64], 2, 1, True),  # 6 of 9.9
         (64, [224, 224], 2, 1, False),
     ],
 )
