@@ -82,6 +82,23 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def release_others() -> None:
+    """End all ranks but the first, which goes on alone; where there is one, nothing happens.
+
+    For what follows a pass that all share: the others would only repeat it.
+
+    Raises:
+        SystemExit: On the other ranks, with status 0.
+    """
+    if world_size() == 1:
+        return
+    is_first = is_main()
+    barrier()
+    stop()
+    if not is_first:
+        raise SystemExit(0)
+
+
 def rank() -> int:
     """Return the number of this process among all, from 0."""
     return dist.get_rank() if _is_started() else 0

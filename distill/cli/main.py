@@ -33,6 +33,8 @@ COMMANDS = {
     "list": ("distill.cli.listing", "list teachers, students, methods, datasets, recipes"),
 }
 
+# Commands whose work several processes, started by torchrun, share.
+_SHARED = {"train", "pretrain", "cache", "nn", "clusters", "linear", "rerun"}
 # A full disk or quota, a read-only or a vanished mount, a broken device.
 _DISK_ERRORS = {
     getattr(errno, name)
@@ -79,6 +81,11 @@ def run(argv: list[str]) -> int:
     try:
         if name not in COMMANDS:
             raise UnknownNameError("command", name, COMMANDS, "`distill --help` explains them")
+        if name not in _SHARED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise DistillError(
+                f"`distill {name}` runs in one process; start it without torchrun. These share "
+                f"their work: {', '.join(sorted(_SHARED))}"
+            )
         return importlib.import_module(COMMANDS[name][0]).run(rest)
     except DistillError as error:
         return _complain(error, 2)

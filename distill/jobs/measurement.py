@@ -8,6 +8,7 @@ from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import distributed
 from distill.config import CacheDtype
 from distill.data.sources import ImageData, open_images
 from distill.engine.device import pick_device, pick_precision
@@ -80,11 +81,15 @@ class Evaluation:
     def stored(self) -> tuple[StoredEmbeddings, StoredEmbeddings]:
         """Return the embeddings of training and validation images, made once and kept on disk.
 
+        Several processes share the pass; from then on the first is alone.
+
         Raises:
             DistillError: When the data has no labels to measure with, or the disk no room.
         """
         self.require_measurable()
-        return self.cache.stored("train"), self.cache.stored("val")
+        found = self.cache.stored("train"), self.cache.stored("val")
+        distributed.release_others()
+        return found
 
     def splits(self) -> EmbeddedSplits:
         """Return what `stored` does, in memory."""
@@ -123,7 +128,7 @@ def open_evaluation(
     is_run = (run_or_weights / "config.yaml").exists()
     run_options = read_config(run_or_weights) if is_run else {}
     network = _load(run_or_weights, options)
-    device = pick_device(options.device)
+    device = distributed.start(pick_device(options.device))
     bad_images = BadImages(options.on_bad_image, options.max_bad_images)
     data = open_data(data_or_default(options.data or run_options.get("data")))
     evaluator = Evaluator(

@@ -20,12 +20,14 @@ TINY += ["--num-workers", "0", "--precision", "fp32", "--optimizer", "sgd"]
 TINY += ["--learning-rate", "0.003", "--log-every", "1"]  # larger steps magnify rounding
 
 
-def torchrun(num_ranks: int, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), "-m", "distill", "train", *argv]
+def torchrun(
+    num_ranks: int, *argv: str, command: str = "train"
+) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--nproc-per-node", str(num_ranks), "-m", "distill", command, *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+        start, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
 
 
@@ -121,3 +123,36 @@ def test_a_process_that_dies_ends_the_others_soon(make_folder, tmp_path, victim)
     assert "[rank" not in error
     checkpoints_left = checkpoints(output / "checkpoints")
     assert load_newest(output / "checkpoints") is not None or not checkpoints_left
+
+
+@pytest.mark.ddp
+def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, capsys):
+    output = tmp_path / "run"
+    flags = ["--data", str(make_folder(num_train=9, num_val=3)), "--batch-size", "8"]
+    assert run([*TINY, *flags, "--epochs", "1", "--output", str(output)]) == 0
+    measures = {
+        "nn": ["--k", "1", "3"],
+        "clusters": ["--num-clusters", "3"],
+        "linear": [],
+    }
+    for command, options in measures.items():
+        found = []
+        for ranks in (1, 3):
+            folder = tmp_path / f"{command}-{ranks}"
+            argv = [str(output), *options, "--cache", str(folder / "cache")]
+            argv += ["--output", str(folder), "--num-workers", "0"]
+            if ranks == 1:
+                assert run([command, *argv]) == 0
+            else:
+                done = torchrun(ranks, *argv, command=command)
+                assert done.returncode == 0, done.stderr
+                assert done.stdout.count("accuracy  " if command != "clusters" else "nmi  ") <= 2
+            found.append(json.loads((folder / "metrics.json").read_text()))
+        assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.ddp
+def test_a_command_for_one_process_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["report", str(tmp_path)]) == 2
+    assert "`distill report` runs in one process" in capsys.readouterr().err
