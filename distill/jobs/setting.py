@@ -124,7 +124,11 @@ def describe_setting(setting: TrainingSetting) -> str:
     if num_ranks == 1:
         return words
     batch_size = given(setting.optimization.batch_size)
-    return f"{words}, batches of {batch_size} images over {num_ranks} processes"
+    rate = given(setting.optimization.learning_rate)
+    return (
+        f"{words}, batches of {batch_size} images over {num_ranks} processes, learning rate "
+        f"{rate:g} at its peak"
+    )
 
 
 def require_room_for_loaders(
