@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.sources import ImageData
-from distill.engine.run_directory import read_metrics
+from distill.engine.run_directory import read_circumstances, read_config, read_metrics
 from distill.errors import DistillError
 from distill.exports.markdown import escaped
 from distill.exports.model_card import CardFacts, Rows
 from distill.exports.plain_weights import library_model
 from distill.methods import METHODS
 from distill.networks import EmbeddingNetwork, num_parameters
-from distill.options import read_yaml
 from teachers import TEACHERS, load_trained
 from teachers.trained import FILES
 
@@ -81,12 +80,10 @@ def open_run(path: Path) -> FinishedRun:
             f"{path} is not a run directory: it holds no config.yaml; name one that "
             "`distill train` or `distill pretrain` wrote"
         )
-    options = read_yaml(path / "config.yaml", kind="the run's configuration")
-    versions = options.pop("versions", None) or {}
-    command = options.pop("command", "train")
+    options, beside = read_config(path), read_circumstances(path)
     network = load_trained(path)
     weights = next(path / name for name in FILES if (path / name).exists())
-    return FinishedRun(path, command, options, versions, weights, network)
+    return FinishedRun(path, beside.command, options, dict(beside.versions), weights, network)
 
 
 def card_facts(run: FinishedRun, data: ImageData | None, *, license_name: str) -> CardFacts:

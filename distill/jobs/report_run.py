@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import TrainConfig
-from distill.engine.run_directory import read_metrics
+from distill.engine.run_directory import read_circumstances, read_config, read_metrics
 from distill.jobs.robustness_record import read_robustness
-from distill.options import flattened, read_yaml
+from distill.options import flattened
 from distill.parsing import parse_json
 from distill.pretrain_config import PretrainConfig
 from distill.report.content import Curves, RunContent, Series
@@ -34,9 +34,8 @@ def read_run(path: Path) -> RunContent:
     Raises:
         DistillError: Files that cannot be read.
     """
-    options = read_yaml(path / "config.yaml", kind="the run's configuration")
-    versions = options.pop("versions", {})
-    command = str(options.pop("command", "train"))
+    options = read_config(path)
+    command, versions, _ = read_circumstances(path)
     metrics = read_metrics(path)
     return RunContent(
         name=path.resolve().name,

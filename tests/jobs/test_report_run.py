@@ -27,7 +27,8 @@ def written(tmp_path: Path, make_folder) -> Path:
         "output": str(tmp_path / "run"),
     }
     directory = RunDirectory(tmp_path / "run", resume=False)
-    directory.write_config(updated(TrainConfig(), given, source="the test"), command="train")
+    config = updated(TrainConfig(), given, source="the test")
+    directory.write_config(config, command="train", fingerprints={"train": "12ab"})
     directory.close()
     return directory.path
 
@@ -51,6 +52,8 @@ def test_facts_and_options(written):
     assert found.metrics["nn_accuracy"] == 0.5
     assert found.curves == ()
     assert found.robustness is None
+    assert not {"fingerprints", "versions", "command"} & found.options.keys()
+    assert "fingerprint" not in found.command
 
 
 def test_a_baseline_is_named_and_compress_by_its_variant(tmp_path):
