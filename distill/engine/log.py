@@ -1,7 +1,8 @@
 """Where a run reports for programs: log.jsonl and TensorBoard.
 
-With several processes only the first reports. A disk that refuses lines does not end the run: they
-wait in memory, and are written when it takes them again.
+A log that has grown beyond 64 MiB becomes log-0001.jsonl, and a new one is begun; `log_parts` gives
+all of them in order. With several processes only the first reports. A disk that refuses lines does
+not end the run: they wait in memory, and are written when it takes them again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,15 @@ from typing import Any
 from distill import distributed
 from distill.terminal import say
 
+LOG = "log.jsonl"
+MAX_BYTES = 64 * 2**20
+
+
+def log_parts(run: Path) -> list[Path]:
+    """Return the files of a run's log, oldest first."""
+    current = run / LOG
+    return [*sorted(run.glob("log-[0-9]*.jsonl")), *([current] if current.exists() else [])]
+
 
 class RunLog:
     """Writes the same numbers to log.jsonl and to TensorBoard.
@@ -22,8 +32,8 @@ class RunLog:
     Args:
         run: The run directory.
         step: Optimizer steps already taken; TensorBoard drops later ones of an earlier sitting.
-        num_bytes: Length of log.jsonl at that moment; what an earlier sitting wrote after it is
-            removed, so that the log has neither gaps nor doubles after `--resume`.
+        num_bytes: Length of the log at that moment, all parts; what an earlier sitting wrote after
+            it is removed, so that the log has neither gaps nor doubles after `--resume`.
     """
 
     def __init__(self, run: Path, *, step: int = 0, num_bytes: int = 0) -> None:
@@ -32,11 +42,9 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run / "log.jsonl"
+        self.path = run / LOG
+        self._num_bytes = _cut(run, num_bytes)
         self._file = self.path.open("ab")
-        if self._file.tell() > num_bytes:
-            self._file.truncate(num_bytes)
-        self._num_bytes = self._file.seek(0, os.SEEK_END)
         self._waiting = b""
         self._tensorboard: SummaryWriter | None = SummaryWriter(
             str(run / "tensorboard"), purge_step=step + 1
@@ -85,6 +93,12 @@ class RunLog:
         while self._waiting:
             written = os.write(self._file.fileno(), self._waiting)
             self._waiting = self._waiting[written:]
+        if os.fstat(self._file.fileno()).st_size >= MAX_BYTES:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            number = len(log_parts(self.path.parent))
+            self.path.rename(self.path.with_name(f"log-{number:04d}.jsonl"))
+            self._file = self.path.open("ab")
 
     def _write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
         if self._tensorboard is None:
@@ -96,3 +110,19 @@ class RunLog:
         except OSError as error:  # its own thread met it before
             say(f"warning: TensorBoard's files cannot be written ({error.strerror}) and end here")
             self._tensorboard = None
+
+
+def _cut(run: Path, num_bytes: int) -> int:
+    """Remove what a log has beyond a length; return the length that is left."""
+    left, parts = num_bytes, log_parts(run)
+    for place, part in enumerate(parts):
+        size = part.stat().st_size
+        if size <= left:
+            left -= size
+            continue
+        for later in parts[place + 1 :]:
+            later.unlink()
+        os.truncate(part, left)
+        part.replace(run / LOG)
+        return num_bytes
+    return num_bytes - left

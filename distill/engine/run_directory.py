@@ -2,7 +2,7 @@
 
     config.yaml           the resolved configuration, with versions
     metrics.json          one object: what was measured, fractions of 1
-    log.jsonl             a line per logging step
+    log.jsonl             a line per logging step; older ones in log-0001.jsonl, ...
     tensorboard/          the same for TensorBoard
     checkpoints/          the newest states of the run
     student.safetensors   the trained student, with its description

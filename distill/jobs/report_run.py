@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import TrainConfig
+from distill.engine.log import log_parts
 from distill.engine.run_directory import read_circumstances, read_config, read_metrics
 from distill.jobs.robustness_record import read_robustness
 from distill.options import flattened
@@ -43,7 +44,7 @@ def read_run(path: Path) -> RunContent:
         command=_command(command, options),
         options={name: _plain(value) for name, value in options.items()},
         metrics=metrics,
-        curves=tuple(_training_curves(list(log_lines(path / "log.jsonl")))),
+        curves=tuple(_training_curves(list(log_lines(path)))),
         robustness=_robustness(path),
     )
 
@@ -103,17 +104,17 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def log_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of log.jsonl, up to the one that a killed run left unfinished."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = parse_json(line)
-        except ValueError:
-            return
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            yield values
+def log_lines(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run's log, up to the one that a killed run left unfinished."""
+    for part in log_parts(run):
+        with part.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    values = parse_json(line)
+                except ValueError:
+                    return
+                if isinstance(values, dict) and isinstance(values.get("step"), int):
+                    yield values
 
 
 def _training_curves(lines: list[dict[str, Any]]) -> Iterator[Curves]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from distill.engine import log as log_module
-from distill.engine.log import RunLog
+from distill.engine.log import RunLog, log_parts
+from distill.jobs.report_run import log_lines
 
 
 def lines(folder: Path) -> list[tuple]:
@@ -74,6 +75,30 @@ def test_lines_wait_while_the_disk_refuses(tmp_path: Path, monkeypatch, capsys, 
     said = capsys.readouterr().out
     assert said.count("cannot be written") == 1
     assert os.strerror(code) in said
+
+
+def written(folder: Path, steps: range, *, num_bytes: int = 0) -> list[int]:
+    """Write a line for each step; return the length of the log after each."""
+    log = RunLog(folder, num_bytes=num_bytes)
+    lengths = []
+    for step in steps:
+        log.write(step, {"loss": step})
+        lengths.append(log.sync())
+    log.close()
+    return lengths
+
+
+def test_a_long_log_is_parted_and_cut_in_any_part(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(log_module, "MAX_BYTES", 100)  # four or five lines
+    lengths = written(tmp_path, range(12))
+    names = ["log-0001.jsonl", "log-0002.jsonl", "log.jsonl"]
+    assert [part.name for part in log_parts(tmp_path)] == names
+    assert [line["step"] for line in log_lines(tmp_path)] == list(range(12))
+    for kept in (11, 10, 7, 4, 3, 0):
+        written(tmp_path, range(kept + 1, 12), num_bytes=lengths[kept])
+        assert [line["step"] for line in log_lines(tmp_path)] == list(range(12))
+        assert [part.name for part in log_parts(tmp_path)] == names
+        assert sum(part.stat().st_size for part in log_parts(tmp_path)) == lengths[-1]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path):

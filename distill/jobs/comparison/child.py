@@ -113,7 +113,7 @@ def _outcome(request: Request, run: Path, *, seconds: float) -> Outcome:
         state=DONE,
         asked=request.asked,
         metrics=metrics,
-        holdout_curve=holdout_curve(run / "log.jsonl"),
+        holdout_curve=holdout_curve(run),
         # Of a run of several sittings the training counts whole, the rest once.
         seconds=round(max(seconds, float(metrics.get("train_seconds", 0.0))), 1),
     )
@@ -126,13 +126,13 @@ def is_trained(run: Path) -> bool:
     return (run / STUDENT).exists() and "train_seconds" in read_metrics(run)
 
 
-def holdout_curve(log: Path) -> list[tuple[int, float]]:
-    """Return epoch and accuracy of every check on held-out training images in a log."""
+def holdout_curve(run: Path) -> list[tuple[int, float]]:
+    """Return epoch and accuracy of every check on held-out training images in a run's log."""
     from distill.jobs.report_run import log_lines
 
     return [
         (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
-        for line in log_lines(log)
+        for line in log_lines(run)
         if "holdout_nn_accuracy" in line and "epoch" in line
     ]
 
