@@ -18,7 +18,7 @@ def resolved(facts: DataFacts, *, recipe: str = "default", **options):
 @pytest.mark.parametrize("method", ["simclr", "c-simclr", "byol", "c-byol"])
 def test_what_a_method_does_not_use_stays_out(method):
     left = {name for name, value in resolved(SMALL, method=method).items() if value is None}
-    left -= {"data", "output", "clip_grad_norm"}
+    left -= {"data", "output", "clip_grad_norm", "max_bad_images"}
     compression, target = {"beta", "beta_epochs", "kappa_e"}, {"regression_weight"}
     target |= {"target_momentum"}
     expected = {
