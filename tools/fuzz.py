@@ -295,8 +295,10 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def fuzz(name: str, *, seconds: float, seed: int, keep: Path) -> tuple[collections.Counter, int]:
-    """Feed a reader for some seconds.
+def fuzz(
+    name: str, *, seconds: float, seed: int, keep: Path, most: float = float("inf")
+) -> tuple[collections.Counter, int]:
+    """Feed a reader for some seconds, with so many files at most.
 
     Returns:
         How often each finding was made, by its last line; and the number of files.
@@ -314,7 +316,7 @@ def fuzz(name: str, *, seconds: float, seed: int, keep: Path) -> tuple[collectio
             (inside / other).write_bytes(content)
         expected = {*beside, target.name}
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and number < most:
             content, number = changed(files, rng), number + 1
             (inside / target.name).write_bytes(content)
             problem = _problem(target, inside / target.name)
@@ -359,6 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], metavar="READER")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each reader")
+    parser.add_argument("--files", type=float, default=float("inf"), help="for each, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"))
     options = parser.parse_args()
@@ -366,7 +369,13 @@ def main() -> None:
     bound_memory()
     total = 0
     for name in options.targets or TARGETS:
-        findings, number = fuzz(name, seconds=options.seconds, seed=options.seed, keep=options.keep)
+        findings, number = fuzz(
+            name,
+            seconds=options.seconds,
+            seed=options.seed,
+            keep=options.keep,
+            most=options.files,
+        )
         print(f"{name}: {number:,} files, {len(findings)} findings", flush=True)
         for problem, times in findings.most_common():
             print(f"  {times} x {problem}")
