@@ -95,9 +95,9 @@ class RunLog:
             self._waiting = self._waiting[written:]
         if os.fstat(self._file.fileno()).st_size >= MAX_BYTES:
             os.fsync(self._file.fileno())
-            self._file.close()
             number = len(log_parts(self.path.parent))
             self.path.rename(self.path.with_name(f"log-{number:04d}.jsonl"))
+            self._file.close()
             self._file = self.path.open("ab")
 
     def _write_scalars(self, step: int, values: Mapping[str, Any]) -> None:

@@ -83,6 +83,11 @@ def rerun(run: Path, options: RerunOptions) -> Rerun | RunResult:
         DistillError: No finished run, images that are not those of the run, or whatever its command
             cannot meet.
     """
+    if not (run / "config.yaml").is_file():
+        raise DistillError(
+            f"{run} is not a run directory: it holds no config.yaml; name one that `distill train` "
+            "or `distill pretrain` wrote"
+        )
     before = read_circumstances(run)
     network = run / (BACKBONE if before.command == "pretrain" else STUDENT)
     if not network.exists():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -155,7 +155,7 @@ def _next_request(
         if to_come.intersection(cell.tuned_by):
             continue
         waiting.remove(cell)
-        request = _request(cell, everything, directory, options, linear=linear)
+        request = _request(cell, everything, directory, options, running=running, linear=linear)
         if request is not None:
             return cell, request
     return None
@@ -167,6 +167,7 @@ def _request(
     directory: ComparisonDirectory,
     options: SittingOptions,
     *,
+    running: Set[str],
     linear: bool,
 ) -> Request | None:
     """Return what is to be done; None while tuning is open, and when tuning failed."""
@@ -180,7 +181,7 @@ def _request(
         run=str(directory.run(cell.name)),
         outcome=str(directory.outcome_file(cell.name)),
         options={
-            **{"measure": _measured(cell, everything.values(), directory)},
+            **{"measure": _measured(cell, everything.values(), directory, running)},
             **cell.options,
             **choice.values,
         },
@@ -190,7 +191,9 @@ def _request(
     )
 
 
-def _measured(cell: Cell, cells: Iterable[Cell], directory: ComparisonDirectory) -> str:
+def _measured(
+    cell: Cell, cells: Iterable[Cell], directory: ComparisonDirectory, running: Set[str]
+) -> str:
     """Return what a run measures: teacher and untrained student once for all methods of a seed."""
     if cell.tuning is not None:
         return "none"  # its check on held-out images is all that counts
@@ -199,7 +202,7 @@ def _measured(cell: Cell, cells: Iterable[Cell], directory: ComparisonDirectory)
             continue
         outcome = directory.outcome(other.name)
         if outcome is not None and (
-            outcome.state == STARTED or "untrained_nn_accuracy" in outcome.metrics
+            other.name in running or "untrained_nn_accuracy" in outcome.metrics
         ):
             return "trained"
     return "all"

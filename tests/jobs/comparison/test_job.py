@@ -394,6 +394,23 @@ def test_teacher_and_untrained_student_are_measured_once_a_seed(trainer, write_g
     }
 
 
+def test_runs_that_an_earlier_sitting_left_started_measure_nothing_for_others(
+    trainer, write_grid, output
+):
+    grid = write_grid(seeds=[0], methods={"one": {}, "two": {}})
+    trainer.at[name("one", 0), "half"] = "SIGTERM"
+    compare(grid, CompareOptions(output))
+    cell = json.loads((output / "cells" / f"{name('one', 0)}.json").read_text())
+    for left in ("one", "two"):  # and their directories are gone, as on another machine
+        (output / "cells" / f"{name(left, 0)}.json").write_text(
+            json.dumps({**cell, "state": "started"})
+        )
+        shutil.rmtree(output / "runs" / name(left, 0), ignore_errors=True)
+    compare(grid, CompareOptions(output, resume=True))
+    measured = [trainer.configs[name(method, 0)].run.measure for method in ("one", "two")]
+    assert measured == ["all", "trained"]
+
+
 def test_a_tuning_run_that_fails_loses_and_without_any_the_runs_fail(trainer, write_grid, output):
     grid = write_grid(methods={"one": {"tune": {"learning_rate": [0.1, 0.2]}}})
     tuning = [f"one--resnet18--pixels--tune-learning_rate-{rate}" for rate in (0.1, 0.2)]
