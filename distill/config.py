@@ -227,7 +227,7 @@ class RunOptions(ExecutionOptions):
     output: Path | None = None
     """Run directory; None: under runs/, named after networks and data."""
     resume: bool = False
-    """Continue the run in the output directory from its last checkpoint."""
+    """Continue the run in the output directory from its last checkpoint, or begin it there."""
     recipe: str = "default"
     """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
     nn_every: int | None = None

@@ -45,3 +45,9 @@ def flag_value(argv: Sequence[str], flag: str) -> str | None:
         if argument.startswith(flag + "="):
             return argument.partition("=")[2]
     return None
+
+
+def given_options(argv: Sequence[str]) -> list[str]:
+    """Return the names of all flags, as the options they set: `batch_size` for --batch-size 8."""
+    flags = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
+    return [flag.replace("-", "_") for flag in flags]

@@ -24,7 +24,7 @@ examples:
       --data imagenet --recipe published
       batches and anchors shared by eight processes
   distill --output runs/photos --resume
-      go on with a run that was stopped
+      go on with a run that was stopped; a command that also says what to train begins it at first
   distill --teacher pixels --student resnet18 --print-config > my.yaml
       write down every option; `--recipe my.yaml` reads them back
 """

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.cli.parse import flag_value
-from distill.jobs.configure import base_config
+from distill.cli.parse import flag_value, given_options
+from distill.jobs.configure import base_config, run_to_continue
 
 if TYPE_CHECKING:
     from distill.jobs.fitting import RunResult
@@ -29,7 +29,7 @@ def default_config(argv: Sequence[str], *, command: str) -> Any:
     return base_config(
         command=command,
         recipe=flag_value(argv, "--recipe") or "default",
-        resume_from=Path(output) if "--resume" in argv and output else None,
+        resume_from=run_to_continue(Path(output) if output else None, given_options(argv)),
     )
 
 

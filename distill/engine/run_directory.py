@@ -121,6 +121,11 @@ class RunDirectory:
             self._lock.release()
 
 
+def holds_run(path: Path) -> bool:
+    """Return whether a run was begun in a directory."""
+    return (path / "config.yaml").exists()
+
+
 def require_usable(path: Path, *, resume: bool) -> None:
     """Refuse a path that a run cannot (or must not) be written to; writes nothing.
 
@@ -129,9 +134,12 @@ def require_usable(path: Path, *, resume: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise DistillError(f"--output {path} is a file; name a directory")
-    has_run = (path / "config.yaml").exists()
+    has_run = holds_run(path)
     if resume and not has_run:
-        raise DistillError(f"{path} holds no run to resume; leave out --resume to start one there")
+        raise DistillError(
+            f"{path} holds no run to resume; say what to train (--teacher, --student or --recipe) "
+            "to start one there"
+        )
     if not resume and has_run:
         raise DistillError(
             f"{path} holds a run already; continue it with --resume or choose another --output"

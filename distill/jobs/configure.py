@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distill.config import RunOptions, TrainConfig
-from distill.engine.run_directory import read_config, require_usable
+from distill.engine.run_directory import holds_run, read_config, require_usable
 from distill.errors import DistillError
 from distill.options import flattened, updated
 from distill.pretrain_config import PretrainConfig
@@ -32,6 +32,23 @@ _FREE_TO_CHANGE = frozenset(
         *("queue_sharding", "measure"),
     }
 )
+
+
+def run_to_continue(output: Path | None, options: Collection[str]) -> Path | None:
+    """Return the run that `--resume` goes on with; None where it has to be begun.
+
+    A command that names what to train can begin a run, and is the same one whenever it is started
+    again: by an elastic launcher or a cluster's queue. One that names only where the run lies
+    cannot, and is told so by `base_config`.
+
+    Args:
+        output: Run directory that was named.
+        options: Names of all options that were given, `resume` among them.
+    """
+    if "resume" not in options or output is None:
+        return None
+    says_what = any(name == "recipe" or name not in _FREE_TO_CHANGE for name in options)
+    return None if says_what and not holds_run(output) else output
 
 
 def base_config(
@@ -65,7 +82,10 @@ def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
         DistillError: An unknown option or recipe, or a value of the wrong type.
     """
     output = options.get("output")
-    resume_from = Path(output) if options.get("resume") and output else None
+    resume_from = run_to_continue(
+        Path(output) if output else None,
+        [name for name in options if name != "resume" or options[name]],
+    )
     recipe = options.get("recipe", "default")
     base = base_config(command=command, recipe=recipe, resume_from=resume_from)
     return updated(base, options, source=f"distill.{command}")

@@ -14,7 +14,7 @@ from distill.data.shared_memory import require_shared_memory
 from distill.data.sources import ImageData, open_images
 from distill.data.views import default_num_workers
 from distill.engine.resolve import DataFacts, given
-from distill.engine.run_directory import require_usable
+from distill.engine.run_directory import holds_run, require_usable
 from distill.jobs.configure import Config, with_output
 from distill.jobs.evaluator import Evaluator
 from distill.jobs.images import TrainingImages, data_or_default
@@ -69,7 +69,8 @@ def open_data(config: Config, *names: str) -> tuple[Config, ImageData]:
     """Open the images of a job and settle its run directory, named after `names` and the data.
 
     Returns:
-        The configuration with data and output filled in, and the images.
+        The configuration with data and output filled in, `resume` only where there is a run, and
+        the images.
 
     Raises:
         DistillError: No such data, or a run directory that cannot be written to.
@@ -78,7 +79,11 @@ def open_data(config: Config, *names: str) -> tuple[Config, ImageData]:
     config = replace(config, images=replace(config.images, data=source))
     data = open_images(source)
     config = with_output(config, *names, data.name)
-    require_usable(given(config.run.output), resume=config.run.resume)
+    output = given(config.run.output)
+    config = replace(
+        config, run=replace(config.run, resume=config.run.resume and holds_run(output))
+    )
+    require_usable(output, resume=config.run.resume)
     return config, data
 
 

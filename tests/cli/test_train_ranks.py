@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from distill.cli.main import run
@@ -29,6 +32,30 @@ def torchrun(
     return subprocess.run(
         start, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
+
+
+@contextmanager
+def started(
+    num_ranks: int, output: Path, *argv: str, launcher: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a job under torchrun and wait until it trains."""
+    command = [sys.executable, "-m", "torch.distributed.run", *(launcher or ["--standalone"])]
+    command += ["--nproc-per-node", str(num_ranks), "-m", "distill", "train", *TINY, *argv]
+    command += ["--batch-size", "8", "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as job:
+        while not (output / "log.jsonl").exists():
+            assert job.poll() is None
+            time.sleep(0.1)
+        yield job
+
+
+def ranks_of(job: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """Return the processes of a job by rank."""
+    children = psutil.Process(job.pid).children()
+    environments = {process: process.environ() for process in children}
+    return {int(found["RANK"]): one for one, found in environments.items() if "RANK" in found}
 
 
 def log_lines(output: Path) -> list[dict]:
@@ -99,30 +126,39 @@ def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others_soon(make_folder, tmp_path, victim):
     output = tmp_path / "run"
-    flags = [*TINY, "--data", str(make_folder()), "--output", str(output), "--batch-size", "8"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "distill", "train", *flags, "--epochs", "3000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as job:
-        while not (output / "log.jsonl").exists():
-            assert job.poll() is None
-            time.sleep(0.1)
-        ranks = {
-            int(process.environ()["RANK"]): process
-            for process in psutil.Process(job.pid).children()
-            if "RANK" in process.environ()
-        }
+    with started(2, output, "--data", str(make_folder()), "--epochs", "3000") as job:
+        ranks = ranks_of(job)
         died = time.monotonic()
         ranks[victim].kill()
-        _, error = job.communicate(timeout=60)
+        printed, _ = job.communicate(timeout=60)
         assert time.monotonic() - died < 60
         assert job.returncode == 1
     assert not any(process.is_running() for process in ranks.values())
     other = f"distill: error: process {1 - victim} ends, because another process of this job"
-    assert error.count(other) <= 1  # torchrun may have ended it before it could notice
-    assert "[rank" not in error
+    assert printed.count(other) <= 1  # torchrun may have ended it before it could notice
+    assert "[rank" not in printed
     checkpoints_left = checkpoints(output / "checkpoints")
     assert load_newest(output / "checkpoints") is not None or not checkpoints_left
+
+
+@pytest.mark.ddp
+def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_path):
+    """Torchrun starts the same command again, which begins the run at first and then resumes."""
+    data, whole, output = str(make_folder()), tmp_path / "whole", tmp_path / "run"
+    flags = ["--data", data, "--epochs", "30", "--resume"]
+    launcher = ["--nnodes", "1:1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--rdzv-conf", "is_host=1"]
+    done = torchrun(2, *TINY, *flags, "--batch-size", "8", "--output", str(whole))
+    assert done.returncode == 0, done.stderr
+    with started(2, output, *flags, launcher=launcher) as job:
+        while not checkpoints(output / "checkpoints"):
+            time.sleep(0.01)
+        ranks_of(job)[1].kill()
+        printed, _ = job.communicate(timeout=120)
+        assert job.returncode == 0, printed
+    assert "continuing after step" in printed
+    one, other = (read_state_dict(run / "student.safetensors") for run in (whole, output))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.ddp
