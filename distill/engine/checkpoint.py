@@ -40,6 +40,7 @@ class Progress:
         batch: Batches of it that were consumed.
         seconds: Time spent training, over all sittings.
         log_bytes: Length of the log that tells of all this.
+        skipped: Names of the images that could not be read so far.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Progress:
     batch: int = 0
     seconds: float = 0.0
     log_bytes: int = 0
+    skipped: list[str] = field(default_factory=list)
 
 
 class Shard(NamedTuple):

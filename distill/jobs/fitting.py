@@ -117,6 +117,7 @@ def restore(job: _Configured, run: RunDirectory, learner: Learner) -> Progress |
     require_own_checkpoint(found.path, found.run, job.config)
     learner.load_state_dict(found.state, found.shards)
     progress = found.progress
+    job.setting.images.bad_images.recall(progress.skipped)
     say(f"continuing after step {progress.step}, {progress.epoch} epochs are complete")
     return progress
 
@@ -150,6 +151,8 @@ def fit_run(
     def save(score: float | None) -> None:
         _require_finite(learner, progress)
         progress.log_bytes = log.sync()
+        setting.images.bad_images.share()
+        progress.skipped = sorted(setting.images.bad_images.skipped)
         saver.save(progress, score)
 
     def on_epoch_end(epoch: int) -> dict[str, float]:

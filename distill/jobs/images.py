@@ -87,6 +87,10 @@ class BadImages:
         """Let every rank know what any of them skipped; all ranks call it together."""
         self._add(distributed.union(self.skipped))
 
+    def recall(self, descriptions: Sequence[str]) -> None:
+        """Count what an earlier sitting of the run skipped, and has named already."""
+        self.skipped.update(descriptions)
+
     def _add(self, descriptions: set[str]) -> None:
         for description in sorted(descriptions - self.skipped):
             say(f"skipped {description}: cannot be read as an image")

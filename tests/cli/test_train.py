@@ -334,6 +334,25 @@ def test_an_image_that_breaks_during_training_is_named(make_folder, tmp_path, mo
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["num_skipped_images"] == 1
 
 
+def test_a_run_that_goes_on_remembers_what_it_skipped(
+    make_folder, tmp_path, monkeypatch, stop_after, capsys
+):
+    data, output = make_folder(), tmp_path / "run"
+    monkeypatch.setattr("distill.jobs.images.scan_is_cheap", lambda images: False)
+    image = data / "train" / "class1" / "000.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"not an image")
+    flags = ["--epochs", "2", "--on-bad-image", "skip", "--teacher-view", "student"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        assert run(short(data, output, *flags, "--max-bad-images", "1")) == 143
+    assert capsys.readouterr().out.count("000.png: cannot be read") == 1
+    image.write_bytes(whole)
+    assert run(["--output", str(output), "--resume"]) == 0
+    assert json.loads((output / "metrics.json").read_text())["num_skipped_images"] == 1
+    assert "cannot be read" not in capsys.readouterr().out
+
+
 def test_python_and_the_command_line_give_the_same(make_folder, tmp_path):
     data = make_folder()
     assert run(short(data, tmp_path / "a", "--epochs", "1")) == 0

@@ -29,3 +29,12 @@ def test_a_hundredth_may_be_skipped_and_at_least_ten(numbers, most):
 def test_none_may_be_skipped():
     with pytest.raises(BadImageError, match="at most 0 may be skipped"):
         BadImages("skip", most=0)(["x"])
+
+
+def test_what_was_skipped_before_counts_and_is_not_named_again(capsys):
+    bad_images = BadImages("skip", most=2)
+    bad_images.recall(["a"])
+    bad_images(["a", "b"])
+    assert capsys.readouterr().out.count("skipped") == 1
+    with pytest.raises(BadImageError, match="at most 2 may be skipped"):
+        bad_images(["c"])

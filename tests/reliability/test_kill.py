@@ -1,7 +1,8 @@
-"""`kill -9` at seeded random moments: nothing that was acknowledged is lost, nothing is different.
+"""Stopped at seeded random moments: nothing that was acknowledged is lost, nothing is different.
 
-A run is killed again and again, while it starts, trains and writes, and continued each time. In the
-end it has the weights, the numbers and, but for times, the log of a run that nobody touched.
+A run is stopped again and again, by `kill -9`, SIGTERM or Ctrl-C, while it starts, trains and
+writes, and continued each time. In the end it has the weights, the numbers and, but for times, the
+log of a run that nobody touched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", 
 COMMON = ["--num-workers", "0", "--batch-size", "8", "--log-every", "3", "--seed", "3"]
 BASELINES = ["reg", "reg-bn", "simreg", "cc", "cc-released", "crd", "rkd", "sp", "seed"]
 TIMES = {"images_per_second", "data_wait"}
+KILL, STOP = (signal.SIGKILL,), (signal.SIGTERM, signal.SIGINT)
+ENDS = {0, -signal.SIGKILL, -signal.SIGTERM, 143, 130}
 FAST = ["--variant two-queue-momentum"]
 SOAKED = [
     *("--variant two-queue", "--variant one-queue", "--variant one-queue --anchors queue"),
@@ -53,24 +56,35 @@ def assert_same(whole: Path, parts: Path) -> None:
     torch.testing.assert_close(states[0].shards, states[1].shards, rtol=0, atol=0)
 
 
-def kill_again_and_again(commands, begin: list[str], output: Path, *, kills: int, seed: int) -> int:
-    """Run a command, killed `kills` times at random moments; return how often it was killed."""
-    moments, killed, step = random.Random(seed), 0, 0
+def stop_again_and_again(
+    commands, begin: list[str], output: Path, *, signals: tuple[int, ...], stops: int, seed: int
+) -> int:
+    """Run a command, stopped at random moments; return how often it was stopped.
+
+    Args:
+        commands: Starts it.
+        begin: The command; what goes on with it follows from it.
+        output: Its run directory.
+        signals: One of them is drawn for each stop.
+        stops: How often, at most.
+        seed: Of moments and signals.
+    """
+    moments, stopped, step = random.Random(seed), 0, 0
     folder = output / "checkpoints"
     go_on = [*([] if begin[0].startswith("-") else begin[:1]), "--output", str(output), "--resume"]
     while True:
         command = commands.start(go_on if (output / "config.yaml").exists() else begin)
-        if killed == kills:
+        if stopped == stops:
             assert command.wait() == 0, command.printed
-            return killed
+            return stopped
         if moments.random() < 0.8:  # else while it starts
             command.wait_for_words("no nearest-neighbour check")
         time.sleep(moments.random() * 0.4)
         acknowledged = checkpoints(folder)[-1] if checkpoints(folder) else None
-        command.kill(signal.SIGKILL)
+        command.kill(moments.choice(signals))
         status = command.wait()
         printed = command.printed
-        assert status in (0, -signal.SIGKILL), printed
+        assert status in ENDS, printed
         if "continuing after step" in printed:
             assert f"continuing after step {step}," in printed
         found = load_newest(folder)  # raises when the newest is not whole
@@ -79,18 +93,29 @@ def kill_again_and_again(commands, begin: list[str], output: Path, *, kills: int
             assert found.path >= acknowledged
         step = 0 if found is None else found.progress.step
         if status == 0:
-            return killed
-        killed += 1
+            return stopped
+        stopped += 1
 
 
-def check(commands, tmp_path: Path, begin: list[str], *, kills: int, seed: int) -> int:
+def check(
+    commands, tmp_path: Path, begin: list[str], *, signals=KILL, stops: int, seed: int
+) -> int:
     whole, parts = tmp_path / "whole", tmp_path / f"parts-{seed}"
     if not whole.exists():
         assert commands.start([*begin, "--output", str(whole)]).wait() == 0
     begin = [*begin, "--output", str(parts)]
-    killed = kill_again_and_again(commands, begin, parts, kills=kills, seed=seed)
+    stopped = stop_again_and_again(commands, begin, parts, signals=signals, stops=stops, seed=seed)
     assert_same(whole, parts)
-    return killed
+    return stopped
+
+
+def check_ten(commands, tmp_path: Path, begin: list[str], *, signals: tuple[int, ...]) -> None:
+    stopped = 0
+    for seed in range(20):
+        stopped += check(commands, tmp_path, begin, signals=signals, stops=10, seed=seed)
+        if stopped >= 10:
+            return
+    pytest.fail(f"only {stopped} stops came before the run's end")
 
 
 def training(data: Path, flags: str, epochs: int) -> list[str]:
@@ -101,7 +126,13 @@ def training(data: Path, flags: str, epochs: int) -> list[str]:
 @pytest.mark.parametrize("flags", FAST)
 def test_a_run_that_is_killed_loses_nothing(commands, make_folder, tmp_path, flags):
     begin = training(make_folder(), flags, epochs=60)
-    assert check(commands, tmp_path, begin, kills=5, seed=0) >= 2
+    assert check(commands, tmp_path, begin, stops=5, seed=0) >= 2
+
+
+@pytest.mark.parametrize("flags", FAST)
+def test_a_run_that_is_asked_to_stop_loses_nothing(commands, make_folder, tmp_path, flags):
+    begin = training(make_folder(), flags, epochs=60)
+    assert check(commands, tmp_path, begin, signals=STOP, stops=5, seed=0) >= 2
 
 
 def test_a_loader_that_dies_is_started_again(commands, make_folder, tmp_path):
@@ -117,24 +148,16 @@ def test_a_loader_that_dies_is_started_again(commands, make_folder, tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("signals", [KILL, STOP], ids=["kill", "stop"])
 @pytest.mark.parametrize("flags", [*FAST, *SOAKED])
-def test_every_method_survives_ten_kills(commands, make_folder, tmp_path, flags):
-    begin, killed = training(make_folder(), flags, epochs=60), 0
-    for seed in range(20):
-        killed += check(commands, tmp_path, begin, kills=10, seed=seed)
-        if killed >= 10:
-            return
-    pytest.fail(f"only {killed} kills came before the run's end")
+def test_every_method_survives_ten_stops(commands, make_folder, tmp_path, flags, signals):
+    check_ten(commands, tmp_path, training(make_folder(), flags, epochs=60), signals=signals)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("method", ["simclr", "c-byol"])
-def test_pretraining_survives_ten_kills(commands, make_folder, tmp_path, method):
+@pytest.mark.parametrize("signals", [KILL, STOP], ids=["kill", "stop"])
+@pytest.mark.parametrize("method", ["simclr", "c-simclr", "byol", "c-byol"])
+def test_pretraining_survives_ten_stops(commands, make_folder, tmp_path, method, signals):
     flags = ["--method", method, "--width", "0.125", "--arch", "resnet18", "--image-size", "32"]
     flags += ["--data", str(make_folder()), "--epochs", "40", "--nn-every", "0"]
-    begin, killed = ["pretrain", *flags, *COMMON], 0
-    for seed in range(20):
-        killed += check(commands, tmp_path, begin, kills=10, seed=seed)
-        if killed >= 10:
-            return
-    pytest.fail(f"only {killed} kills came before the run's end")
+    check_ten(commands, tmp_path, ["pretrain", *flags, *COMMON], signals=signals)
