@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -34,6 +35,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path`; when all went well, flush it to the disk and rename it.
 
     A reader sees the old content or the new one; a failed write leaves the old.
+
+    Raises:
+        OSError: The disk refuses; ESTALE where the folder has gone, as a mount may.
     """
     with replaced_whole(path) as temporary, temporary.open("wb") as file:
         yield file
@@ -56,6 +60,9 @@ def replaced_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
         if isinstance(error, OSError):  # writing to an open file does not even say which
             error.filename = str(path)
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            # As a network file system says of a mount that went away.
+            raise OSError(errno.ESTALE, "its folder is gone", str(path)) from error
         raise
     sync_folder(path.parent)
 

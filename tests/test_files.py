@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -85,3 +86,9 @@ def test_files_that_belong_together_leave_nothing_after_a_failure(tmp_path: Path
         fail()
     assert folder.exists() == was_there
     assert not was_there or [entry.name for entry in folder.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_went_away_is_a_refusal_of_the_disk(tmp_path: Path):
+    with pytest.raises(OSError, match="its folder is gone") as caught:
+        write_whole(tmp_path / "gone" / "file", b"x")
+    assert caught.value.errno == errno.ESTALE

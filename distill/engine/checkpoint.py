@@ -241,7 +241,7 @@ def _clean(folder: Path, newest_shards: set[Path]) -> None:
     kept = {*found[-KEPT:], *_worth_keeping(found)}
     for path in found:
         if path not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)
     kept_before = tuple(f"{path.stem}." for path in kept if path != found[-1])
     for shard in folder.glob("step-*.queue-*-of-*.safetensors*"):
         if shard not in newest_shards and not shard.name.startswith(kept_before):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class RunLog:
         self._num_bytes = _cut(run, num_bytes)
         self._file = self.path.open("ab")
         self._waiting = b""
+        self._print_thread_error = threading.excepthook
+        threading.excepthook = self._on_thread_error
         self._tensorboard: SummaryWriter | None = SummaryWriter(
             str(run / "tensorboard"), purge_step=step + 1
         )
@@ -81,6 +84,7 @@ class RunLog:
         if not self.is_open:
             return
         self.sync()
+        threading.excepthook = self._print_thread_error
         try:
             self._file.close()
             if self._tensorboard is not None:
@@ -99,6 +103,12 @@ class RunLog:
             self.path.rename(self.path.with_name(f"log-{number:04d}.jsonl"))
             self._file.close()
             self._file = self.path.open("ab")
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Leave it to the next `write` to say that the disk refused TensorBoard's thread."""
+        is_its_own = type(error.thread).__module__.partition(".")[0] == "tensorboard"
+        if not (is_its_own and isinstance(error.exc_value, OSError)):
+            self._print_thread_error(error)
 
     def _write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
         if self._tensorboard is None:

@@ -1,7 +1,8 @@
-"""A disk that is full, on a real one of a few megabytes: nothing whole is lost, room mends it."""
+"""Real disks that are full, read-only or go away: nothing whole is lost, and then it goes on."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +23,42 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of eight megabytes: a checkpoint of 4.5 and little else."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={8 * MIB}", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a file system is not allowed here")
+    mount("-t", "tmpfs", "-o", f"size={8 * MIB}", "tmpfs", str(place))
     yield place
+    unmount(place)
+
+
+class Share:
+    """A folder that is seen through a mount, as that of a server is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server, self.place = folder / "server", folder / "share"
+        for path in (self.server, self.place):
+            path.mkdir()
+
+    def appear(self) -> None:
+        mount("--bind", str(self.server), str(self.place))
+
+    def vanish(self) -> None:
+        unmount(self.place)
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    """Mount a folder; it may be vanished at the end of the test."""
+    found = Share(tmp_path)
+    found.appear()
+    yield found
+    if os.path.ismount(found.place):
+        found.vanish()
+
+
+def mount(*argv: str) -> None:
+    if subprocess.run(["mount", *argv], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+
+
+def unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
@@ -83,3 +112,28 @@ def test_a_run_that_cannot_begin_says_so(commands, make_folder, small_disk, stat
     words = {"full": "No space left on device", "read-only": "Read-only file system"}[state]
     assert words in command.printed.splitlines()[-1]
     assert "Traceback" not in command.printed
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["back-at-once", "back-later"])
+def test_a_mount_that_vanishes(commands, make_folder, tmp_path, share, comes_back):
+    argv = [*TINY, "--data", str(make_folder()), "--epochs", "40"]
+    assert commands.start([*argv, "--output", str(tmp_path / "whole")]).wait() == 0
+    output = share.place / "run"
+    command = commands.start([*argv, "--output", str(output)])
+    assert command.wait_for_words("epoch 2/40")
+    share.vanish()
+    assert command.wait_for_words("no checkpoint was written")
+    if comes_back:
+        share.appear()
+    else:
+        assert command.wait() == 2
+        assert "Traceback" not in command.printed
+        assert not list(share.place.iterdir())  # nothing was put where the mount had been
+        share.appear()
+        assert load_newest(output / "checkpoints") is not None
+        command = commands.start(["--output", str(output), "--resume"])
+    assert command.wait() == 0, command.printed
+    one, other = (
+        read_state_dict(run / "student.safetensors") for run in (tmp_path / "whole", output)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
