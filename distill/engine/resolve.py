@@ -40,6 +40,8 @@ NN_CHECKS_PER_RUN = 5
 # Peak learning rates at the published batch size; they follow the batch linearly for SGD and by its
 # square root for AdamW, whose steps are normalized.
 PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 5e-4, "lars": 0.3}
+# Of a student with normalization layers, whose steps are as large as its weights let them be.
+NORMALIZED_PEAK_LEARNING_RATE = {**PEAK_LEARNING_RATE, "adamw": 1.5e-3}
 SCALING_POWER = {"sgd": 1.0, "adamw": 0.5, "lars": 1.0}
 
 
@@ -63,6 +65,7 @@ def resolve(
     facts: DataFacts,
     *,
     teacher_dim: int | None,
+    student_normalizes: bool,
     published_projection_dim: int | None = None,
 ) -> TrainConfig:
     """Return `config` with every option that follows the data filled in.
@@ -71,17 +74,17 @@ def resolve(
         config: The configuration; options that are given stay as they are.
         facts: About the images that are trained on.
         teacher_dim: Width of the teacher's embedding; None for a method without a teacher.
+        student_normalizes: Whether the student has normalization layers.
         published_projection_dim: Width of the layer that the published recipe trains the student
             through, if any.
     """
-    optimization = resolve_optimization(
-        config.optimization, facts.num_images, peaks=PEAK_LEARNING_RATE
-    )
+    peaks = NORMALIZED_PEAK_LEARNING_RATE if student_normalizes else PEAK_LEARNING_RATE
+    optimization = resolve_optimization(config.optimization, facts.num_images, peaks=peaks)
     epochs = given(optimization.epochs)
     num_steps = epochs * math.ceil(facts.num_images / given(optimization.batch_size))
     published = published_projection_dim if config.run.recipe == "published" else None
     return TrainConfig(
-        networks=config.networks,
+        networks=_resolve_networks(config.networks, student_normalizes=student_normalizes),
         images=resolve_images(config.images, facts),
         views=_resolve_views(config, facts),
         method=_resolve_method(config, facts.num_images, num_steps, teacher_dim, published),
@@ -89,6 +92,13 @@ def resolve(
         optimization=optimization,
         run=resolve_run(config.run, epochs),
     )
+
+
+def _resolve_networks(options: NetworkOptions, *, student_normalizes: bool) -> NetworkOptions:
+    """Fill in how the student starts; one that starts from weights is left as they are."""
+    scaled = options.student_weights is None and not student_normalizes
+    init = either(options.student_init, "scaled" if scaled else "random")
+    return replace(options, student_init=init)
 
 
 def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:

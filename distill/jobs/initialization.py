@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from distill.config import NetworkOptions
 from distill.data.transforms import evaluation_view
 from distill.data.views import evaluation_loader
-from distill.engine.data_initialization import has_normalization, scale_layers
+from distill.engine.data_initialization import scale_layers
 from distill.jobs.setting import TrainingSetting
-from distill.networks import EmbeddingNetwork
 from distill.terminal import say
 
 _NUM_IMAGES = 256
-
-
-def resolve_init(options: NetworkOptions, student: EmbeddingNetwork) -> NetworkOptions:
-    """Fill in how the student starts; one that starts from weights is left as they are."""
-    if options.student_init is not None:
-        return options
-    scaled = options.student_weights is None and not has_normalization(student)
-    return replace(options, student_init="scaled" if scaled else "random")
 
 
 def initialize_student(setting: TrainingSetting) -> None:

@@ -17,13 +17,13 @@ from distill.checks import check
 from distill.config import MethodOptions, TrainConfig
 from distill.data.sources import ImageData
 from distill.data.transforms import default_augmentation
+from distill.engine.data_initialization import has_normalization
 from distill.engine.device import pick_precision, require_memory
-from distill.engine.resolve import given, resolve
+from distill.engine.resolve import given, resolve, resolve_images
 from distill.errors import DistillError
 from distill.jobs.configure import require_same_run
 from distill.jobs.crops import require_crops, student_views
 from distill.jobs.images import TrainingImages, training_images
-from distill.jobs.initialization import resolve_init
 from distill.jobs.network_cache import load_teacher_of
 from distill.jobs.setting import (
     TrainingSetting,
@@ -79,17 +79,17 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     facts = data_facts(
         images, augmentation=default_augmentation(data), min_image_size=spec.min_image_size
     )
-    teacher = _load_teacher(config)
+    config = replace(config, images=resolve_images(config.images, facts))
+    teacher, student = _load_teacher(config), _build_student(config, data)
     config = resolve(
         config,
         facts,
         teacher_dim=None if teacher is None else teacher.embedding_dim,
+        student_normalizes=has_normalization(student),
         published_projection_dim=spec.published_projection_dim,
     )
     precision = pick_precision(config.run.precision, device)
     config = replace(config, run=replace(config.run, precision=precision))
-    student = _build_student(config, data)
-    config = replace(config, networks=resolve_init(config.networks, student))
     if config.run.resume:
         require_same_run(config)
     _require_comparable(config, teacher, student)

@@ -13,12 +13,23 @@ DIGITS = DataFacts(1_365, 8, "crop", 64, 0)
 
 
 def resolved(
-    facts: DataFacts, *, recipe: str = "default", projection: int | None = None, **options
+    facts: DataFacts,
+    *,
+    recipe: str = "default",
+    projection: int | None = None,
+    normalizes: bool = True,
+    **options,
 ):
     config = updated(
         load_recipe(recipe), {"teacher": "t", "student": "s", **options}, source="test"
     )
-    return resolve(config, facts, teacher_dim=2048, published_projection_dim=projection)
+    return resolve(
+        config,
+        facts,
+        teacher_dim=2048,
+        student_normalizes=normalizes,
+        published_projection_dim=projection,
+    )
 
 
 def test_nothing_follows_the_data_afterwards():
@@ -28,7 +39,6 @@ def test_nothing_follows_the_data_afterwards():
     may_stay |= {"kappa_e", "kappa_b"}
     may_stay |= {"max_bad_images"}  # follows the images
     may_stay |= {"queue_size"}  # all images are anchors
-    may_stay |= {"student_init"}  # follows the student, once it is built
     assert left == may_stay | set(flattened_baseline())
 
 
@@ -80,7 +90,10 @@ def test_numbers_of_a_baseline_reach_the_published_ones():
 
 def test_no_teacher_no_width():
     config = updated(load_recipe("supervised"), {"student": "s"}, source="test")
-    assert resolve(config, SMALL, teacher_dim=None).method.projection_dim is None
+    assert (
+        resolve(config, SMALL, teacher_dim=None, student_normalizes=True).method.projection_dim
+        is None
+    )
 
 
 def test_the_published_recipe_stays_literal():
@@ -203,6 +216,30 @@ def test_learning_rate_scales_with_the_batch():
 
     assert rate("sgd", 128) == rate("sgd", 256) / 2
     assert rate("adamw", 64) == rate("adamw", 256) / 2
+
+
+@pytest.mark.parametrize(("optimizer", "times"), [("adamw", 3), ("sgd", 1)])
+def test_steps_are_larger_where_layers_normalize(optimizer, times):
+    normalized, plain = (
+        resolved(IMAGENET, optimizer=optimizer, normalizes=normalizes).optimization.learning_rate
+        for normalizes in (True, False)
+    )
+    assert normalized == pytest.approx(times * plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "normalizes", "expected"),
+    [
+        ({}, True, "random"),
+        ({}, False, "scaled"),
+        ({"student_weights": "w.safetensors"}, False, "random"),
+        ({"student_init": "random"}, False, "random"),
+        ({"student_init": "scaled"}, True, "scaled"),
+    ],
+)
+def test_students_without_normalization_start_scaled(options, normalizes, expected):
+    networks = resolved(SMALL, normalizes=normalizes, **options).networks
+    assert networks.student_init == expected
 
 
 def test_given_values_stay():

@@ -1,34 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 import torch
-from torch import nn
 
-from distill.config import NetworkOptions, TrainConfig
+from distill.config import TrainConfig
 from distill.jobs import initialization
-from distill.jobs.initialization import initialize_student, resolve_init
+from distill.jobs.initialization import initialize_student
 from distill.jobs.prepare import prepare
-from distill.networks import NetworkSpec, build_network
 from distill.options import updated
-
-
-@pytest.mark.parametrize(
-    ("options", "is_normalized", "expected"),
-    [
-        ({}, True, "random"),
-        ({}, False, "scaled"),
-        ({"student_weights": Path("w.safetensors")}, False, "random"),
-        ({"student_init": "random"}, False, "random"),
-        ({"student_init": "scaled"}, True, "scaled"),
-    ],
-)
-def test_students_without_normalization_are_scaled(options, is_normalized, expected):
-    layers = [nn.Flatten(), nn.Linear(12, 4), *([nn.BatchNorm1d(4)] if is_normalized else [])]
-    student = build_network(NetworkSpec("s", lambda size: nn.Sequential(*layers)), image_size=2)
-    assert resolve_init(NetworkOptions(**options), student).student_init == expected
 
 
 def test_training_images_scale_the_student_alike_every_time(make_folder, monkeypatch):
