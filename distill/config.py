@@ -188,7 +188,7 @@ class OptimizationOptions:
     """Update rule; distillation was published with sgd, pre-training with lars. AlexNet, which has
     no BatchNorm, needs adamw."""
     learning_rate: float | None = None
-    """Peak learning rate; None: by optimizer and batch size."""
+    """Peak learning rate; None: by optimizer, batch size and whether the student normalizes."""
     weight_decay: float = 1e-4
     """L2 (sgd, lars) or decoupled (adamw) weight decay."""
     sgd_momentum: float = 0.9
