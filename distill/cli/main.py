@@ -104,22 +104,30 @@ def run(argv: list[str]) -> int:
             2,
         )
     except RuntimeError as error:
-        if "WORLD_SIZE" not in os.environ or not _is_lost_peer(error):
+        sentence = _explanation(error)
+        if sentence is None:
             raise
-        return _complain(
-            f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "
-            "ended; what that one said stands elsewhere. Start all of them again, with --resume to "
-            "go on from the last checkpoint",
-            1,
-        )
+        return _complain(sentence, 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
 
 
-def _is_lost_peer(error: RuntimeError) -> bool:
-    from distill.distributed import is_lost_peer  # not before it is needed: it imports PyTorch
+def _explanation(error: RuntimeError) -> str | None:
+    """Return what a process of this job died of, for people; None for errors of the program."""
+    # Not before they are needed: they import PyTorch.
+    from distill.data.lasting_batches import REMEDY, loader_death
+    from distill.distributed import is_lost_peer
 
-    return is_lost_peer(error)
+    died = loader_death(error)
+    if died is not None:
+        return f"{died}; {REMEDY}, then start again"
+    if "WORLD_SIZE" in os.environ and is_lost_peer(error):
+        return (
+            f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "
+            "ended; what that one said stands elsewhere. Start all of them again, with --resume to "
+            "go on from the last checkpoint"
+        )
+    return None
 
 
 def _complain(message: object, status: int) -> int:

@@ -239,7 +239,10 @@ def worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends them, without traces
+    # A terminal and a cluster's queue send these to every process of a job: the parent, which ends
+    # its loaders when it is done with them, is the one to finish a step and to keep a checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _make_item(

@@ -9,13 +9,16 @@ Shapes: N training rows, B images of a batch, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from distill.data.batch import Batch
+from distill.data.epochs import num_batches
 from distill.data.images import Images
+from distill.data.lasting_batches import lasting_batches
 from distill.data.transforms import training_view
 from distill.data.views import TrainingViews, training_loader
 from distill.engine.device import autocast
@@ -61,18 +64,27 @@ class AugmentedBatches:
             crop_fraction=seen.crop_fraction,
             interpolation=seen.interpolation,
         )
-        loader = training_loader(
-            TrainingViews(self.images, self.index[rows], view, seed=self.seed),
-            batch_size=self.schedule.batch_size,
-            num_epochs=self.schedule.num_epochs,
-            num_workers=self.how.num_workers,
-        )
+        views = TrainingViews(self.images, self.index[rows], view, seed=self.seed)
+        size = self.schedule.batch_size
+        batches_per_epoch = num_batches(len(rows), size, drop_last=False)
+
+        def batches_after(done: int) -> Iterable[Batch]:
+            epoch, batch = divmod(done, batches_per_epoch)
+            return training_loader(
+                views,
+                batch_size=size,
+                num_epochs=self.schedule.num_epochs,
+                start_epoch=epoch,
+                start_batch=batch,
+                num_workers=self.how.num_workers,
+            )
+
         was_training = self.network.training
         self.network.eval()
         total = self.schedule.num_epochs * len(rows)
         try:
             with progress_bar(total, description="linear, augmented") as bar:
-                for batch in loader:
+                for batch in lasting_batches(batches_after):
                     if batch.bad and self.how.on_bad_images is not None:
                         self.how.on_bad_images(batch.bad)
                     bar.update(len(batch.index) + len(batch.bad))

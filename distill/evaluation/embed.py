@@ -5,7 +5,7 @@ Shapes: N images, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from distill.data.batch import Batch
 from distill.data.images import Images
+from distill.data.lasting_batches import lasting_batches
 from distill.data.views import evaluation_loader
 from distill.engine.device import autocast, images_per_pass
 from distill.evaluation.network_view import NetworkView, ShownView
@@ -121,20 +122,24 @@ def embedded_batches(
         The embeddings of a batch; images that could not be read are in `bad`.
     """
     view = view or NetworkView(network.input)
-    loader = evaluation_loader(
-        images,
-        view.build(),
-        indices=indices,
-        batch_size=how.batch_size or images_per_pass(network.input.image_size, how.device),
-        num_workers=how.num_workers,
-        draw=view.draw,
-    )
-    total = len(images) if indices is None else len(indices)
+    order = np.arange(len(images)) if indices is None else indices
+    batch_size = how.batch_size or images_per_pass(network.input.image_size, how.device)
+
+    def batches_after(done: int) -> Iterable[Batch]:
+        return evaluation_loader(
+            images,
+            view.build(),
+            indices=order[done * batch_size :],
+            batch_size=batch_size,
+            num_workers=how.num_workers,
+            draw=view.draw,
+        )
+
     was_training = network.training
     network.eval()
     try:
-        with progress_bar(total, description=description) as bar:
-            for batch in loader:
+        with progress_bar(len(order), description=description) as bar:
+            for batch in lasting_batches(batches_after):
                 if batch.bad and how.on_bad_images is not None:
                     how.on_bad_images(batch.bad)
                 yield _embedded(network, batch, how)

@@ -5,15 +5,17 @@ Shapes: N images of side S, D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.batch import Batch
 from distill.data.distortions import distort
 from distill.data.images import Images
+from distill.data.lasting_batches import lasting_batches
 from distill.data.two_views import two_views
 from distill.data.views import TrainingViews, training_loader
 from distill.engine.device import full_float32, images_per_pass
@@ -69,17 +71,22 @@ def embed_views(
             that are not finite.
     """
     views = two_views(image_size, augmentation)
-    loader = training_loader(
-        TrainingViews(
-            images, indices, views.view, views.second_view, distortion=views.draw, seed=seed
-        ),
-        batch_size=images_per_pass(image_size, device),
-        num_epochs=1,
-        num_workers=num_workers,
+    shown = TrainingViews(
+        images, indices, views.view, views.second_view, distortion=views.draw, seed=seed
     )
+
+    def batches_after(done: int) -> Iterable[Batch]:
+        return training_loader(
+            shown,
+            batch_size=images_per_pass(image_size, device),
+            num_epochs=1,
+            start_batch=done,
+            num_workers=num_workers,
+        )
+
     pixels, first, second = [], [], []
     with full_float32(device), progress_bar(len(indices), description=description) as bar:
-        for batch in loader:
+        for batch in lasting_batches(batches_after):
             if batch.bad and on_bad_images is not None:
                 on_bad_images(batch.bad)
             bar.update(len(batch.index) + len(batch.bad))

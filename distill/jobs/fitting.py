@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from distill import distributed
+from distill.data.lasting_batches import lasting_batches
 from distill.data.sources import fingerprints
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest
 from distill.engine.device import make_deterministic, pick_device
-from distill.engine.lasting_batches import lasting_batches
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
@@ -163,7 +163,7 @@ def fit_run(
         with given(learner.spread):
             return fit(
                 learner,
-                lasting_batches(batches, progress),
+                lasting_batches(lambda _: batches(progress)),
                 LoopSettings(
                     num_epochs=setting.num_epochs,
                     num_images=len(setting.images.trained),

@@ -82,11 +82,8 @@ class Command:
         return Path(f"/proc/{self.process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, and its loaders with it when it is to die at once."""
-        if number == signal.SIGKILL:
-            os.killpg(self.process, number)
-        else:
-            os.kill(self.process, number)
+        """Send a signal to it and to its loaders, as a terminal and a cluster's queue do."""
+        os.killpg(self.process, number)
 
     def wait(self) -> int:
         """Return its exit status."""

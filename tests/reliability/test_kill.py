@@ -135,6 +135,24 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(commands, make_folder, tmp_pa
     assert check(commands, tmp_path, begin, signals=STOP, stops=5, seed=0) >= 2
 
 
+def test_loaders_wait_for_the_step_and_the_check_to_finish(commands, make_folder, tmp_path):
+    begin = [*training(make_folder(), "--num-workers 2 --holdout 0.2", epochs=20)]
+    begin[-begin[::-1].index("--nn-every")] = "1"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert commands.start([*begin, "--output", str(whole)]).wait() == 0
+    command = commands.start([*begin, "--output", str(parts)])
+    for number, delay in ((3, 0.0), (5, 0.1), (8, 0.3)):
+        assert command.wait_for_words(f"epoch {number}/20")
+        time.sleep(delay)
+        command.kill(signal.SIGTERM)
+        assert command.wait() == 143, command.printed
+        assert "Traceback" not in command.printed
+        assert "died" not in command.printed
+        command = commands.start(["--output", str(parts), "--resume"])
+    assert command.wait() == 0, command.printed
+    assert_same(whole, parts)
+
+
 def test_a_loader_that_dies_is_started_again(commands, make_folder, tmp_path):
     begin = training(make_folder(), "--variant two-queue --num-workers 2", epochs=40)
     assert commands.start([*begin, "--output", str(tmp_path / "whole")]).wait() == 0

@@ -1,7 +1,7 @@
 """Batches that go on when a process that loads them dies.
 
 The system kills loaders first when memory runs out, and what they had loaded is gone. A batch
-follows from where the run stands alone, so new loaders go on with the very next one.
+follows from its number alone, so new loaders go on with the very next one.
 """
 
 from __future__ import annotations
@@ -10,47 +10,46 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from distill.data.views import Batch
-from distill.engine.checkpoint import Progress
 from distill.errors import DistillError
 from distill.terminal import say
 
+Item = TypeVar("Item")
+
 MAX_RESTARTS = 3
-_REMEDY = (
+REMEDY = (
     "look for what killed it (memory? `dmesg` says so), lower --num-workers, or give a container "
     "more shared memory (docker run --shm-size)"
 )
 
 
-def lasting_batches(
-    make: Callable[[Progress], Iterable[Batch]], progress: Progress
-) -> Iterator[Batch]:
-    """Yield the batches of a run from where it stands to its end.
+def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
+    """Yield the batches of a pass, each once.
 
     Args:
-        make: Returns the batches from a position on.
-        progress: Advanced by who consumes the batches before the next one is asked for.
+        make: Returns the batches that are left after so many.
 
     Raises:
         DistillError: A loader has died for the fourth time.
     """
+    done = 0
     for left in range(MAX_RESTARTS, -1, -1):
         try:
-            batches = iter(make(progress))
+            batches = iter(make(done))
             _let_steps_finish()
-            yield from batches
+            for batch in batches:
+                done += 1
+                yield batch
             return
         except RuntimeError as error:
-            reason = _death(error)
+            reason = loader_death(error)
             if reason is None:
                 raise
             if not left:
-                raise DistillError(
-                    f"{reason}, and so did others before; {_REMEDY}, then go on with --resume"
-                ) from error
+                raise DistillError(f"{reason}, and so did others before; {REMEDY}") from error
         times = "once more" if left == 1 else f"{left} times at most"
-        say(f"warning: {reason}; new ones are started, {times}; {_REMEDY}")
+        say(f"warning: {reason}; new ones are started, {times}; {REMEDY}")
 
 
 def _let_steps_finish() -> None:
@@ -62,7 +61,7 @@ def _let_steps_finish() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _death(error: RuntimeError) -> str | None:
+def loader_death(error: RuntimeError) -> str | None:
     """Return which loader died of what; None when that is not what happened."""
     text = " ".join(str(error).split())
     if not text.startswith("DataLoader worker"):

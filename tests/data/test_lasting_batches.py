@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill.engine.checkpoint import Progress
-from distill.engine.lasting_batches import lasting_batches
+from distill.data.lasting_batches import lasting_batches
 from distill.errors import DistillError
 
 KILLED = "DataLoader worker (pid 77) is killed by signal: Killed. Details are lost due to ..."
@@ -14,19 +13,16 @@ EXITED = "DataLoader worker (pid(s) 77, 78) exited unexpectedly"
 
 def consume(deaths: list[tuple[int, str]], num_batches: int = 10) -> tuple[list[int], list[int]]:
     """Return the batches that came and where the loaders started."""
-    progress, came, starts, deaths = Progress(), [], [], list(deaths)
+    starts, deaths = [], list(deaths)
 
-    def make(at: Progress):
-        starts.append(at.batch)
-        for number in range(at.batch, num_batches):
+    def make(done: int):
+        starts.append(done)
+        for number in range(done, num_batches):
             if deaths and deaths[0][0] == number:
                 raise RuntimeError(deaths.pop(0)[1])
             yield number
 
-    for batch in lasting_batches(make, progress):
-        came.append(batch)
-        progress.batch += 1
-    return came, starts
+    return list(lasting_batches(make)), starts
 
 
 @pytest.mark.parametrize(
