@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import torch
@@ -32,6 +33,7 @@ def start(argv: list[str], output: str) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     status = 1
     try:
         status = run(argv)
