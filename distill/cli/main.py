@@ -115,12 +115,12 @@ def run(argv: list[str]) -> int:
 def _explanation(error: RuntimeError) -> str | None:
     """Return what a process of this job died of, for people; None for errors of the program."""
     # Not before they are needed: they import PyTorch.
-    from distill.data.lasting_batches import REMEDY, loader_death
+    from distill.data.lasting_batches import REMEDY_AT_THE_END, loader_death
     from distill.distributed import is_lost_peer
 
     died = loader_death(error)
     if died is not None:
-        return f"{died}; {REMEDY}, then start again"
+        return f"{died}; {REMEDY_AT_THE_END}"
     if "WORLD_SIZE" in os.environ and is_lost_peer(error):
         return (
             f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "

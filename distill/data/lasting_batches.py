@@ -22,6 +22,7 @@ REMEDY = (
     "look for what killed it (memory? `dmesg` says so), lower --num-workers, or give a container "
     "more shared memory (docker run --shm-size)"
 )
+REMEDY_AT_THE_END = f"{REMEDY}, then start again, a training run with --resume"
 
 
 def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
@@ -47,7 +48,9 @@ def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
             if reason is None:
                 raise
             if not left:
-                raise DistillError(f"{reason}, and so did others before; {REMEDY}") from error
+                raise DistillError(
+                    f"{reason}, and so did others before; {REMEDY_AT_THE_END}"
+                ) from error
         times = "once more" if left == 1 else f"{left} times at most"
         say(f"warning: {reason}; new ones are started, {times}; {REMEDY}")
 
