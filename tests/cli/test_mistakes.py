@@ -21,9 +21,9 @@ def mistake(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DISTILL_DATA", raising=False)
 
-    def complain(*argv: str) -> str:
+    def complain(*argv: str, status: int = 2) -> str:
         before = sorted(tmp_path.rglob("*"))
-        assert run(list(argv)) == 2
+        assert run(list(argv)) == status
         error = capsys.readouterr().err
         assert error.startswith("distill: error: ")
         assert len(error.strip().splitlines()) == 1
@@ -329,3 +329,12 @@ def test_importing_distill_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_loader_that_died_is_one_sentence(mistake, monkeypatch):
+    def die(argv):
+        raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. Details ...")
+
+    monkeypatch.setattr("distill.cli.voc.run", die)
+    found = mistake("voc", "w.pth", status=1)
+    assert "a process that loads images (process 77) died of Killed; look for what" in found
