@@ -137,8 +137,8 @@ def require_usable(path: Path, *, resume: bool) -> None:
     has_run = holds_run(path)
     if resume and not has_run:
         raise DistillError(
-            f"{path} holds no run to resume; say what to train (--teacher, --student or --recipe) "
-            "to start one there"
+            f"{path} holds no run to resume; say what to train to start one there, or name the "
+            "directory of a run"
         )
     if not resume and has_run:
         raise DistillError(
