@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from distill.errors import DistillError
@@ -37,7 +38,8 @@ def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
     done = 0
     for left in range(MAX_RESTARTS, -1, -1):
         try:
-            batches = iter(make(done))
+            with _stops_held_back():
+                batches = iter(make(done))
             _let_steps_finish()
             for batch in batches:
                 done += 1
@@ -53,6 +55,22 @@ def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
                 ) from error
         times = "once more" if left == 1 else f"{left} times at most"
         say(f"warning: {reason}; new ones are started, {times}; {REMEDY}")
+
+
+@contextmanager
+def _stops_held_back() -> Iterator[None]:
+    """Start loaders that a stop sent to the whole job cannot reach, not even while they start.
+
+    They inherit what is blocked here, and ignore both signals themselves once they have begun.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _let_steps_finish() -> None:

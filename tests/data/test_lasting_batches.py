@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
+from torch.utils.data import DataLoader
 
 from distill.data.lasting_batches import lasting_batches
 from distill.errors import DistillError
@@ -50,3 +54,18 @@ def test_the_fourth_death_ends_the_run():
 def test_other_errors_are_none_of_its_business():
     with pytest.raises(RuntimeError, match="CUDA"):
         consume([(1, "CUDA error")])
+
+
+def stop_oneself(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+
+
+def test_a_stop_does_not_reach_loaders_that_are_only_starting(capsys):
+    def make(done: int):
+        return DataLoader(range(done, 4), batch_size=1, num_workers=2, worker_init_fn=stop_oneself)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert [int(batch) for batch in lasting_batches(make)] == [0, 1, 2, 3]
+    assert "died" not in capsys.readouterr().out
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
