@@ -82,6 +82,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "small_crops": (0, math.inf, "at least 0"),
     "small_crop_size": (1, math.inf, "at least 1"),
     "momentum": (0, 1, "between 0 and 1"),
+    "regression_share": (0, 1, "between 0 and 1"),
     "loss_weight": (1e-12, 1e12, "positive and finite"),
     "min_crop_area": (1e-3, 1, "between 0.001 and 1 (a share of the image's area)"),
     "head_dim": (1, math.inf, "at least 1"),
@@ -252,6 +253,11 @@ def _anchor_contradictions(config: TrainConfig) -> list[str]:
         problems.append(
             "--teacher-mean subtract goes with --teacher-view centre: the mean of what a teacher "
             "makes of the student's crop is not known beforehand; leave one of them out"
+        )
+    if method.regression_share and method.variant != "one-queue":
+        problems.append(
+            f"--regression-share {method.regression_share} goes with --variant one-queue, in which "
+            f"the student has the teacher's width, not with {method.variant}; leave one of them out"
         )
     if method.anchors != "dataset":
         return problems

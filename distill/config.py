@@ -134,6 +134,10 @@ class MethodOptions:
     teacher_mean: Literal["keep", "subtract"] | None = None
     """What all of the teacher's unit embeddings share. subtract: compare without it (wants
     --teacher-view centre); keep: as published; None: subtract for one queue where it can be."""
+    regression_share: float | None = None
+    """Share of Reg-BN's regression in the loss, 0 to 1: the student's embedding and the teacher's,
+    both standardized over the batch (one queue only); 0: the divergence alone, as published; None:
+    0.94 for one queue."""
     momentum: float | None = None
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True
@@ -184,15 +188,16 @@ class OptimizationOptions:
     """Passes over the training images; None: 100, below 5,000 images 20 (pre-training: 200)."""
     batch_size: int | None = None
     """Images per step; None: a power of two from 32 to 256, by the number of images."""
-    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
-    """Update rule; distillation was published with sgd, pre-training with lars. AlexNet, which has
-    no BatchNorm, needs adamw."""
+    optimizer: Literal["sgd", "adamw", "muon", "lars"] = "muon"
+    """Update rule; muon: orthogonalized steps of convolution kernels, adamw for the rest.
+    Distillation was published with sgd, pre-training with lars. AlexNet, which has no BatchNorm,
+    needs adamw or muon."""
     learning_rate: float | None = None
     """Peak learning rate; None: by optimizer, batch size and whether the student normalizes."""
     weight_decay: float = 1e-4
-    """L2 (sgd, lars) or decoupled (adamw) weight decay."""
+    """L2 (sgd, lars) or decoupled (adamw, muon) weight decay."""
     sgd_momentum: float = 0.9
-    """Momentum of sgd and lars."""
+    """Momentum of sgd, lars and muon."""
     schedule: Literal["cosine", "step"] = "cosine"
     """How the learning rate falls."""
     milestones: tuple[int, ...] = (90, 120)

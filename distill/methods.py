@@ -55,7 +55,7 @@ METHODS.add(
                 "queue_sharding",
             ),
             *("student_temperature", "momentum", "mask_self", "projection_dim"),
-            "teacher_mean",
+            *("teacher_mean", "regression_share"),
             *("anchors", "predictor", "compression_beta", "kappa_e", "kappa_b"),
             "loss_implementation",
         ),

@@ -3,6 +3,11 @@
 An image may be seen through several views, each of which is compared with what the teacher says of
 the image. The loss is their mean; the first is what the momentum copy sees and what is enqueued.
 
+A share of the loss may be Reg-BN's instead (`distill.losses.reg_bn`), between what the student is
+compared by and the teacher's embedding: what the divergence becomes, up to a factor, for vectors of
+any length at a high temperature against anchors that fill the space evenly. Neighbours are what the
+divergence tells, the coarse structure is what this one teaches in few steps.
+
 One step, in the order of the paper (CompRess, NeurIPS 2020): teacher and student embed the batch,
 both are compared with the anchors that lie in the queue, the optimizer moves the student, the
 momentum copy follows, and only then is the batch enqueued.
@@ -29,9 +34,10 @@ from distill.engine.momentum import MomentumCopy
 from distill.engine.teacher import Teacher
 from distill.engine.trained_student import TrainedStudent
 from distill.losses.compress import CompRess
+from distill.losses.reg_bn import standardized_error
 from distill.losses.residual_information import ResidualInformation
 from distill.networks import EmbeddingNetwork
-from distill.row_exchange import gather_rows, row_counts
+from distill.row_exchange import gather_rows, gather_rows_with_gradient, row_counts
 
 CHANCE_EVERY = 10  # batches between those whose chance level is evaluated
 CHANCE_KEPT = 4
@@ -47,6 +53,8 @@ class Distillation:
         projection: Layers after the student during training (`distill.engine.predictor`), or None.
         view_sizes: Side in pixels of every view of an image; None for one view of the usual size.
         compression: Price on the residual information of the first two views, or None.
+        regression_share: Part of the loss that is regression, 0 to 1; above 0 student (through
+            `projection`) and teacher have one width.
         momentum: m of the momentum copy that embeds the student's anchors, or None for no copy.
         device: Where everything lies.
         precision: `fp32` or `bf16`, of the student's passes.
@@ -62,6 +70,7 @@ class Distillation:
         momentum: float | None,
         view_sizes: Sequence[int] | None = None,
         compression: ResidualInformation | None = None,
+        regression_share: float = 0.0,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -78,6 +87,8 @@ class Distillation:
         # Only now have all ranks the first one's weights.
         self.copy = None if momentum is None else MomentumCopy(self.network, momentum=momentum)
         self.compression = compression
+        self.regression_share = regression_share
+        self._regression: Tensor | None = None
         self._information: Tensor | None = None
         self.device = device
         self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
@@ -99,7 +110,10 @@ class Distillation:
         return sum(row_counts) >= 2
 
     def loss(self, batch: Batch) -> Tensor | None:
-        """Return KL(teacher || student) over the anchors; None while the queue has none."""
+        """Return KL(teacher || student) over the anchors with what is added to it.
+
+        None while the queue has no anchors.
+        """
         counts = row_counts(len(batch.index))
         teacher, index = self._known(batch, counts)
         views = self.student.views(batch)
@@ -113,6 +127,9 @@ class Distillation:
             return None
         loss = of_views[0] if len(of_views) == 1 else torch.stack(of_views).mean()
         self._look_beside(loss.detach(), teacher, index)
+        if self.regression_share:
+            regression = self._regressed(teacher, students, counts)
+            loss = torch.lerp(loss, regression, self.regression_share)
         return loss if self.compression is None else loss + self._compressed(students, counts)
 
     def after_step(self, *, stepped: bool) -> None:
@@ -133,6 +150,17 @@ class Distillation:
         teacher, index = self._known(batch, counts)
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
+
+    def _regressed(
+        self, teacher: Tensor, students: Sequence[Tensor], counts: Sequence[int]
+    ) -> Tensor:
+        """Return the standardized error of all ranks' rows, the mean over the views."""
+        # Columns of unit rows have variances of 1/D, too near to what is added to them.
+        target = teacher / teacher.square().mean().sqrt().clamp_min(1e-12)
+        rows = (gather_rows_with_gradient(one.float(), counts) for one in students)
+        regression = torch.stack([standardized_error(target, one) for one in rows]).mean()
+        self._regression = regression.detach()
+        return regression
 
     def _compressed(self, students: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Return this rank's penalty, whose mean over the ranks is that of all images."""
@@ -166,14 +194,17 @@ class Distillation:
 
         `chance_loss` is the loss of a student that tells no anchors apart, on the newest of the
         batches that it was evaluated for; `loss_over_chance` the ratio over the newest four, a
-        penalty left out; `residual_information`, in nats, where it has a price. All ranks call it
-        together.
+        regression and a penalty left out; `regression_error`, from 0 to 2 for unrelated embeddings,
+        where it has a share; `residual_information`, in nats, where it has a price. All ranks call
+        it together.
         """
         values: dict[str, float] = {"num_anchors": self.compress.queue.num_real}
         if self._beside_chance:
             loss, chance = torch.tensor([*self._beside_chance]).sum(0).tolist()
             values["chance_loss"] = self._beside_chance[-1][1].item()
             values["loss_over_chance"] = distributed.mean_over_ranks(loss) / max(chance, 1e-12)
+        if self._regression is not None:
+            values["regression_error"] = self._regression.item()
         if self._information is not None:
             information = distributed.mean_over_ranks(self._information.item())
             values["residual_information"] = information

@@ -11,6 +11,7 @@ from torch import nn
 
 from distill.config import OptimizationOptions
 from distill.engine.lars import LARS
+from distill.engine.muon import Muon, is_kernel
 from distill.engine.resolve import given
 
 
@@ -20,7 +21,7 @@ def build_optimizer(
     *,
     exempt_vectors: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build SGD, AdamW or LARS over the parameters that take a gradient.
+    """Build SGD, AdamW, Muon or LARS over the parameters that take a gradient.
 
     PyTorch's fused kernels are asked for: on a CPU, where it does not choose them by itself, a step
     of AdamW over the 57 million parameters of an AlexNet took 0.10 s instead of 0.96 s.
@@ -33,6 +34,10 @@ def build_optimizer(
             published; otherwise weight decay applies to every parameter, as CompRess was.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    kernels = []
+    if options.optimizer == "muon":
+        kernels = [parameter for parameter in trained if is_kernel(parameter)]
+        trained = [parameter for parameter in trained if not is_kernel(parameter)]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if exempt_vectors:
         groups = [
@@ -40,6 +45,14 @@ def build_optimizer(
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
     learning_rate, decay = given(options.learning_rate), options.weight_decay
+    if options.optimizer == "muon":
+        return Muon(
+            groups,
+            kernels,
+            lr=learning_rate,
+            momentum=options.sgd_momentum,
+            weight_decay=decay,
+        )
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=decay, fused=True)
     if options.optimizer == "sgd":

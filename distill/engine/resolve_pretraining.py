@@ -36,7 +36,7 @@ _REGRESSION_WEIGHTS = (5.0, 2.0)
 _TARGET_MOMENTA = (0.99, 0.996)
 # AdamW must raise the gammas that start at zero within the run: they move by a rate at a time. On
 # small sets more steps did more than more negatives.
-_OTHER_RATES = {"sgd": 0.1, "adamw": 6e-3}
+_OTHER_RATES = {"sgd": 0.1, "adamw": 6e-3, "muon": 1e-3}
 _MIN_STEPS = 128
 
 

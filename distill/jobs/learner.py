@@ -113,6 +113,7 @@ def _build_distillation(
         momentum=method.momentum,
         view_sizes=_student_views(job).sizes,
         compression=_compression(method),
+        regression_share=given(method.regression_share),
         device=job.setting.device,
         precision=job.setting.evaluator.precision,
     )

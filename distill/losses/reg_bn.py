@@ -36,9 +36,29 @@ class RegBN(ImitationLoss):
         super().__init__()
         check_counts(teacher_dim=teacher_dim, student_dim=student_dim)
         self.head = nn.Linear(student_dim, teacher_dim)
-        self.standardize = nn.BatchNorm1d(teacher_dim, affine=False, track_running_stats=False)
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
         """Return the loss; see `ImitationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
-        return F.mse_loss(self.standardize(self.head(student)), self.standardize(teacher))
+        return standardized_error(teacher, self.head(student))
+
+
+def standardized_error(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return the mean squared difference of two matrices, each standardized by columns.
+
+    A column's mean and variance are those of the rows given; 1e-5 is added to the variance, so that
+    a column in which all rows agree counts nothing.
+
+    Args:
+        teacher: (B, D) float with B >= 2.
+        student: (B, D) float.
+
+    Returns:
+        0-d: 0 where every column of one is that of the other scaled and shifted, 2 where they are
+        unrelated.
+    """
+
+    def standardized(rows: Tensor) -> Tensor:
+        return F.batch_norm(rows, None, None, training=True)
+
+    return F.mse_loss(standardized(student), standardized(teacher))

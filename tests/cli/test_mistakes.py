@@ -111,6 +111,14 @@ def mistake(tmp_path, capsys, monkeypatch):
             "--teacher pixels --student resnet18 --student-crops 2 --compression-beta -1",
             "--compression-beta is -1.0, it must be at least 0",
         ),
+        (
+            "--teacher pixels --student resnet18 --regression-share 1.5",
+            "--regression-share is 1.5, it must be between 0 and 1",
+        ),
+        (
+            "--teacher pixels --student resnet18 --variant two-queue --regression-share 0.5",
+            "--regression-share 0.5 goes with --variant one-queue",
+        ),
         ("--teacher pixels --student resnet18 --student-crops 0", "--student-crops is 0, it must"),
         (
             "--teacher pixels --student alexnet --student-init scaled --student-weights w.pt",

@@ -127,6 +127,8 @@ def test_every_variant_and_queue_start(make_folder, tmp_path, variant, init):
         "--predictor none --variant two-queue",
         "--anchors dataset --num-teacher-views 2",
         "--teacher-mean keep",
+        "--regression-share 0",
+        "--regression-share 1 --teacher-view student --optimizer sgd",
         "--variant two-queue --teacher-mean subtract",
         "--student-init scaled",
         "--student-crops 2 --small-crops 2 --small-crop-size 24",

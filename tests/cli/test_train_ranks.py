@@ -146,7 +146,7 @@ def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_
     """Torchrun starts the same command again, which begins the run at first and then resumes."""
     data, whole, output = str(make_folder()), tmp_path / "whole", tmp_path / "run"
     flags = ["--data", data, "--epochs", "30", "--resume"]
-    launcher = ["--nnodes", "1:1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
+    launcher = ["--nnodes", "1:1", "--max-restarts", "9", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--rdzv-conf", "is_host=1"]
     done = torchrun(2, *TINY, *flags, "--batch-size", "8", "--output", str(whole))
     assert done.returncode == 0, done.stderr
@@ -154,7 +154,7 @@ def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_
         while not checkpoints(output / "checkpoints"):
             time.sleep(0.01)
         ranks_of(job)[1].kill()
-        printed, _ = job.communicate(timeout=120)
+        printed, _ = job.communicate(timeout=400)
         assert job.returncode == 0, printed
     assert "continuing after step" in printed
     one, other = (read_state_dict(run / "student.safetensors") for run in (whole, output))

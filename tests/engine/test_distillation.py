@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def batch(seed: int, size: int = 6) -> Batch:
     return Batch(images, None, torch.full((size,), -1), index, 0, ())
 
 
-def build(variant: str, *, compression=None, **options) -> Distillation:
+def build(variant: str, *, compression=None, regression_share=0.0, **options) -> Distillation:
     student_dim = None if variant == "one-queue" else 4
     queue = AnchorQueue(20, 5, student_dim)
     teacher = OnlineTeacher(freeze(tiny_network(1, 5)), CPU, precision="fp32", batch_size=4)
@@ -45,6 +46,7 @@ def build(variant: str, *, compression=None, **options) -> Distillation:
         projection=nn.Linear(4, 5) if variant == "one-queue" else None,
         momentum=0.9 if variant == "two-queue-momentum" else None,
         compression=compression,
+        regression_share=regression_share,
         device=CPU,
         precision="fp32",
     )
@@ -244,3 +246,37 @@ def test_residual_information_of_the_first_two_views_has_its_price():
     found = [objective.metrics() for objective in (plain, compressed)]
     assert found[1].pop("residual_information") == pytest.approx(price.information(x, y).item())
     assert found[0] == pytest.approx(found[1])  # chance knows nothing of the price
+
+
+def test_a_share_of_the_loss_is_regression_of_standardized_embeddings():
+    plain, mixed = build("one-queue"), build("one-queue", regression_share=0.75)
+    losses = []
+    for objective in (plain, mixed):
+        objective.network.load_state_dict(plain.network.state_dict())
+        objective.loss(seen_through(0, 1, 2))
+        objective.after_step(stepped=False)
+        losses.append(objective.loss(seen_through(3, 4, 5)))
+
+    def standardized(rows):
+        rows = rows.double()
+        return (rows - rows.mean(0)) / rows.std(0, correction=0)
+
+    target = standardized(plain.teacher(batch(3)))
+    views = plain.student.parallel([batch(seed).view for seed in (3, 4, 5)])
+    errors = [(standardized(view) - target).square().mean().item() for view in views]
+    expected = 0.25 * losses[0].item() + 0.75 * np.mean(errors)
+    assert losses[1].item() == pytest.approx(expected, rel=1e-4)
+    found = [objective.metrics() for objective in (plain, mixed)]
+    assert found[1].pop("regression_error") == pytest.approx(np.mean(errors), rel=1e-4)
+    assert found[0] == pytest.approx(found[1])  # chance knows nothing of the regression
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_a_teachers_scale_is_no_part_of_the_regression(scale):
+    objective = build("one-queue", regression_share=1.0)
+    objective.loss(batch(0))
+    objective.after_step(stepped=False)
+    usual = objective.loss(batch(1)).item()
+    teacher = objective.teacher
+    objective.teacher = lambda seen: scale * teacher(seen)
+    assert objective.loss(batch(1)).item() == pytest.approx(usual, rel=1e-5)

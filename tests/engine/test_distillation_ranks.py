@@ -26,6 +26,7 @@ K, DT, DS, SIDE, SMALL = 31, 10, 6, 10, 8
 RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
 RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
 RUNS += [("one-queue-dataset", "ranks"), ("two-queue-dataset", "ranks")]
+RUNS += [("one-queue-dataset-regression", "ranks")]
 RUNS += [("two-queue-momentum-dataset", "none"), ("two-queue-momentum-crops", "ranks")]
 NUM_IMAGES = 40
 # The first one fills; of 2 images two ranks of four have none; of 1 no rank learns; 23 wrap around.
@@ -67,7 +68,7 @@ def build(variant: str, sharding: str) -> Learner:
     network = student()
     rows = torch.randn(NUM_IMAGES, DT, generator=torch.Generator().manual_seed(2))
     widths = (DT, None if one_queue else DS)
-    if variant.endswith("-dataset"):
+    if "-dataset" in variant:
         queue = DatasetAnchors(np.arange(NUM_IMAGES), InMemory(rows).rows, *widths, shard=shard)
     else:
         queue = AnchorQueue(K, *widths, shard=shard)
@@ -80,6 +81,7 @@ def build(variant: str, sharding: str) -> Learner:
         momentum=0.9 if "momentum" in variant else None,
         view_sizes=[SIDE, SIDE, SMALL] if variant.endswith("-crops") else None,
         compression=ResidualInformation(0.1) if variant.endswith("-crops") else None,
+        regression_share=0.2 if variant.endswith("-regression") else 0.0,
         device=CPU,
         precision="fp32",
     )

@@ -117,6 +117,14 @@ def test_a_predictor_ends_in_the_teachers_width():
     assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
 
 
+def test_regression_is_a_part_of_one_queue_alone():
+    assert resolved(SMALL).method.regression_share == 0.94
+    assert resolved(SMALL, regression_share=0.0).method.regression_share == 0
+    assert resolved(SMALL, variant="two-queue").method.regression_share == 0
+    published = resolved(IMAGENET, recipe="published", variant="one-queue")
+    assert published.method.regression_share == 0
+
+
 def test_concentrations_follow_the_price():
     method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).method
     assert (method.kappa_e, method.kappa_b) == (1024, 3)

@@ -15,6 +15,7 @@ from distill.weights import read_state_dict
 MIB = 2**20
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
 TINY += ["--num-workers", "0", "--batch-size", "8", "--nn-every", "0", "--epochs", "3"]
+TINY += ["--optimizer", "adamw"]
 
 
 @pytest.fixture

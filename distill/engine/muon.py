@@ -1,0 +1,156 @@
+"""Muon: convolution kernels move by steps whose singular values are all alike, the rest by AdamW.
+
+Source: Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024, whose momentum
+with Nesterov's correction is orthogonalized by five Newton-Schulz iterations of the quintic
+polynomial with the coefficients below. They bring singular values between about 0.7 and 1.2, not
+to 1, which costs nothing and spares iterations. A gradient of few large directions, such as what
+all images have in common, then no longer drowns the many small ones.
+
+Departures: the length of a step is a share of the kernel's own norm, as in LARS, so that one
+learning rate suits kernels of any scale, with and without normalization behind them. Linear layers
+stay with AdamW: of a convolutional network they are the last, and two of AlexNet's would take
+longer to orthogonalize than the network takes for its images. So do depthwise kernels, whose
+channels have nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+KERNEL_RATE = 40.0
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_LEAST_NORM = 0.01  # by the square root of the channels: a kernel of zeros moves, too
+
+
+def is_kernel(parameter: nn.Parameter) -> bool:
+    """Say whether a parameter is the kernel of a convolution over more than one channel."""
+    return parameter.ndim > 2 and parameter.shape[1] > 1
+
+
+class Muon(torch.optim.Optimizer):
+    """Moves `kernels` by orthogonalized momentum and `others` by AdamW.
+
+    For every kernel W, as a matrix of output channels by the rest, and its gradient G:
+
+        M <- momentum M + G
+        W <- (1 - rate weight_decay) W - rate |W| O / |O|,  O = orthogonalized(G + momentum M)
+
+    with rate = 40 times the learning rate and Frobenius norms.
+
+    Args:
+        others: Groups of parameters as for AdamW; groups may be empty.
+        kernels: Parameters of two or more dimensions, the first one the output channels.
+        lr: Learning rate of AdamW.
+        momentum: In [0, 1).
+        weight_decay: Decoupled, of both.
+    """
+
+    def __init__(
+        self,
+        others: Iterable[dict[str, Any]],
+        kernels: list[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        # PyTorch keeps the steps of groups called fused on the device when it loads a state.
+        defaults = {"lr": lr, "weight_decay": weight_decay, "orthogonal": False, "fused": True}
+        of_kernels = {"params": kernels, "orthogonal": True, "lr": KERNEL_RATE * lr}
+        super().__init__([*others, of_kernels], defaults)
+        self._momentum = momentum
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """Move every parameter that has a gradient; return what `closure` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["orthogonal"]:
+                for kernel in moved:
+                    self._move(kernel, kernel.grad, group)
+            elif moved:
+                self._step_adamw(moved, group)
+        return loss
+
+    def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        beta1, beta2 = _BETAS
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=_EPSILON,
+            maximize=False,
+        )
+
+    def _move(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[kernel]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(kernel)
+        momentum = state["momentum_buffer"].mul_(self._momentum).add_(gradient)
+        wanted = gradient.add(momentum, alpha=self._momentum)
+        step = orthogonalized(wanted.flatten(1)).view_as(kernel)
+        length = kernel.norm().clamp_min(_LEAST_NORM * len(kernel) ** 0.5)
+        kernel.mul_(1 - group["lr"] * group["weight_decay"])
+        kernel.addcmul_(step, length / step.norm().clamp_min(1e-12), value=-group["lr"])
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Bring the singular values of a matrix near 1; those of a matrix of zeros stay 0.
+
+    The iterations run on X X^T: X_k+1 = (a + b G_k + c G_k^2) X_k with G_k = X_k X_k^T, and what
+    multiplies X_k is a polynomial of G_k that commutes with it, so that G_k+1 and the product of
+    all polynomials need no X. Kernels are several times wider than high, and only the first and the
+    last product are as wide: in float32 this takes less time than the published form in bfloat16,
+    on a CPU that multiplies in it.
+
+    Args:
+        matrix: (m, n) float32 or float64, of any scale.
+
+    Returns:
+        (m, n), of the same dtype.
+    """
+    a, b, c = _COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    start = matrix.mT if is_tall else matrix
+    start = start / start.norm().clamp_min(1e-12)
+    gram = start @ start.mT
+    product = None
+    for iteration in range(_ITERATIONS):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if iteration + 1 < _ITERATIONS:
+            gram = polynomial @ gram @ polynomial
+    assert product is not None
+    found = product @ start
+    return found.mT if is_tall else found
