@@ -137,7 +137,7 @@ class MethodOptions:
     regression_share: float | None = None
     """Share of Reg-BN's regression in the loss, 0 to 1: the student's embedding and the teacher's,
     both standardized over the batch (one queue only); 0: the divergence alone, as published; None:
-    0.94 for one queue."""
+    0.8 for one queue."""
     momentum: float | None = None
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True

@@ -118,7 +118,7 @@ def test_a_predictor_ends_in_the_teachers_width():
 
 
 def test_regression_is_a_part_of_one_queue_alone():
-    assert resolved(SMALL).method.regression_share == 0.94
+    assert resolved(SMALL).method.regression_share == 0.8
     assert resolved(SMALL, regression_share=0.0).method.regression_share == 0
     assert resolved(SMALL, variant="two-queue").method.regression_share == 0
     published = resolved(IMAGENET, recipe="published", variant="one-queue")
