@@ -143,6 +143,11 @@ def _contradictions(config: TrainConfig) -> list[str]:
             f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
             f"not with {method.variant}; leave one of them out"
         )
+    if method.regression_share and method.variant != "one-queue":
+        problems.append(
+            f"--regression-share {method.regression_share} goes with --variant one-queue, in which "
+            f"the student has the teacher's width, not with {method.variant}; leave one of them out"
+        )
     problems += _anchor_contradictions(config)
     problems += _compression_contradictions(config)
     problems += _view_contradictions(config)
@@ -253,11 +258,6 @@ def _anchor_contradictions(config: TrainConfig) -> list[str]:
         problems.append(
             "--teacher-mean subtract goes with --teacher-view centre: the mean of what a teacher "
             "makes of the student's crop is not known beforehand; leave one of them out"
-        )
-    if method.regression_share and method.variant != "one-queue":
-        problems.append(
-            f"--regression-share {method.regression_share} goes with --variant one-queue, in which "
-            f"the student has the teacher's width, not with {method.variant}; leave one of them out"
         )
     if method.anchors != "dataset":
         return problems

@@ -6,16 +6,17 @@ form that the programs of SimCLR (Chen et al., ICML 2020) and BYOL (Grill et al.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.engine.group_optimizer import GroupOptimizer
 from distill.errors import DistillError
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(GroupOptimizer):
     """Layer-wise adaptive rate scaling with the learning rate inside the momentum buffer.
 
     For every parameter w of an adapted group, with its gradient and its velocity v (0 at first):
@@ -74,28 +75,13 @@ class LARS(torch.optim.Optimizer):
         _require_in_range({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
-        """Move every parameter that has a gradient; return what `closure` returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._step_group(group, weights)
-        return loss
-
-    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        velocities = [self._velocity(weight) for weight in weights]
-        gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        velocities = [self._velocity(weight) for weight in parameters]
+        gradients: list[Tensor] = [weight.grad for weight in parameters if weight.grad is not None]
         torch._foreach_mul_(velocities, group["momentum"])
         if group["adapted"]:
             steps = _adapted(
-                weights,
+                parameters,
                 gradients,
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
@@ -104,13 +90,7 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(velocities, steps)
         else:
             torch._foreach_add_(velocities, gradients, alpha=group["lr"])
-        torch._foreach_sub_(weights, velocities)
-
-    def _velocity(self, weight: Tensor) -> Tensor:
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        return state["momentum_buffer"]
+        torch._foreach_sub_(parameters, velocities)
 
 
 def _adapted(

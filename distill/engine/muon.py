@@ -15,12 +15,14 @@ channels have nothing to do with each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from distill.engine.group_optimizer import GroupOptimizer
 
 KERNEL_RATE = 40.0
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -34,7 +36,7 @@ def is_kernel(parameter: nn.Parameter) -> bool:
     return parameter.ndim > 2 and parameter.shape[1] > 1
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(GroupOptimizer):
     """Moves `kernels` by orthogonalized momentum and `others` by AdamW.
 
     For every kernel W, as a matrix of output channels by the rest, and its gradient G:
@@ -67,25 +69,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__([*others, of_kernels], defaults)
         self._momentum = momentum
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
-        """Move every parameter that has a gradient; return what `closure` returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group["orthogonal"]:
-                for kernel in moved:
-                    self._move(kernel, kernel.grad, group)
-            elif moved:
-                self._step_adamw(moved, group)
-        return loss
+    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        if not group["orthogonal"]:
+            self._step_adamw(group, parameters)
+            return
+        for kernel in parameters:
+            self._move(kernel, group)
 
-    def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {
@@ -112,12 +103,11 @@ class Muon(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _move(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[kernel]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(kernel)
-        momentum = state["momentum_buffer"].mul_(self._momentum).add_(gradient)
-        wanted = gradient.add(momentum, alpha=self._momentum)
+    def _move(self, kernel: Tensor, group: dict[str, Any]) -> None:
+        gradient = kernel.grad
+        assert gradient is not None
+        velocity = self._velocity(kernel).mul_(self._momentum).add_(gradient)
+        wanted = gradient.add(velocity, alpha=self._momentum)
         step = orthogonalized(wanted.flatten(1)).view_as(kernel)
         length = kernel.norm().clamp_min(_LEAST_NORM * len(kernel) ** 0.5)
         kernel.mul_(1 - group["lr"] * group["weight_decay"])
