@@ -126,7 +126,7 @@ def _as_float(value: Any) -> Any:
         return _NO_FIT
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return _NO_FIT
 
 

@@ -3,7 +3,8 @@
 What is nested so deeply that the parser gives up, and numbers and dates that are none, raise other
 errors in the libraries. YAML is read by its safe loader, which makes plain values alone; an alias
 may still stand for a list of lists of lists that no memory holds when it is written out, so values
-are shown by `shown`.
+are shown by `shown`. A text that parses may still say something else than its reader expects:
+`checked` and `as_dataclass` look at the values, all the way down.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import json
 import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
+import typeguard
 import yaml
 
 MAX_BYTES = 4 * 2**20  # of a recipe, a grid or a run's configuration
+MAX_DIGITS = 300  # of a whole number: more make no float
+
+T = TypeVar("T")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -30,7 +35,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: It is no JSON.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -52,6 +57,45 @@ def read_yaml_file(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
     except (yaml.YAMLError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def checked(value: Any, hint: Any) -> Any:
+    """Return a value when it is of a type, such as `dict[str, list[float]]`, with all it holds.
+
+    Raises:
+        ValueError: It is not, naming the place.
+    """
+    everything = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    try:
+        return typeguard.check_type(value, hint, collection_check_strategy=everything)
+    except typeguard.TypeCheckError as error:
+        raise ValueError(" ".join(str(error)[:300].split())) from error
+
+
+def as_dataclass(cls: type[T], content: Any) -> T:
+    """Return a dataclass with the values of a JSON object.
+
+    Raises:
+        ValueError: It is no object, lacks a field, or has another one or one of another type.
+    """
+    hints = get_type_hints(cls)
+    for name, value in checked(content, dict[str, Any]).items():
+        if name not in hints:
+            raise ValueError(f"it has the unknown field {name[:100]!r}")
+        try:
+            checked(value, hints[name])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    try:
+        return cls(**content)
+    except TypeError as error:  # a field is missing
+        raise ValueError(str(error)) from error
 
 
 def shown(value: Any) -> str:

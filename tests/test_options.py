@@ -46,6 +46,7 @@ def test_hyphens_and_underscores_are_the_same():
         ({"augmentation": "flip"}, "allowed: crop-flip, crop, none, null"),
         ({"milestones": [1, "x"]}, "allowed: a list of whole numbers"),
         ({"learning_rate": "fast"}, "allowed: a number, null"),
+        ({"learning_rate": 10**400}, "allowed: a number, null"),
         ({"mask_self": "yes"}, "allowed: bool"),
     ],
 )

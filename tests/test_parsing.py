@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from distill.errors import DistillError
 from distill.options import read_yaml
-from distill.parsing import parse_json, read_yaml_file, shown
+from distill.parsing import as_dataclass, checked, parse_json, read_yaml_file, shown
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -21,7 +24,9 @@ def yaml_of(tmp_path: Path, content: str | bytes) -> Path:
     return file
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "{", "", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": ' * 100_000, "{", "", "9" * 301, "-" + "9" * 5000]
+)
 def test_what_is_no_json(text):
     with pytest.raises(ValueError, match=r"."):
         parse_json(text)
@@ -41,6 +46,42 @@ def test_what_is_no_recipe(tmp_path, content):
     with pytest.raises(DistillError, match=r"^recipe .*yaml .*") as raised:
         read_yaml(file, kind="recipe")
     assert len(str(raised.value)) < 1000
+
+
+@dataclass(frozen=True)
+class Told:
+    state: Literal["done", "failed"]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Sequence[float]] = ()
+    error: str | None = None
+
+
+def test_an_object_of_the_expected_values():
+    content = parse_json('{"state": "done", "numbers": {"a": 1, "b": 0.5}, "curve": [[1, 0.5]]}')
+    assert as_dataclass(Told, content) == Told("done", {"a": 1, "b": 0.5}, [[1, 0.5]])
+    assert checked({"a": [None, "x"]}, dict[str, list[Any]]) == {"a": [None, "x"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([], "dict"),
+        ("x", "dict"),
+        ({}, "state"),
+        ({"state": "open"}, "state"),
+        ({"state": "done", "unheard": 1}, "unknown field 'unheard'"),
+        ({"state": "done", "numbers": {"a": 1, "b": "0.5"}}, "numbers: .*'b'"),
+        ({"state": "done", "numbers": None}, "numbers"),
+        ({"state": "done", "curve": [[1, 0.5], [2, "x"]]}, "curve: .*item 1"),
+        ({"state": "done", "error": 3}, "error"),
+        ({"state": "done", "error": "x", "y" * 5000: 1}, "unknown field 'yy"),
+        ({"state": "done", "numbers": {"y" * 5000: "x"}}, "numbers: .*yy"),
+    ],
+)
+def test_another_object_names_the_place(content, place):
+    with pytest.raises(ValueError, match=place) as raised:
+        as_dataclass(Told, content)
+    assert len(str(raised.value)) < 500
 
 
 def test_an_endless_file_is_not_read_to_its_end():

@@ -29,10 +29,10 @@ from distill import distributed
 from distill.errors import DistillError
 from distill.files import write_whole
 from distill.options import flattened, read_yaml
-from distill.parsing import parse_json
+from distill.parsing import checked, parse_json
 
 STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
-_VERSIONS, _FINGERPRINTS = "versions", "fingerprints"
+_BESIDE = _VERSIONS, _FINGERPRINTS = ("versions", "fingerprints")
 _COMMAND = "command"
 
 
@@ -164,7 +164,7 @@ def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
         DistillError: When there is no readable config.yaml, or the run is of another command.
     """
     options = read_yaml(path / "config.yaml", kind="the run's configuration")
-    for name in (_VERSIONS, _FINGERPRINTS):
+    for name in _BESIDE:
         options.pop(name, None)
     found = options.pop(_COMMAND, "train")
     if command not in (None, found):
@@ -196,8 +196,13 @@ def read_circumstances(path: Path) -> Circumstances:
         DistillError: There is no readable config.yaml.
     """
     content = read_yaml(path / "config.yaml", kind="the run's configuration")
-    beside = (content.get(name) or {} for name in (_VERSIONS, _FINGERPRINTS))
-    return Circumstances(content.get(_COMMAND, "train"), *beside)
+    try:
+        return Circumstances(
+            checked(content.get(_COMMAND, "train"), str),
+            *(checked(content.get(name) or {}, dict[str, Any]) for name in _BESIDE),
+        )
+    except ValueError as error:
+        raise DistillError(f"{path / 'config.yaml'} is damaged ({error})") from error
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return parse_json(file.read_text(encoding="utf-8"))
+        return checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
     except ValueError as error:
         raise DistillError(
             f"{file} is damaged ({error}); move it away and measure again"

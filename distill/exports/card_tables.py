@@ -5,6 +5,8 @@ Shapes: B batch, S image side, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distill.exports.markdown import code, table
 from distill.exports.network import INPUT
 from distill.exports.record import Record
@@ -82,5 +84,5 @@ def _times(record: Record) -> list[str]:
     return ["", *table(header, rows), "", "The original network, then the file, side by side."]
 
 
-def _pair(times: tuple[float, float]) -> str:
+def _pair(times: Sequence[float]) -> str:
     return f"{times[0]:.3g} / {times[1]:.3g}"

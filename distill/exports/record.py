@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from distill.errors import DistillError
-from distill.parsing import parse_json
+from distill.parsing import as_dataclass, checked, parse_json
 
 RECORD, CARD = "export.json", "model-card.md"
 
@@ -42,7 +43,7 @@ class Artifact:
     l2_normalize: bool
     absolute_difference: float
     relative_difference: float
-    milliseconds: dict[str, tuple[float, float]]
+    milliseconds: Mapping[str, Sequence[float]]
     versions: dict[str, str]
 
 
@@ -88,15 +89,16 @@ def read_record(folder: Path) -> Record | None:
     """
     file = folder / RECORD
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-        artifacts = tuple(Artifact(**each) for each in content.pop("artifacts"))
-        return Record(artifacts=artifacts, **content)
+        content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
+        given = checked(content.get("artifacts"), list[dict[str, Any]])
+        artifacts = tuple(as_dataclass(Artifact, each) for each in given)
+        return as_dataclass(Record, {**content, "artifacts": artifacts})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DistillError(
-            f"{file} is not a record of an export ({type(error).__name__}); remove the folder or "
-            "choose another --output"
+            f"{file} is not a record of an export ({error}); remove the folder or choose another "
+            "--output"
         ) from error
 
 

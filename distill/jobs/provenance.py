@@ -122,7 +122,7 @@ def _is_distilled(run: FinishedRun) -> bool:
 
 
 def _method(run: FinishedRun) -> str:
-    return run.options.get("method", "compress")  # before there were baselines
+    return str(run.options.get("method", "compress"))  # before there were baselines
 
 
 def _dataset(run: FinishedRun, data: ImageData | None) -> str:
@@ -133,7 +133,7 @@ def _title_and_summary(run: FinishedRun, dataset: str) -> tuple[str, str]:
     options = run.options
     if run.command == "train":
         return _of_student(run, dataset)
-    method, paper = _METHODS.get(options.get("method", ""), ("an unknown method", "unknown"))
+    method, paper = _METHODS.get(str(options.get("method")), ("an unknown method", "unknown"))
     backbone = run.network.spec.name.partition(":")[2]
     return f"{backbone} pre-trained by {method}", (
         f"A {backbone} that was trained without labels by {method} (arXiv {paper}) on the images "

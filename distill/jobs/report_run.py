@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,8 @@ def _method(options: Mapping[str, Any]) -> str | None:
 
 
 def _duration(seconds: Any) -> str | None:
-    return described_seconds(seconds) if isinstance(seconds, (int, float)) else None
+    is_number = isinstance(seconds, (int, float)) and math.isfinite(seconds)
+    return described_seconds(seconds) if is_number else None
 
 
 def _command(command: str, options: Mapping[str, Any]) -> str | None:

@@ -14,14 +14,23 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from distill.data.corruptions import CORRUPTIONS
 from distill.errors import DistillError
 from distill.files import write_whole
-from distill.parsing import parse_json
+from distill.parsing import checked, parse_json
 
 FILE = "robustness.json"
+
+
+class Entry(TypedDict):
+    """What the file says of one network under one setting; see `RobustnessRecord`."""
+
+    network: str
+    settings: dict[str, Any]
+    clean_error: float | None
+    errors: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -43,11 +52,13 @@ class RobustnessRecord:
     errors: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        found = {} if self.folder is None else read_robustness(self.folder).get(self.key, {})
-        self.clean_error = found.get("clean_error")
+        found = None if self.folder is None else read_robustness(self.folder).get(self.key)
+        if found is None:
+            return
+        self.clean_error = found["clean_error"]
         self.errors = {
             name: {int(severity): error for severity, error in by.items()}
-            for name, by in found.get("errors", {}).items()
+            for name, by in found["errors"].items()
         }
 
     @property
@@ -85,12 +96,15 @@ class RobustnessRecord:
             "network": self.network,
             "settings": self.settings,
             "clean_error": self.clean_error,
-            "errors": self.errors,
+            "errors": {
+                name: {str(severity): error for severity, error in by.items()}
+                for name, by in self.errors.items()
+            },
         }
         write_whole(self.folder / FILE, (json.dumps(everything, indent=2) + "\n").encode())
 
 
-def read_robustness(folder: Path) -> dict[str, Any]:
+def read_robustness(folder: Path) -> dict[str, Entry]:
     """Read robustness.json of a folder; empty when there is none yet.
 
     Raises:
@@ -100,9 +114,11 @@ def read_robustness(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no object at its top")
+        content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Entry])
+        for entry in content.values():
+            for severity in (one for by in entry["errors"].values() for one in by):
+                if not severity.isdecimal():
+                    raise ValueError(f"a severity is no whole number: {severity[:20]!r}")
     except ValueError as error:
         raise DistillError(
             f"{file} is damaged ({error}); move it away and measure again"

@@ -134,7 +134,7 @@ def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
     if name in _FIRST:
         return _FIRST.index(name), []
     parts = re.split(r"(\d+)", name)
-    return len(_FIRST), [(int(part) if part.isdigit() else 0, part) for part in parts]
+    return len(_FIRST), [(len(p.lstrip("0")) if p.isdecimal() else 0, p) for p in parts]
 
 
 def _row(name: str, values: Sequence[float | None]) -> Row:

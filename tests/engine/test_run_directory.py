@@ -83,9 +83,10 @@ def test_another_process_is_kept_out(run: RunDirectory):
 
 
 def test_damaged_metrics_are_named(run: RunDirectory):
-    (run.path / "metrics.json").write_text("{")
-    with pytest.raises(DistillError, match=r"metrics\.json is damaged"):
-        read_metrics(run.path)
+    for content in ("{", "[]", "3"):
+        (run.path / "metrics.json").write_text(content)
+        with pytest.raises(DistillError, match=r"metrics\.json is damaged"):
+            read_metrics(run.path)
 
 
 def test_a_number_that_is_none_goes(tmp_path):

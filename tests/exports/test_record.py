@@ -93,7 +93,7 @@ def test_a_card_without_a_record_is_somebody_s(tmp_path: Path):
         require_free(tmp_path, ["a.onnx"], weights="w", overwrite=True)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"artifacts": [{"name": "a"}]}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"artifacts": [{"name": "a"}]}', "\x00", "3"])
 def test_a_damaged_record(folder: Path, content: str):
     (folder / RECORD).write_text(content)
     with pytest.raises(DistillError, match=r"export\.json is not a record of an export"):

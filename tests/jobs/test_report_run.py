@@ -158,3 +158,12 @@ def test_damaged_metrics_are_named(written):
     (written / "metrics.json").write_text("{")
     with pytest.raises(DistillError, match=r"metrics.json is damaged"):
         read_run(written)
+    (written / "metrics.json").write_text('{"train_seconds": Infinity}')
+    assert "Training took" not in read_run(written).facts
+
+
+def test_versions_that_are_none_are_named(written):
+    config = written / "config.yaml"
+    config.write_text(config.read_text().replace("versions:", "versions: [1]\nother:"))
+    with pytest.raises(DistillError, match=r"config.yaml is damaged"):
+        read_run(written)

@@ -56,7 +56,11 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    for content in ("{", json.dumps([])):
+    entry = {"network": "student", "settings": {}, "clean_error": None, "errors": {}}
+    damaged = [
+        {"a": {**entry, "errors": by}} for by in ([], {"fog": {"1": "x"}}, {"fog": {"x": 1}})
+    ]
+    for content in ("{", json.dumps([]), *map(json.dumps, [{"a": 1}, {"a": {}}, *damaged])):
         (tmp_path / "robustness.json").write_text(content)
         with pytest.raises(DistillError, match=r"robustness\.json is damaged"):
             record(tmp_path)

@@ -10,8 +10,10 @@ import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
 READERS = (
-    *("recipe", "grid", "config", "metrics", "checkpoint", "safetensors", "pytorch", "zip", "tar"),
-    *("bundle-index", "bundle-data", "image", "annotation", "class-map", "class-map-csv", "cache"),
+    *("recipe", "grid", "config", "run-config", "run-metrics", "run-log", "run-robustness"),
+    *("comparison-run", "checkpoint", "safetensors", "pytorch", "zip", "tar", "bundle-index"),
+    *("bundle-data", "image", "shard", "annotation", "voc-list", "class-map", "class-map-csv"),
+    *("class-names", "frames", "label-list", "cache", "export", "download"),
 )
 
 
@@ -28,9 +30,19 @@ def test_the_readers_are_those_of_the_tool(tool):
     assert set(READERS) == set(tool("fuzz").TARGETS)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_whole_file_is_read(tool, tmp_path, monkeypatch, reader):
+    """Else nothing but the first check of a reader would be tried."""
+    module = tool("fuzz")
+    monkeypatch.setenv("DISTILL_CACHE", "set again by the tool")
+    target = module.TARGETS[reader]
+    file, _ = module.prepare(target, tmp_path)
+    target.read(file)
+
+
 def test_some_files_for_each_reader(tmp_path):
-    printed = fuzz(READERS, tmp_path, "--files", "150", seed=0)
-    assert printed.count(": 150 files") == len(READERS)  # the same ones on every machine
+    printed = fuzz(READERS, tmp_path, "--files", "100", seed=0)
+    assert printed.count(": 100 files") == len(READERS)  # the same ones on every machine
     assert printed.count(" 0 findings") == len(READERS)
 
 
@@ -58,7 +70,7 @@ def test_a_finding_is_a_finding(tool, tmp_path, monkeypatch):
     monkeypatch.setitem(
         module.TARGETS, "bad", module.Target("f", lambda _: [b"k", b"h", b"s", b"m"], misbehave)
     )
-    monkeypatch.setattr(module, "changed", lambda files, rng: rng.choice(files))
+    monkeypatch.setattr(module, "changed", lambda files, rng, syntax: rng.choice(files))
     findings, _ = module.fuzz("bad", seconds=4.0, seed=0, keep=tmp_path / "kept")
     words = " ".join(findings)
     for expected in ("KeyError", "more than 1 seconds", "stray", "6000 characters"):

@@ -115,3 +115,5 @@ def test_numbers_of_neighbours_are_in_their_order():
         "Nearest neighbour accuracy k = 20",
         "VOC detection mAP",
     ]
+    strange = {f"nn_accuracy_k{'9' * 5000}": 0.5, "nn_accuracy_k007": 0.5, "nn_accuracy_k²": 0.5}
+    assert "007" in other_rows(strange)[0].label

@@ -18,13 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from distill.errors import DistillError
 from distill.files import write_whole
-from distill.parsing import parse_json
+from distill.parsing import as_dataclass, checked, parse_json
 
-STARTED, DONE, FAILED = "started", "done", "failed"
+STARTED: Final = "started"
+DONE: Final = "done"
+FAILED: Final = "failed"
 GRID = "grid.yaml"
 
 
@@ -42,9 +44,9 @@ class Outcome:
         error: Why it failed, a sentence.
     """
 
-    state: str
+    state: Literal["started", "done", "failed"]
     asked: Mapping[str, Any]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     holdout_curve: Sequence[tuple[int, float]] = ()
     seconds: float = 0.0
     error: str | None = None
@@ -88,8 +90,10 @@ class ComparisonDirectory:
         if not file.exists():
             return None
         try:
-            return Outcome(**parse_json(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
+            curve = checked(content.get("holdout_curve", []), list[list[float]])
+            return as_dataclass(Outcome, {**content, "holdout_curve": list(map(tuple, curve))})
+        except ValueError as error:
             raise DistillError(
                 f"{file} is damaged ({error}); remove it to repeat the run"
             ) from error

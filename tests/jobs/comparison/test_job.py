@@ -500,6 +500,11 @@ def test_directories_that_are_no_comparison(trainer, write_grid, tmp_path):
 
 def test_a_damaged_state_is_named(trainer, write_grid, output):
     compare(write_grid(), CompareOptions(output))
-    (output / "cells" / f"{NAMES[0]}.json").write_text("{")
-    with pytest.raises(DistillError, match=r"is damaged .* remove it to repeat the run"):
-        compare(write_grid(), CompareOptions(output, resume=True))
+    file = output / "cells" / f"{NAMES[0]}.json"
+    whole = json.loads(file.read_text())
+    others = ({"state": "well"}, {"metrics": {"nn_accuracy": "0.5"}}, {"holdout_curve": [[1, "x"]]})
+    short = {"holdout_curve": [[1]]}
+    for content in ("{", *(json.dumps({**whole, **other}) for other in (*others, short))):
+        file.write_text(content)
+        with pytest.raises(DistillError, match=r"is damaged .* remove it to repeat the run"):
+            compare(write_grid(), CompareOptions(output, resume=True))
