@@ -6,6 +6,7 @@ would be a bar is a line a minute.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -82,6 +83,8 @@ def say(message: str) -> None:
 
 def described_seconds(seconds: float) -> str:
     """Say a duration in hours and minutes, or in minutes and seconds."""
+    if not math.isfinite(seconds):  # read from a file
+        return "an unknown time"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -105,7 +105,7 @@ def _zip_members(archive: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            is_file = not info.is_dir() and not is_link
+            is_file = not info.filename.endswith("/") and not is_link  # names may be empty
             yield Member(info.filename, is_file, is_link, partial(file.open, info))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -78,8 +77,7 @@ def _method(options: Mapping[str, Any]) -> str | None:
 
 
 def _duration(seconds: Any) -> str | None:
-    is_number = isinstance(seconds, (int, float)) and math.isfinite(seconds)
-    return described_seconds(seconds) if is_number else None
+    return described_seconds(seconds) if isinstance(seconds, (int, float)) else None
 
 
 def _command(command: str, options: Mapping[str, Any]) -> str | None:

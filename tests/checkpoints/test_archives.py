@@ -140,3 +140,10 @@ def test_a_full_disk_is_not_the_archive_s_fault(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DistillError, match=r"cannot be extracted to .*No space left"):
         extract(archive, tmp_path, is_wanted)
+
+
+def test_a_member_without_a_name_is_refused(tmp_path: Path):
+    archive = pack(tmp_path / "a.zip", {"nameless": b"x", "model": b"weights"})
+    archive.write_bytes(archive.read_bytes().replace(b"nameless", b"\0ameless"))
+    with pytest.raises(DistillError, match="holds '', which would land elsewhere"):
+        extract(archive, tmp_path, is_wanted)
