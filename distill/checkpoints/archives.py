@@ -8,7 +8,6 @@ CRC-32 of every zip member, CRC-32 of a gzip stream.
 
 from __future__ import annotations
 
-import lzma
 import tarfile
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from distill.bounded_tar import open_tar_file
 from distill.errors import DistillError
 
 MAX_BYTES = 32 * 2**30  # ten times the largest published checkpoint
@@ -25,7 +25,7 @@ MAX_MEMBERS = 10_000
 _CHUNK = 2**20
 _NAMES = (".zip", ".tar.gz", ".tgz")  # not .tar: PyTorch checkpoints are called .pth.tar
 _DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
     *(EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
 )
 
@@ -44,7 +44,10 @@ def is_archive(path: Path) -> bool:
     if path.name.lower().endswith(_NAMES):
         return True
     try:
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        if zipfile.is_zipfile(path):
+            return True
+        with open_tar_file(path):
+            return True
     except _DAMAGED:
         return False
 
@@ -53,7 +56,7 @@ def extract(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[
     """Write the wanted files of an archive below an existing folder, and read all of it once.
 
     Args:
-        archive: A zip or tar file, compressed or not.
+        archive: A zip or tar file, the latter in gzip or not.
         folder: Where files go, in the folders that the archive gives them.
         wanted: Tells by name which files to write.
 
@@ -104,13 +107,16 @@ def _members(archive: Path) -> Generator[Member, None, None]:
 def _zip_members(archive: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # LZMA gives what a few bytes claim, gigabytes perhaps.
+                raise zipfile.BadZipFile(f"{info.filename!r} is neither stored nor deflated")
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             is_file = not info.filename.endswith("/") and not is_link  # names may be empty
             yield Member(info.filename, is_file, is_link, partial(file.open, info))
 
 
 def _tar_members(archive: Path) -> Generator[Member, None, None]:
-    with tarfile.open(archive, "r:*") as file:
+    with open_tar_file(archive) as file:
         for info in file:
             is_link = info.issym() or info.islnk()
             yield Member(info.name, info.isreg(), is_link, partial(file.extractfile, info))

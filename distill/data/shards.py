@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.bounded_tar import open_tar
 from distill.cache_folder import cache_folder
 from distill.errors import DistillError
 from distill.files import write_whole
@@ -239,7 +240,7 @@ def _headers(url: str) -> Iterator[tuple[str, int, int]]:
         file = file_system.open(path, "rb")
     with file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with open_tar(file) as archive:
                 for member in archive:
                     if member.isreg() and not member.issparse():
                         yield member.name, member.offset_data, member.size

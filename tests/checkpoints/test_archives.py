@@ -147,3 +147,18 @@ def test_a_member_without_a_name_is_refused(tmp_path: Path):
     archive.write_bytes(archive.read_bytes().replace(b"nameless", b"\0ameless"))
     with pytest.raises(DistillError, match="holds '', which would land elsewhere"):
         extract(archive, tmp_path, is_wanted)
+
+
+def test_a_zip_member_is_stored_or_deflated(tmp_path: Path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("model", b"weights" * 100)
+    with pytest.raises(DistillError, match="'model' is neither stored nor deflated"):
+        extract(archive, tmp_path, is_wanted)
+
+
+def test_xz_is_no_archive(tmp_path: Path):
+    """Its decompressor takes the gigabytes that its header claims."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"\x00\xff\xff\xff\xff" + b"\xff" * 8 + bytes(200))
+    assert not is_archive(file)
