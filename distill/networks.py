@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distill.download import Source
 from distill.errors import DistillError
+from distill.few_pixel_convolution import quicken
 from distill.layout import Layout, PyTorchLayout
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -173,8 +174,10 @@ def build_network(spec: NetworkSpec, *, image_size: int | None = None) -> Embedd
 
 
 def place(network: EmbeddingNetwork, device: torch.device) -> EmbeddingNetwork:
-    """Move `network` to `device`, its convolutions in the memory order that they run fastest in."""
+    """Move `network` to `device`, its convolutions in the form that they run fastest in."""
     network.to(device)
+    if device.type == "cpu":
+        quicken(network)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
