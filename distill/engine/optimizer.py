@@ -20,6 +20,7 @@ def build_optimizer(
     options: OptimizationOptions,
     *,
     exempt_vectors: bool = False,
+    precision: str = "fp32",
 ) -> torch.optim.Optimizer:
     """Build SGD, AdamW, Muon or LARS over the parameters that take a gradient.
 
@@ -32,6 +33,7 @@ def build_optimizer(
         exempt_vectors: Leave biases and the parameters of BatchNorm (all that is no matrix or
             kernel) without weight decay and, with LARS, without adaptation, as pre-training was
             published; otherwise weight decay applies to every parameter, as CompRess was.
+        precision: Of the networks, `fp32` or `bf16`; Muon multiplies in it, too.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     kernels = []
@@ -52,6 +54,7 @@ def build_optimizer(
             lr=learning_rate,
             momentum=options.sgd_momentum,
             weight_decay=decay,
+            in_bf16=precision == "bf16",
         )
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=decay, fused=True)

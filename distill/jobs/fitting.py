@@ -100,7 +100,12 @@ def make_learner(
         exempt_vectors: See `build_optimizer`.
     """
     options = setting.optimization
-    optimizer = build_optimizer(objective.parameters(), options, exempt_vectors=exempt_vectors)
+    optimizer = build_optimizer(
+        objective.parameters(),
+        options,
+        exempt_vectors=exempt_vectors,
+        precision=setting.evaluator.precision,
+    )
     schedule = build_schedule(optimizer, options, steps_per_epoch=setting.batches_per_epoch)
     return Learner(objective, optimizer, schedule, EmbeddingSpread(setting.network))
 

@@ -62,6 +62,30 @@ def test_small_singular_values_are_not_lost_in_rounding():
     )
 
 
+def test_bfloat16_is_near(monkeypatch):
+    matrix = torch.randn(64, 300, generator=torch.Generator().manual_seed(4))
+    matrix = matrix * torch.logspace(0, -2, 300)  # small singular values, too
+    exact = orthogonalized(matrix.double())
+    near = orthogonalized(matrix, in_bf16=True)
+    assert near.dtype == torch.float32
+    assert 1e-3 < (near - exact).norm() / exact.norm() < 0.03
+    values = torch.linalg.svdvals(near)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    network = make_network()
+    network(torch.zeros(2, 3, 5, 5))
+    seen = []
+    monkeypatch.setattr(
+        "distill.engine.muon.orthogonalized",
+        lambda of, *, in_bf16: seen.append(in_bf16) or orthogonalized(of, in_bf16=in_bf16),
+    )
+    for precision in ("fp32", "bf16"):
+        optimizer = build_optimizer(network.parameters(), OPTIONS, precision=precision)
+        set_gradients(network, 0)
+        optimizer.step()
+    assert seen == [False, False, True, True]
+
+
 def test_a_step_is_the_formula():
     network = make_network()
     network(torch.zeros(2, 3, 5, 5))
