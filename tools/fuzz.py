@@ -3,7 +3,7 @@
     python tools/fuzz.py                         ten minutes for each reader
     python tools/fuzz.py recipe image --seconds 5 --seed 3
 
-Whole files (`fuzz_targets.py`) are changed at random (`fuzz_changes.py`): bits flipped, parts cut,
+Whole files (`fuzz_samples.py`) are changed at random (`fuzz_changes.py`): bits flipped, parts cut,
 doubled, swapped with another file's, values of another type in a tree of values, whatever readers
 fear. A reader may return or raise DistillError.
 Anything else is a finding, as are ten seconds for a file, 2 GiB of memory, and a file that appears
