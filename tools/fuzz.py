@@ -70,14 +70,11 @@ def prepare(target: Target, root: Path) -> tuple[Path, list[bytes]]:
     return file, files
 
 
-def _files_of(root: Path) -> set[Path]:
-    """Return the files that a reader might have left, but for what it may keep in the cache."""
-    kept = [root / "cache" / name for name in ("embeddings", "shards")]
-    return {
-        path
-        for path in root.rglob("*")
-        if not path.is_dir() and not any(folder in path.parents for folder in kept)
-    }
+def _left_in(root: Path) -> set[Path]:
+    """Return what a reader might have left, but for what it may keep in the cache."""
+    kept = {root / "cache" / name for name in ("embeddings", "shards")}
+    inside = {path for path in (root / "up").rglob("*") if not path.is_dir()}
+    return {*root.iterdir(), *(root / "cache").iterdir(), *inside} - kept
 
 
 def fuzz(
@@ -92,13 +89,13 @@ def fuzz(
     findings: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
         file, files = prepare(target, Path(root))
-        expected = _files_of(Path(root))
+        expected = _left_in(Path(root))
         end = time.monotonic() + seconds
         while time.monotonic() < end and number < most:
             content, number = changed(files, rng, target.syntax), number + 1
             file.write_bytes(content)
             problem = _problem(target, file)
-            stray = _files_of(Path(root)) - expected
+            stray = _left_in(Path(root)) - expected
             if stray and problem is None:
                 problem = f"left {sorted(path.name for path in stray)} behind"
             if problem is not None:
