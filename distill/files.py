@@ -1,4 +1,4 @@
-"""Writes files that are whole or not there."""
+"""Writes files that are whole or not there, and looks at names of files that others wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from distill.errors import DistillError
+
+_MAX_NAME = 255  # bytes, as file systems have it
 
 
 def require_file_place(path: Path, *, flag: str, example: str) -> None:
@@ -110,3 +112,13 @@ def written_together(folder: Path, *, last: str) -> Iterator[Path]:
         if not was_there:
             with suppress(OSError):  # another process put something there
                 folder.rmdir()
+
+
+def is_file_name(name: str) -> bool:
+    """Say whether a name that someone else wrote is that of a file in a folder, and no path."""
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        return False
+    try:
+        return len(os.fsencode(name)) <= _MAX_NAME
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+        return False

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.files import replaced_whole, write_whole, written_together
+from distill.files import is_file_name, replaced_whole, write_whole, written_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -92,3 +92,9 @@ def test_a_folder_that_went_away_is_a_refusal_of_the_disk(tmp_path: Path):
     with pytest.raises(OSError, match="its folder is gone") as caught:
         write_whole(tmp_path / "gone" / "file", b"x")
     assert caught.value.errno == errno.ESTALE
+
+
+def test_names_of_files():
+    assert all(map(is_file_name, ["a.onnx", "ü" * 127, "..a", " "]))
+    others = ["", ".", "..", "a/b", "a\\b", "/a", "a\0b", "ü" * 128, "\ud800"]
+    assert not any(map(is_file_name, others))

@@ -29,6 +29,7 @@ from distill.data.images import FolderImages
 from distill.data.sources import ImageData
 from distill.data.voc_annotation import Annotation, read_annotation
 from distill.errors import DistillError, UnknownNameError
+from distill.files import is_file_name
 from distill.terminal import progress_bar
 
 _PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -169,7 +170,7 @@ def _read_list(root: Path, split: str) -> list[str]:
     if not names:
         raise DistillError(f"{path} lists no image; name another list, or fill this one")
     for name in names:
-        if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        if not is_file_name(name):
             raise DistillError(f"{path} lists {name!r}; it must list names without folders")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError
+from distill.files import is_file_name
 from distill.parsing import as_dataclass, checked, parse_json
 
 RECORD, CARD = "export.json", "model-card.md"
@@ -92,6 +93,8 @@ def read_record(folder: Path) -> Record | None:
         content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
         given = checked(content.get("artifacts"), list[dict[str, Any]])
         artifacts = tuple(as_dataclass(Artifact, each) for each in given)
+        if not all(is_file_name(each.name) for each in artifacts):
+            raise ValueError("it names what is no file of the folder")
         return as_dataclass(Record, {**content, "artifacts": artifacts})
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -100,6 +100,7 @@ def test_a_split_that_is_not_there(voc):
         (b" \n\n", "trainval.txt lists no image"),
         (b"trainval001\ntrainval000\ntrainval001\n", "lists trainval001 more than once"),
         (b"../../secret\n", "it must list names without folders"),
+        (b"a" * 300, "it must list names without folders"),
         (b"\xff\xfe\x00", "trainval.txt cannot be read as a list"),
         (b"trainval000\nghost\n", r"JPEGImages/ghost.jpg is missing, which .*trainval.txt lists"),
     ],

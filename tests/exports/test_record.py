@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,12 @@ def test_files_that_are_gone_or_changed_leave_the_record(folder: Path):
     assert [e.name for e in both.with_artifacts([], folder).artifacts] == ["b.pt2"]
     (folder / "b.pt2").unlink()
     assert both.with_artifacts([], folder).artifacts == ()
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a" * 300, "", "..", "\ud800"])
+def test_a_record_that_names_other_files(folder: Path, name: str):
+    content = json.loads((folder / RECORD).read_text())
+    content["artifacts"][0]["name"] = name
+    (folder / RECORD).write_text(json.dumps(content))
+    with pytest.raises(DistillError, match=r"it names what is no file of the folder"):
+        read_record(folder)
