@@ -15,12 +15,13 @@ import json
 import os
 import re
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from distill.files import write_whole
 from distill.parsing import parse_json
 
 MAX_SHARDS = 1_000_000
+MAX_OPEN = 128  # of 1,024 descriptors that a process usually may have
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _FORMAT = 1
@@ -53,7 +55,7 @@ class Members:
 
 
 class ShardFiles:
-    """Shards that are read in parts, from any process.
+    """Shards that are read in parts, from any process; some of them stay open.
 
     What a process holds open is its own: nothing of it is pickled or survives a fork.
 
@@ -63,11 +65,11 @@ class ShardFiles:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = tuple(urls)
-        self._opened: dict[int, Any] = {}
+        self._opened: OrderedDict[int, IO[bytes]] = OrderedDict()  # the last one used is last
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"urls": self.urls, "_opened": {}, "_process": -1}
+        return {"urls": self.urls, "_opened": OrderedDict(), "_process": -1}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Return a part of a shard.
@@ -75,23 +77,37 @@ class ShardFiles:
         Raises:
             OSError: It cannot be read, or ends before.
         """
-        if self._process != os.getpid():
-            self._opened, self._process = {}, os.getpid()
-        if shard not in self._opened:
-            self._opened[shard] = _open_part(self.urls[shard])
-        content = self._opened[shard](offset, size)
+        url = self.urls[shard]
+        if is_local(url):
+            content = os.pread(self._file(shard).fileno(), size, offset)
+        else:
+            file_system, path = _file_system(url)
+            content = file_system.cat_file(path, start=offset, end=offset + size)
         if len(content) < size:
-            raise OSError(f"{self.urls[shard]} ends before byte {offset + size}")
+            raise OSError(f"{url} ends before byte {offset + size}")
         return content
 
+    def _file(self, shard: int) -> IO[bytes]:
+        if self._process != os.getpid():
+            self.close()
+            self._process = os.getpid()
+        if shard not in self._opened:
+            self._opened[shard] = open(  # noqa: SIM115
+                self.urls[shard], "rb", buffering=0
+            )
+        self._opened.move_to_end(shard)
+        if len(self._opened) > MAX_OPEN:
+            self._opened.popitem(last=False)[1].close()
+        return self._opened[shard]
 
-def _open_part(url: str) -> Any:
-    """Return what reads a part of a file by offset and size."""
-    if is_local(url):
-        descriptor = os.open(url, os.O_RDONLY)
-        return lambda offset, size: os.pread(descriptor, size, offset)
-    file_system, path = _file_system(url)
-    return lambda offset, size: file_system.cat_file(path, start=offset, end=offset + size)
+    def close(self) -> None:
+        """Close what is open; a later `read` opens it again."""
+        for file in self._opened.values():
+            file.close()
+        self._opened = OrderedDict()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def is_local(url: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.download.source import Content, Source
 from distill.files import write_whole
-from distill.parsing import parse_json
+from distill.parsing import checked, parse_json
 
 
 class Partial:
@@ -111,7 +111,8 @@ class Partial:
 
     def _read_record(self) -> dict[str, Any]:
         try:
-            record = parse_json(self._record.read_text(encoding="utf-8"))
+            record = checked(parse_json(self._record.read_text(encoding="utf-8")), dict[str, Any])
+            checked(record.get("num_bytes"), int | None)
         except (FileNotFoundError, ValueError):
             return {}
-        return record if isinstance(record, dict) else {}
+        return record

@@ -62,7 +62,7 @@ def read_record(path: Path) -> Record | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DownloadError(
             f"{file.absolute()}, the record of a download, is damaged", "remove it"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -134,3 +135,18 @@ def test_every_process_opens_for_itself(tmp_path: Path, method, tar_of):
     child.start()
     assert answer.get() == b"one"
     child.join()
+
+
+def test_some_shards_stay_open_and_none_when_nobody_reads(tmp_path: Path, monkeypatch, tar_of):
+    monkeypatch.setattr("distill.data.shards.MAX_OPEN", 3)
+    urls = [str(tmp_path / f"{number}.tar") for number in range(8)]
+    for url in urls:
+        Path(url).write_bytes(tar_of(FILES))
+    offset = int(members_of(urls[0]).offsets[0])
+    before, files = os.listdir("/proc/self/fd"), ShardFiles(urls)
+    for shard in (*range(8), 0, 7, *range(8)):
+        assert files.read(shard, offset, 3) == b"one"
+        assert len(os.listdir("/proc/self/fd")) <= len(before) + 3
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 3
+    del files
+    assert len(os.listdir("/proc/self/fd")) == len(before)

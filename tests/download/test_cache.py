@@ -190,7 +190,10 @@ def test_a_wrong_file_put_there_by_hand_is_left_alone(folder, known, words):
     assert path.read_bytes() == b"by hand"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"url": "x"}', '{"bytes": "many"}', "1"])
+HUGE = '{"url": "x", "bytes": 1e999, "sha256": "", "fetched": ""}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"url": "x"}', '{"bytes": "many"}', "1", HUGE])
 def test_a_damaged_record_is_named(server, folder, text):
     fetch(Source(server.url), folder, instead="")
     record = folder / "weights.pth.json"

@@ -66,6 +66,12 @@ def test_bytes_without_a_record_are_dropped(server, interrupted, text):
     assert server.ranges == [None]
 
 
+def test_a_length_that_is_no_number_drops_them(server, interrupted):
+    edit(interrupted, num_bytes="many")
+    assert content_of(server, interrupted) == server.content
+    assert server.ranges == [None]
+
+
 def test_more_bytes_than_the_file_has_are_dropped(server, interrupted):
     (interrupted / "weights.pth.partial").write_bytes(bytes(10_001))
     assert content_of(server, interrupted) == server.content
