@@ -75,7 +75,7 @@ def assert_near(one: Path, other: Path) -> None:
     weights = [read_state_dict(next(folder.glob("*.safetensors"))) for folder in (one, other)]
     for name, tensor in weights[0].items():
         difference = (tensor.double() - weights[1][name].double()).norm()
-        assert difference <= 1e-2 * tensor.double().norm() + 1e-7, name
+        assert difference <= 5e-3 * tensor.double().norm() + 1e-7, name
 
 
 @pytest.mark.soak
