@@ -5,9 +5,9 @@
 
 Whole files (`fuzz_samples.py`) are changed at random (`fuzz_changes.py`): bits flipped, parts cut,
 doubled, swapped with another file's, values of another type in a tree of values, whatever readers
-fear. A reader may return or raise DistillError.
-Anything else is a finding, as are ten seconds for a file, 2 GiB of memory, and a file that appears
-where none should. A finding's input is kept, and its name is printed. Exit status 1 with findings.
+fear. A reader (`fuzz_targets.py`) may return or raise DistillError. Anything else is a finding, as
+are ten seconds for a file, 2 GiB of memory, and a file that appears where none should. A finding's
+input is kept, and its name is printed. Exit status 1 with findings.
 """
 
 from __future__ import annotations
