@@ -90,7 +90,7 @@ class AnchorQueue:
         if init not in INITS:
             raise UnknownNameError("queue init", init, INITS)
         assert 0 <= shard[0] < shard[1]
-        self.size, self.dtype, self.shard, self.pointer = size, dtype, shard, 0
+        self.size, self.shard, self.pointer = size, shard, 0
         self.num_real = size if init == "random" else 0
         widths = [teacher_dim] if student_dim is None else [teacher_dim, student_dim]
         n = num_held(size, shard)
@@ -110,11 +110,6 @@ class AnchorQueue:
     def one_bank(self) -> bool:
         """Whether teacher and student read the same bank."""
         return len(self._banks) == 1
-
-    @property
-    def device(self) -> torch.device:
-        """The banks' device."""
-        return self._image_index.device
 
     @property
     def num_bytes(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.cli.parse import flag_value, given_options
-from distill.jobs.configure import base_config, run_to_continue
+from distill.jobs.configure import STANDS_WITH, base_config, run_to_continue
 
 if TYPE_CHECKING:
     from distill.jobs.fitting import RunResult
@@ -30,6 +30,7 @@ def default_config(argv: Sequence[str], *, command: str) -> Any:
         command=command,
         recipe=flag_value(argv, "--recipe") or "default",
         resume_from=run_to_continue(Path(output) if output else None, given_options(argv)),
+        asked={option: flag_value(argv, f"--{option}") for option in STANDS_WITH},
     )
 
 

@@ -26,7 +26,7 @@ AUGMENTATIONS = ("crop-flip", "crop", "none")
 
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 # Least share of an image that a training view shows, by augmentation.
-MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
+PUBLISHED_MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
 _SMALL_SCALE = (0.05, 0.14)
 
 
@@ -65,7 +65,7 @@ def training_view(
         raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
     if augmentation == "none":
         return evaluation_view(image_size, crop_fraction=crop_fraction, interpolation=interpolation)
-    least = MIN_CROP_AREA[augmentation] if min_crop_area is None else min_crop_area
+    least = PUBLISHED_MIN_CROP_AREA[augmentation] if min_crop_area is None else min_crop_area
     if not 0 < least <= 1:
         raise DistillError(
             f"the least area of a crop is {least:g} of the image; it must be in (0, 1]"

@@ -91,7 +91,7 @@ class Distillation:
         self._regression: Tensor | None = None
         self._information: Tensor | None = None
         self.device = device
-        self._to_enqueue: tuple[Tensor, Tensor, Tensor] | None = None
+        self._to_enqueue: tuple[Tensor, Tensor | None, Tensor] | None = None
         # Loss and chance level of the same images: their difference is what the student knows, and
         # images differ in both far more than that.
         self._beside_chance: deque[tuple[Tensor, Tensor]] = deque(maxlen=CHANCE_KEPT)
@@ -144,10 +144,12 @@ class Distillation:
     def fill(self, batch: Batch) -> bool:
         """Enqueue a batch without learning from it; return whether the queue is now full."""
         counts = row_counts(len(batch.index))
-        network = self.network if self.copy is None else self.copy.network
-        with self.student.autocast():
-            key = network(self.student.views(batch)[0])
         teacher, index = self._known(batch, counts)
+        key = None
+        if not self.compress.queue.one_bank:
+            network = self.network if self.copy is None else self.copy.network
+            with self.student.autocast():
+                key = network(self.student.views(batch)[0])
         self.compress.enqueue(teacher, self._gathered_key(key, counts), index)
         return self.compress.queue.num_real == self.compress.queue.size
 
@@ -185,9 +187,11 @@ class Distillation:
         teacher, index = self.teacher(batch), batch.index.to(self.device)
         return gather_rows(teacher, counts), gather_rows(index, counts)
 
-    def _gathered_key(self, key: Tensor, counts: Sequence[int]) -> Tensor:
-        """Return the student's side of all ranks' anchors; one queue has none, so as it came."""
-        return key.float() if self.compress.queue.one_bank else gather_rows(key.float(), counts)
+    def _gathered_key(self, key: Tensor | None, counts: Sequence[int]) -> Tensor | None:
+        """Return the student's side of all ranks' anchors, of which one queue has none."""
+        if key is None or self.compress.queue.one_bank:
+            return None
+        return gather_rows(key.float(), counts)
 
     def metrics(self) -> dict[str, float]:
         """Return the number of anchors that are real, and how the loss stands to chance.

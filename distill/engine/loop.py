@@ -163,7 +163,11 @@ def fit(
             on_bad_images(batch.bad)
             counts = row_counts(len(batch.index))
             num_images, loss = sum(counts), None
-            if learner.objective.accepts(counts):
+            rate = float(
+                learner.schedule.get_last_lr()[0]
+            )  # of this step; it moves the schedule on
+            is_accepted = learner.objective.accepts(counts)
+            if is_accepted:
                 _draw_anew(settings.seed, progress)
                 loss = _advance(learner, batch, settings, progress)
             for meter in (learner.meter, learner.epoch_meter):
@@ -171,9 +175,12 @@ def fit(
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
             bar.update(num_images)
-            values = _log_step(learner, settings, progress, log=log, bar=bar, loss=loss)
-            _warn(learner.watch.look(progress.step, values))
-            is_saved = False
+            if loss is None:
+                _log_without_step(learner, progress, log=log, bar=bar, is_accepted=is_accepted)
+            else:
+                values = _log_step(learner, settings, progress, log=log, bar=bar, rate=rate)
+                _warn(learner.watch.look(progress.step, values))
+            score, is_saved = None, False
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 score = _end_epoch(learner, settings, progress, log, on_epoch_end)
@@ -183,7 +190,7 @@ def fit(
                     is_saved = True
             if distributed.any_rank(stop.received is not None):
                 if not is_saved:
-                    save(None)
+                    save(score)
                 return stop.received or "a signal to another process"
             clock = time.perf_counter()
     return stop.received  # a signal may have come while the loader ended its workers
@@ -258,6 +265,16 @@ def _backward(objective: Objective, batch: Batch, num_parts: int) -> float | Non
     return distributed.mean_over_ranks(value)
 
 
+def _log_without_step(
+    learner: Learner, progress: Progress, *, log: RunLog, bar: Any, is_accepted: bool
+) -> None:
+    """Write what became of a batch that taught nothing."""
+    event, told = ("filling", "filling the queue") if is_accepted else ("skipped", "too few images")
+    values = {"event": event, **learner.objective.metrics()}
+    log.write(progress.step, {"epoch": progress.epoch, **values})
+    bar.set_postfix_str(told)
+
+
 def _log_step(
     learner: Learner,
     settings: LoopSettings,
@@ -265,17 +282,12 @@ def _log_step(
     *,
     log: RunLog,
     bar: Any,
-    loss: float | None,
+    rate: float,
 ) -> dict[str, float]:
     """Write a line where one is due; return its numbers."""
     values: dict[str, float] = {}
-    if loss is None:
-        filling = {"event": "filling", **learner.objective.metrics()}
-        log.write(progress.step, {"epoch": progress.epoch, **filling})
-        bar.set_postfix_str("filling the queue")
-    elif progress.step % settings.log_every == 0 or progress.step == 1:
-        values = {**learner.meter.read(), "learning_rate": float(learner.schedule.get_last_lr()[0])}
-        values |= learner.metrics()
+    if progress.step % settings.log_every == 0 or progress.step == 1:
+        values = {**learner.meter.read(), "learning_rate": rate, **learner.metrics()}
         log.write(progress.step, {"epoch": progress.epoch, **values})
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, waiting for data {values['data_wait']:.0%}"

@@ -1,8 +1,8 @@
 """What the training loop trains: the seam between the loop and a method.
 
 The loop owns the order of events (loss, backward, optimizer, schedule, after the step); an
-objective owns networks and what its method remembers between steps. Distillation is one;
-self-supervised pre-training can be another without a second loop.
+objective owns networks and what its method remembers between steps: `distillation` and `imitation`
+of a teacher, `pretraining` of a network without one.
 """
 
 from __future__ import annotations

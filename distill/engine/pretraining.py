@@ -104,10 +104,11 @@ class Pretraining:
     ) -> None:
         self.online = Online(backbone, method.to(device), device=device, precision=precision)
         synchronize_batch_norm(self.online, device)
+        self.parallel = distributed.data_parallel(self.online, device)
+        # Only now have all ranks the first one's weights.
         self.copy: MomentumCopy | None = None
         if target_momentum is not None:
             self.copy = MomentumCopy(self.online.followed(), momentum=target_momentum(0))
-        self.parallel = distributed.data_parallel(self.online, device)
         self.beta, self.target_momentum = beta, target_momentum
         self.seed = seed
         self.device = device

@@ -31,7 +31,7 @@ PUBLISHED_MOMENTUM = 0.999
 PUBLISHED_TEMPERATURE = 0.04
 # Least share of an image that a student's crop shows; of crop-flip 0.08 is published, but a teacher
 # speaks of the centre crop, and few epochs do not teach what a twelfth of it has to do with that.
-MIN_CROP_AREA = {"crop-flip": 0.5, "crop": 0.6}
+DEFAULT_MIN_CROP_AREA = {"crop-flip": 0.5, "crop": 0.6}
 CENTRED_TEMPERATURE = 0.07  # similarities spread more without what all embeddings share
 # Four parts regression to one of divergence; both alone are behind (docs/comparison.md).
 REGRESSION_SHARE = 0.8
@@ -114,7 +114,7 @@ def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:
     return replace(
         options,
         augmentation=augmentation,
-        min_crop_area=either(options.min_crop_area, MIN_CROP_AREA.get(augmentation)),
+        min_crop_area=either(options.min_crop_area, DEFAULT_MIN_CROP_AREA.get(augmentation)),
         small_crop_size=small,
     )
 

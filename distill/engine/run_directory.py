@@ -88,11 +88,6 @@ class RunDirectory:
         """File of the heads that a backbone was pre-trained through."""
         return self.path / HEADS
 
-    @property
-    def log(self) -> Path:
-        """File of the log lines."""
-        return self.path / "log.jsonl"
-
     def write_config(
         self, config: Any, *, command: str, fingerprints: Mapping[str, str] | None = None
     ) -> None:

@@ -10,7 +10,8 @@ and nothing is learnt any more. Three numbers show it, of the unit rows u of the
                      how many directions embeddings differ (Roy and Vetterli, The effective rank,
                      EUSIPCO 2007). At most one less than the rows.
     dead_units       share of dimensions that had one value for all images of each of the last ten
-                     batches, such as a ReLU that never opens.
+                     passes, such as a ReLU that never opens. Views of another size and parts of a
+                     batch are passes of their own.
 
 Deliberate limits: a training batch of the last step alone, so small batches bound the rank; over
 ranks, a dimension that differs between ranks but within none counts as dead.
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from distill import distributed
 from distill.row_exchange import gather_rows, row_counts
 
-DEAD_AFTER = 10  # batches
+DEAD_AFTER = 10  # passes
 MAX_ROWS = 256  # of the effective rank, whose price is their cube
 _SAME = 1e-6  # of the largest value: rounding is no difference
 
@@ -48,7 +49,7 @@ class EmbeddingSpread:
     def __init__(self, network: nn.Module) -> None:
         self._last: Tensor | None = None
         self._unvaried: Tensor | None = None
-        self._num_batches = 0
+        self._num_passes = 0
         self._hook = network.register_forward_hook(self._see)
 
     def __enter__(self) -> EmbeddingSpread:
@@ -74,7 +75,7 @@ class EmbeddingSpread:
             self._unvaried = torch.zeros(
                 embeddings.shape[1], dtype=torch.int64, device=embeddings.device
             )
-        self._num_batches += 1
+        self._num_passes += 1
         unvaried = self._unvaried.to(embeddings.device)  # a checkpoint's lies on the CPU
         self._unvaried = (unvaried + 1).masked_fill(_varies(self._last), 0)
 
@@ -83,12 +84,12 @@ class EmbeddingSpread:
         if self._unvaried is None:
             return {}
         unvaried = distributed.all_gather(self._unvaried[None]).amin(0)  # all that `read` uses
-        return {"unvaried": unvaried, "num_batches": self._num_batches}
+        return {"unvaried": unvaried, "num_batches": self._num_passes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if state:
-            self._unvaried, self._num_batches = state["unvaried"], state["num_batches"]
+            self._unvaried, self._num_passes = state["unvaried"], state["num_batches"]
 
     @torch.no_grad()
     def read(self) -> dict[str, float]:
@@ -107,7 +108,7 @@ class EmbeddingSpread:
             return {}
         unit = F.normalize(rows)
         unvaried = distributed.all_gather(self._unvaried[None]).amin(0)
-        dead = unvaried >= min(DEAD_AFTER, self._num_batches)
+        dead = unvaried >= min(DEAD_AFTER, self._num_passes)
         return {
             "spread": (unit - unit.mean(0)).square().sum(1).mean().sqrt().item(),
             "effective_rank": effective_rank(unit[:MAX_ROWS]),

@@ -33,6 +33,9 @@ _FREE_TO_CHANGE = frozenset(
     }
 )
 
+# What a recipe says of some options only goes with what it says of another.
+STANDS_WITH = {"variant": ("momentum",), "anchors": ("queue_size", "queue_init")}
+
 
 def run_to_continue(output: Path | None, options: Collection[str]) -> Path | None:
     """Return the run that `--resume` goes on with; None where it has to be begun.
@@ -52,7 +55,11 @@ def run_to_continue(output: Path | None, options: Collection[str]) -> Path | Non
 
 
 def base_config(
-    *, command: str = "train", recipe: str = "default", resume_from: Path | None = None
+    *,
+    command: str = "train",
+    recipe: str = "default",
+    resume_from: Path | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return the defaults that options override: a recipe's, or those of the run to continue.
 
@@ -60,15 +67,29 @@ def base_config(
         command: `train` or `pretrain`.
         recipe: Name of a recipe or path of a YAML file.
         resume_from: Directory of the run to continue, if any.
+        asked: What overrides the options of `STANDS_WITH`, by name; a recipe that says otherwise
+            no longer says what goes with its own.
 
     Raises:
         DistillError: Unknown recipe, or no run to continue.
     """
     if resume_from is None:
-        return load_recipe(recipe, command)
+        return _without_stranded(load_recipe(recipe, command), asked or {})
     require_usable(resume_from, resume=True)
     stored = read_config(resume_from, command=command)
     return updated(CONFIGS[command](), stored, source=f"{resume_from}/config.yaml")
+
+
+def _without_stranded(config: Config, asked: Mapping[str, Any]) -> Config:
+    """Return a recipe with the defaults of what goes with a value that is overridden."""
+    said, defaults = flattened(config), flattened(type(config)())
+    stranded = {
+        name: defaults[name]
+        for option, names in STANDS_WITH.items()
+        if asked.get(option) not in (None, said.get(option))
+        for name in names
+    }
+    return updated(config, stranded, source="recipe")
 
 
 def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
@@ -87,7 +108,7 @@ def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
         [name for name in options if name != "resume" or options[name]],
     )
     recipe = options.get("recipe", "default")
-    base = base_config(command=command, recipe=recipe, resume_from=resume_from)
+    base = base_config(command=command, recipe=recipe, resume_from=resume_from, asked=options)
     return updated(base, options, source=f"distill.{command}")
 
 

@@ -111,23 +111,6 @@ def log_density_of_cosine(cosine: Tensor, dim: int, kappa: float) -> Tensor:
     return kappa * (_widened(cosine) - 1) + _log_peak(dim, kappa)
 
 
-def kl_divergence(cosine: Tensor, dim: int, kappa: float) -> Tensor:
-    """Return KL(p || q) = kappa A_d(kappa) (1 - cosine) of two distributions of one kappa.
-
-    Args:
-        cosine: Of the two mean directions, in [-1, 1], any shape and float dtype.
-        dim: Width of the vectors, >= 2.
-        kappa: Positive and finite, of both.
-
-    Returns:
-        Nats, of `cosine`'s shape, float32 or wider.
-
-    Raises:
-        DistillError: `dim` or `kappa` is out of range.
-    """
-    return expected_residual(cosine, dim, kappa, kappa)
-
-
 def expected_residual(cosine: Tensor, dim: int, kappa_e: float, kappa_b: float) -> Tensor:
     """Return E[log vMF(z; mu_x, kappa_e) - log vMF(z; mu_y, kappa_b)] over z ~ vMF(mu_x, kappa_e).
 

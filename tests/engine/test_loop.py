@@ -1,6 +1,9 @@
 """The loop on an objective of one weight, whose every event is written down."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,45 @@ def test_batches_with_fewer_than_two_images_are_passed_over(tmp_path: Path):
     assert progress.step == 4
     assert len([event for event in objective.events if event[0] == "loss"]) == 4
     assert told == ["a.png"] * 6
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    events = [line.get("event") for line in lines]
+    assert events == [None, "skipped", "skipped", "epoch", None, None, None, "epoch"]
+
+
+def test_the_log_tells_the_rate_of_the_step_not_of_the_next(tmp_path: Path):
+    _, learner, *_ = run(tmp_path, [1] * 6)
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    factor = learner.schedule.lr_lambdas[0]
+    rates = [line["learning_rate"] for line in lines if "event" not in line]
+    assert rates == pytest.approx([0.5 * factor(step) for step in range(6)])
+    assert rates[0] == 0.5
+    assert rates[-1] > 0
+
+
+def test_a_stop_between_checkpoints_saves_what_the_epoch_has_measured(tmp_path: Path):
+    objective = Slope([1] * 6)
+    optimizer = build_optimizer(objective.parameters(), OPTIONS)
+    learner = Learner(objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3))
+    saved: list[float | None] = []
+
+    def measure(epoch: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"holdout_nn_accuracy": 0.9}
+
+    log = RunLog(tmp_path)
+    stopped = fit(
+        learner,
+        batches([2] * 6),
+        replace(SETTINGS, checkpoint_every=2),
+        Progress(),
+        log=log,
+        on_bad_images=lambda names: None,
+        on_epoch_end=measure,
+        save=saved.append,
+    )
+    log.close()
+    assert stopped == "SIGTERM"
+    assert saved == [0.9]
 
 
 class Constant(Slope):

@@ -1,11 +1,15 @@
-"""Where a configuration comes from: what `--resume` goes on with."""
+"""Where a configuration comes from: a recipe, or what `--resume` goes on with."""
 
 from pathlib import Path
 
 import pytest
 
+from distill.checks import check
+from distill.config import TrainConfig
 from distill.errors import DistillError
 from distill.jobs.configure import configure, run_to_continue
+from distill.options import flattened
+from distill.recipes import load_recipe
 
 
 @pytest.fixture
@@ -41,3 +45,24 @@ def test_options_of_the_run_are_the_defaults(run, tmp_path):
     begun = configure({"output": tmp_path / "absent", "resume": True, "teacher": "pixels"})
     assert begun.optimization.epochs != 7
     assert configure({"output": run, "resume": False}).networks.teacher is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "gone"),
+    [
+        ({"variant": "one-queue"}, {"momentum"}),
+        ({"variant": "two-queue"}, {"momentum"}),
+        ({"variant": "two-queue-momentum"}, set()),
+        ({"anchors": "dataset"}, {"queue_size", "queue_init"}),
+        ({"variant": "one-queue", "momentum": 0.5}, set()),
+    ],
+)
+def test_what_goes_with_an_overridden_value_of_a_recipe_goes_with_it(asked, gone):
+    config = configure({"recipe": "published", "teacher": "t", "student": "s", **asked})
+    said, defaults = flattened(load_recipe("published")), flattened(TrainConfig())
+    values = flattened(config)
+    changed = {name for name in said if values[name] != {**said, **asked}.get(name)}
+    assert changed - {"teacher", "student"} == gone
+    assert all(values[name] == defaults[name] for name in gone)
+    if "momentum" not in asked:
+        check(config)

@@ -71,7 +71,7 @@ class Trainer:
             return RunResult(run.path, {}, stop)
         rate = config.optimization.learning_rate
         line = {"step": 9, "epoch": 1, "holdout_nn_accuracy": self.held_out.get(rate, 0.5)}
-        run.log.write_text(json.dumps(line) + "\n")
+        (run.path / "log.jsonl").write_text(json.dumps(line) + "\n")
         run.student.write_bytes(b"weights")
         self._moment(name, "unmeasured")
         accuracy = 0.5 + 0.01 * config.run.seed + 0.2 * (config.method.variant != "one-queue")
