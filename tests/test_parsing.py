@@ -56,6 +56,22 @@ class Told:
     error: str | None = None
 
 
+def test_a_key_stands_once_in_a_mapping_and_what_is_merged_may_lie_under_it(tmp_path):
+    for content in ("a: 1\nb: 2\na: 3", "x: {a: 1, a: 1}", "x: [{<<: {}, <<: {}}]"):
+        with pytest.raises(ValueError, match="stands there twice"):
+            read_yaml_file(yaml_of(tmp_path, content))
+    merged = (
+        "one: &one {a: 1, b: 2}\ntwo: &two {<<: *one, b: 3}\nthree: {<<: *two, a: 4}\n'1': 5\n1: 6"
+    )
+    assert read_yaml_file(yaml_of(tmp_path, merged)) == {
+        "one": {"a": 1, "b": 2},
+        "two": {"a": 1, "b": 3},
+        "three": {"a": 4, "b": 3},
+        "1": 5,
+        1: 6,
+    }
+
+
 def test_an_object_of_the_expected_values():
     content = parse_json('{"state": "done", "numbers": {"a": 1, "b": 0.5}, "curve": [[1, 0.5]]}')
     assert as_dataclass(Told, content) == Told("done", {"a": 1, "b": 0.5}, [[1, 0.5]])

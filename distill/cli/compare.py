@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,16 +55,17 @@ def run(argv: list[str]) -> int:
 
     result = compare(command.grid, command.options)
     if command.options.dry_run:
-        return _print_plan(result)
+        return _print_plan(result, command.options.jobs)
     _print_tables(result)
     return _print_end(result, command)
 
 
-def _print_plan(result: ComparisonResult) -> int:
+def _print_plan(result: ComparisonResult, jobs: int) -> int:
     from distill.cli.table import print_table
 
     print_table([(cell.name, cell.state) for cell in result.content.cells])
-    print(f"{result.num_runs} runs, {result.num_open} of them to be made{_time_left(result)}")
+    left = _time_left(result, jobs)
+    print(f"{result.num_runs} runs, {result.num_open} of them to be made{left}")
     return 0
 
 
@@ -89,20 +91,29 @@ def _print_end(result: ComparisonResult, command: CompareCommand) -> int:
     if command.options.table:
         return 0
     if result.num_open:
-        go_on = f"distill compare {command.grid} --output {result.output} --resume"
+        go_on = shlex.join(_command_to_go_on(result, command))
         why = f"stopped by {result.stopped_by}; " if result.stopped_by else ""
         made = result.num_runs - result.num_open
-        print(f"{why}{made} of {result.num_runs} runs are made{_time_left(result)}")
+        left = _time_left(result, command.options.jobs)
+        print(f"{why}{made} of {result.num_runs} runs are made{left}")
         print(f"go on with: {go_on}")
         return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by or "", INCOMPLETE)
     return 1 if result.num_failed else 0
 
 
-def _time_left(result: ComparisonResult) -> str:
+def _command_to_go_on(result: ComparisonResult, command: CompareCommand) -> list[str]:
+    options = command.options
+    words = ["distill", "compare", str(command.grid), "--output", str(result.output), "--resume"]
+    words += ["--only", options.only] if options.only is not None else []
+    words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
+    return words
+
+
+def _time_left(result: ComparisonResult, jobs: int) -> str:
     from distill.terminal import described_seconds
 
     if not result.num_open:
         return ""
     if result.seconds_left is None:
         return "; how long they take is known when the first is made"
-    return f", about {described_seconds(result.seconds_left)} left"
+    return f", about {described_seconds(result.seconds_left / jobs)} left"

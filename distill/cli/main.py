@@ -41,6 +41,7 @@ _DISK_ERRORS = {
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENOTCONN")
     if hasattr(errno, name)
 }
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 _USAGE = """usage: distill [COMMAND] [OPTIONS]
 
@@ -81,7 +82,7 @@ def run(argv: list[str]) -> int:
     try:
         if name not in COMMANDS:
             raise UnknownNameError("command", name, COMMANDS, "`distill --help` explains them")
-        if name not in _SHARED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if name not in _SHARED and os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
             raise DistillError(
                 f"`distill {name}` runs in one process; start it without torchrun. These share "
                 f"their work: {', '.join(sorted(_SHARED))}"
@@ -95,14 +96,10 @@ def run(argv: list[str]) -> int:
     except NonFiniteLossError as error:
         return _complain(error, 1)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        sentence = _about_files(error)
+        if sentence is None:
             raise
-        return _complain(
-            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room, or "
-            "choose another place. What was written before is whole, and a run goes on with "
-            "--resume",
-            2,
-        )
+        return _complain(sentence, 2)
     except RuntimeError as error:
         sentence = _explanation(error)
         if sentence is None:
@@ -126,6 +123,24 @@ def _explanation(error: RuntimeError) -> str | None:
             f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "
             "ended; what that one said stands elsewhere. Start all of them again, with --resume to "
             "go on from the last checkpoint"
+        )
+    return None
+
+
+def _about_files(error: OSError) -> str | None:
+    """Return what a person can do about a place that cannot be used; None for anything else."""
+    from distill.parsing import shown
+
+    if error.errno in _PATH_ERRORS:
+        return (
+            f"{shown(error.filename or 'a path')} cannot be used: {error.strerror}; name another "
+            "place, or change who may use this one"
+        )
+    if error.errno in _DISK_ERRORS:
+        return (
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room, or "
+            "choose another place. What was written before is whole, and a run goes on with "
+            "--resume"
         )
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def report(result: RunResult, *, command: str) -> int:
 
     if result.stopped_by is not None:
         if distributed.is_main():
-            go_on = f"{command} --output {result.output} --resume"
+            go_on = f"{command} --output {shlex.quote(str(result.output))} --resume"
             print(f"stopped by {result.stopped_by}; go on with: {go_on}")
         return 130 if result.stopped_by == "SIGINT" else 143
     if distributed.is_main():

@@ -16,7 +16,7 @@ MEASURES = {
 METHOD, REFERENCE = "method", "reference"
 RULE = (
     "Mean ± standard deviation over seeds (with n - 1). The best method of a column is marked only "
-    "where its mean is above the next one's by more than sqrt(s1² + s2²), s1 and s2 being their "
+    "where its mean is above every other's by more than sqrt(s1² + s2²), s1 and s2 being their "
     "standard deviations; without two seeds each, nothing is marked. References are not compared."
 )
 
@@ -95,10 +95,19 @@ class GridTable:
                 "" if len(single) == len(methods) else " stands" if len(single) == 1 else " stand"
             )
             found.append(f"{names}{verb} on one seed, which has no spread.")
+        for name, words in self.measures().items():
+            numbers = {row.name: _number(row.values[name]) for row in methods}
+            fewer = [row.name for row in methods if numbers[row.name] < row.num_done]
+            if fewer and any(numbers.values()):
+                found.append(f"Not every run has measured {words}: {', '.join(fewer)}.")
         failed = [row.name for row in methods if row.num_failed]
         if failed:
             found.append(f"Runs failed, and are left out of the means: {', '.join(failed)}.")
         return found
+
+
+def _number(value: Spread | None) -> int:
+    return 0 if value is None else value.num
 
 
 @dataclass(frozen=True)

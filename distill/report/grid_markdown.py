@@ -17,6 +17,7 @@ def grid_markdown(content: GridContent) -> str:
     lines += [escaped(RULE), ""]
     for note in content.notes:
         lines += [escaped(note), ""]
+    lines += ["## Methods", "", *_methods(content), ""]
     if content.tuning:
         lines += ["## Tuning", "", escaped(content.tuning_facts), "", *_tuning(content.tuning), ""]
     if content.failed:
@@ -52,6 +53,11 @@ def _table(found: GridTable) -> list[str]:
 
 def _bold(cell: str) -> str:
     return f"**{cell[:-2]}**" if cell.endswith(" *") else escaped(cell)
+
+
+def _methods(content: GridContent) -> list[str]:
+    rows = [[escaped(name), escaped(words)] for name, words in content.methods.items()]
+    return table(["method", "options beside the common ones"], rows)
 
 
 def _tuning(choices: Sequence[TuningChoice]) -> list[str]:

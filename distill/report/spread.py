@@ -1,7 +1,7 @@
 """Means over seeds, how far they spread, and when a difference is larger than that.
 
 The spread is the standard deviation over seeds, with n - 1. The best of several means is called so
-only when it is above the next by more than sqrt(s1^2 + s2^2), s1 and s2 being the two spreads: a
+only when it is above each other by more than sqrt(s1^2 + s2^2), s1 and s2 being the two spreads: a
 difference of two single runs would vary about that much. This is a rule for reading a table, no
 test of significance: with three seeds a spread is itself known poorly. One seed has no spread, so
 that nothing can be said.
@@ -48,10 +48,15 @@ def best_of(spreads: Sequence[Spread | None]) -> int | None:
         spreads: Of what is compared, higher being better; None where nothing was measured.
     """
     there = [(found, position) for position, found in enumerate(spreads) if found is not None]
-    there.sort(key=lambda one: -one[0].mean)
     if len(there) < 2:
         return None
-    (first, position), (second, _) = there[:2]
-    if first.std is None or second.std is None:
-        return None
-    return position if first.mean - second.mean > math.hypot(first.std, second.std) else None
+    there.sort(key=lambda one: -one[0].mean)
+    (first, position), *others = there
+    is_best = all(_is_above(first, other) for other, _ in others)
+    return position if is_best else None
+
+
+def _is_above(one: Spread, other: Spread) -> bool:
+    if one.std is None or other.std is None:
+        return False
+    return one.mean - other.mean > math.hypot(one.std, other.std)

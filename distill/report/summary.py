@@ -59,7 +59,7 @@ def other_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """Return the numbers that `summary_rows` leaves out, with one column."""
     table = _by_name(metrics)
     names = sorted((name for name in table if not _is_compared(name, table[name])), key=_order)
-    return [Row(words(name), (Number(_text(name, table[name][STUDENT])),)) for name in names]
+    return [_row(name, [table[name][STUDENT]]) for name in names]
 
 
 def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -138,25 +138,29 @@ def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
 
 
 def _row(name: str, values: Sequence[float | None]) -> Row:
-    best = _best(name, [value for value in values if value is not None])
-    return Row(
-        words(name),
-        tuple(
-            Number("-") if value is None else Number(_text(name, value), value == best)
-            for value in values
-        ),
+    there = [value for value in values if value is not None]
+    in_per_cent = all(is_share(name, value) for value in there)
+    written = {value: _text(value, in_per_cent=in_per_cent) for value in there}
+    # What is written alike is no difference.
+    best = _best(name, there) if len({*written.values()}) > 1 else None
+    numbers = (
+        Number("-")
+        if value is None
+        else Number(written[value], best is not None and written[value] == written[best])
+        for value in values
     )
+    return Row(words(name), tuple(numbers))
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
-    """Return the best of several values; None where there is no better or no choice."""
+    """Return the best of several values; None where there is no better."""
     parts = set(_parts(name))
-    if len(set(values)) < 2 or {*_NO_RANK, TEACHER, UNTRAINED} & parts or not _SHARES & parts:
+    if {*_NO_RANK, TEACHER, UNTRAINED} & parts or not _SHARES & parts:
         return None
     return min(values) if _LOWER_IS_BETTER & parts else max(values)
 
 
-def _text(name: str, value: float) -> str:
-    if is_share(name, value):
+def _text(value: float, *, in_per_cent: bool) -> str:
+    if in_per_cent:
         return f"{100 * value:.1f}%"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

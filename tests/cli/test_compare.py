@@ -180,6 +180,9 @@ def test_a_dry_run_prints_the_runs(write_grid, tmp_path, capsys):
         ({"methods": {"m": {"temperatur": 7}}}, "did you mean 'temperature'"),
         ({"tune": {"temperature": [1, 2, 3, 4]}}, "by 4 runs for each student"),
         ({"data": "flat"}, "no validation images"),
+        ({"seeds": [0, -1]}, "seed-1: --seed is -1, it must be between"),
+        ({"tune": {"learning_rate": [0.1, 0]}}, "--learning-rate is 0.0, it must be positive"),
+        ({"tune": {"temperature": [1]}, "methods": {"m": {"nn_every": 0}}}, "nn_every: 0 turns"),
     ],
 )
 def test_mistakes_are_one_sentence_and_nothing_is_written(

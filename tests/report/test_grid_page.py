@@ -90,6 +90,9 @@ def test_one_seed_marks_nothing_and_says_so():
     mixed = table(row("a", 0.9, 0.1), row("b", 0.1, None, done=1))
     assert any(remark.startswith("b stands on one seed") for remark in mixed.remarks())
     assert table(row("a", 0.9, 0.1), row("b", 0.1, 0.1)).remarks() == []
+    fewer = replace(row("b", 0.1, 0.1), values={"nn_accuracy": Spread(0.1, 0.1, 2)})
+    more = replace(row("a", 0.9, 0.1), values={"nn_accuracy": Spread(0.9, 0.1, 3)})
+    assert table(more, fewer).remarks() == ["Not every run has measured nearest neighbour: b."]
 
 
 def test_markdown_has_the_same_numbers_and_text_stays_text(content):
@@ -100,7 +103,8 @@ def test_markdown_has_the_same_numbers_and_text_stays_text(content):
     assert "**rate 1: 0.500**, rate 2: -" in text
     assert "a-run: the loss is nan" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {6, 5}
+    assert {line.count("|") for line in lines} == {6, 5, 3}
+    assert "| ours | the defaults |" in text
 
 
 @pytest.mark.parametrize("dark", [False, True])

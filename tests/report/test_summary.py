@@ -54,6 +54,21 @@ def test_equal_numbers_are_all_the_best_or_none():
     assert best(row) == [True, True, False]
 
 
+def test_what_is_written_alike_is_no_difference():
+    runs = [{"nn_accuracy": 0.83912}, {"nn_accuracy": 0.83941}]
+    (row,) = comparison_rows(runs)
+    assert texts(row) == ["83.9%", "83.9%"]
+    assert best(row) == [False, False]
+    (row,) = comparison_rows([*runs, {"nn_accuracy": 0.5}])
+    assert best(row) == [True, True, False]
+
+
+def test_numbers_of_a_row_are_written_in_one_way():
+    (row,) = comparison_rows([{"mce": 0.95}, {"mce": 1.05}])
+    assert texts(row) == ["0.95", "1.05"]
+    assert best(row) == [True, False]
+
+
 def test_other_numbers_are_written_as_they_are():
     rows = {row.label: texts(row) for row in other_rows(METRICS)}
     assert rows == {

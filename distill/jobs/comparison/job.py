@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from distill.jobs.comparison.prepare import require_runnable
 from distill.jobs.comparison.read_grid import read_grid
 from distill.jobs.comparison.record import comparison_record
 from distill.jobs.comparison.remaining_time import seconds_left
+from distill.jobs.comparison.reopen import failed_runs, reopen, unmeasured_runs
 from distill.jobs.comparison.results import read_results
 from distill.jobs.comparison.same import require_same_grid
 from distill.jobs.comparison.sitting import SittingOptions, run_cells
@@ -104,13 +105,14 @@ def compare(grid_or_directory: Path, options: CompareOptions) -> ComparisonResul
     """
     plan = make_plan(grid_or_directory, options)
     if options.table:
+        require_same_grid(plan.cells, plan.directory)
         return _result(plan, None)
     require_runnable(plan.chosen, plan.directory)
     if options.dry_run:
-        require_same_grid(plan.cells, plan.directory, retry_failed=False)
+        failed, unmeasured = _checked_for_reopening(plan, options)
         content = read_results(plan.grid, list(plan.cells.values()), plan.directory)
-        return _summary(plan, content, None)
-    plan.directory.make(plan.text)
+        return _summary(plan, content, None, reopened=[*failed, *unmeasured])
+    plan.directory.make()
     lock = filelock.FileLock(plan.directory.path / ".lock", blocking=False)
     try:
         lock.acquire()
@@ -119,7 +121,9 @@ def compare(grid_or_directory: Path, options: CompareOptions) -> ComparisonResul
             f"{plan.directory.path} is in use by another process; wait for its end"
         ) from error
     try:
-        require_same_grid(plan.cells, plan.directory, retry_failed=options.retry_failed)
+        failed, unmeasured = _checked_for_reopening(plan, options)
+        plan.directory.write_text(GRID, plan.text)
+        reopen(failed, unmeasured, plan.cells, plan.directory)
         stopped_by = run_cells(
             plan.chosen,
             plan.cells,
@@ -159,6 +163,17 @@ def make_plan(grid_or_directory: Path, options: CompareOptions) -> Plan:
     )
 
 
+def _checked_for_reopening(plan: Plan, options: CompareOptions) -> tuple[list[Cell], list[Cell]]:
+    """Refuse runs of another grid; return failed and unmeasured ones that are to be opened again.
+
+    Nothing is written.
+    """
+    chosen, cells, directory = plan.chosen, plan.cells, plan.directory
+    failed = failed_runs(chosen, cells, directory) if options.retry_failed else []
+    require_same_grid(cells, directory, retried={cell.name for cell in failed})
+    return failed, unmeasured_runs(chosen, directory, linear=plan.grid.linear)
+
+
 def _require_sensible(options: CompareOptions) -> None:
     if options.stop_after is not None and not options.stop_after > 0:
         raise DistillError(f"--stop-after is {options.stop_after}, it must be positive (minutes)")
@@ -191,8 +206,13 @@ def _result(plan: Plan, stopped_by: str | None) -> ComparisonResult:
     return _summary(plan, _write(plan), stopped_by)
 
 
-def _summary(plan: Plan, content: GridContent, stopped_by: str | None) -> ComparisonResult:
-    states = [None if one is None else one.state for _, one in plan.outcomes()]
+def _summary(
+    plan: Plan, content: GridContent, stopped_by: str | None, reopened: Collection[Cell] = ()
+) -> ComparisonResult:
+    names = {cell.name for cell in reopened}
+    states = [
+        None if one is None or cell.name in names else one.state for cell, one in plan.outcomes()
+    ]
     return ComparisonResult(
         output=plan.directory.path,
         content=content,

@@ -1,14 +1,16 @@
 """Checks, before the first run, that every run of a comparison can be made.
 
-Hours into a grid is too late to learn that a student's name is wrong. Each method is prepared once
-with each student and teacher, networks and all, exactly as training will; seeds and tuned values
-do not change what can be refused, and what has been started has been through this.
+Hours into a grid is too late to learn that a student's name is wrong. The options of every run are
+checked, and each method is prepared once with each student and teacher, networks and all, exactly
+as training will; what has been started has been through this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from distill.checks import check
 from distill.engine.device import pick_device
 from distill.errors import DistillError
 from distill.jobs.comparison.cells import Cell
@@ -25,17 +27,27 @@ def require_runnable(cells: Sequence[Cell], directory: ComparisonDirectory) -> N
         DistillError: Naming the run, with the sentence that training would end with; data without
             validation labels, which nothing can be measured on.
     """
+    new = [cell for cell in cells if directory.outcome(cell.name) is None]
+    for cell in new:
+        with _named(cell):
+            check(configure(cell.options))
     first: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         first.setdefault(cell.place, cell)
-    new = [cell for cell in first.values() if directory.outcome(cell.name) is None]
-    if new:
-        say(f"checking {len(new)} combinations of method, student and teacher")
-    for cell in new:
-        try:
+    places = [cell for cell in first.values() if cell in new]
+    if places:
+        say(f"checking {len(places)} combinations of method, student and teacher")
+    for cell in places:
+        with _named(cell):
             _require_runnable(cell, directory)
-        except DistillError as error:
-            raise DistillError(f"{cell.name}: {error}") from error
+
+
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    try:
+        yield
+    except DistillError as error:
+        raise DistillError(f"{cell.name}: {error}") from error
 
 
 def _require_runnable(cell: Cell, directory: ComparisonDirectory) -> None:
@@ -43,6 +55,9 @@ def _require_runnable(cell: Cell, directory: ComparisonDirectory) -> None:
     setting = prepare(config, pick_device(config.run.device)).setting
     reason = setting.evaluator.why_not()
     if reason is None and cell.tuning is not None:
-        reason = None if len(setting.images.held_out) else "no image is held out to tune on"
+        if not len(setting.images.held_out):
+            reason = "no image is held out to tune on"
+        elif config.run.nn_every == 0:
+            reason = "nn_every: 0 turns off the check that tuning chooses by"
     if reason is not None:
         raise DistillError(reason)

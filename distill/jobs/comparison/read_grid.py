@@ -20,13 +20,14 @@ from distill.jobs.comparison.values import (
     mapping,
     named_options,
     names_of,
+    needed,
     number_of,
     refuse,
     require_distinct,
     require_known,
     seeds_of,
 )
-from distill.options import option_names, read_yaml, updated
+from distill.options import flattened, option_names, read_yaml, updated
 from distill.parsing import shown
 
 _OF_TEACHERS = tuple(option.name for option in fields(TeacherOptions))
@@ -59,7 +60,7 @@ def parse_grid(content: Mapping[str, Any], *, source: str) -> Grid:
     Raises:
         DistillError: See `read_grid`.
     """
-    given = {name.replace("-", "_"): value for name, value in content.items()}
+    given = named_options(content, source)
     require_known(given, _KEYS, source)
     students = names_of(given, "students", source)
     grid = Grid(
@@ -94,7 +95,7 @@ def _common(given: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def _teachers(value: Any, source: str) -> list[Teacher]:
     if not isinstance(value, list) or not value:
-        raise DistillError(f"{source} needs teachers, a list of names such as [timm:resnet50]")
+        raise needed("teachers", "a list of names such as [timm:resnet50]", value, source)
     found = []
     for entry in value:
         options = {"teacher": entry} if isinstance(entry, str) else named_options(entry, source)
@@ -116,9 +117,8 @@ def _methods(
 ) -> tuple[Method, ...]:
     value = given.get("methods")
     if not isinstance(value, Mapping) or not value:
-        raise DistillError(
-            f"{source} needs methods, a mapping of names to options such as {{compress: {{}}}}"
-        )
+        what = "a mapping of names to options such as {one queue: {}}"
+        raise needed("methods", what, value, source)
     tune = _tuned(given.get("tune"), f"{source}, tune")
     return tuple(
         _method(str(name), options, tune, students, f"{source}, method {shown(str(name))}")
@@ -169,9 +169,8 @@ def _tuned(value: Any, where: str) -> dict[str, list[Any]]:
                 f"{where} gives {option} the value {shown(values)}; give a list of values to "
                 "choose from"
             )
-        for one in values:
-            _checked({option: one}, where)
-        if len({repr(one) for one in values}) < len(values):
+        read = [_value(option, one, where) for one in values]
+        if len(set(map(repr, read))) < len(read):
             raise DistillError(f"{where} lists a value of {option} twice")
     return tune
 
@@ -192,8 +191,6 @@ def _require_tuning(grid: Grid, most: int) -> None:
         raise DistillError(
             f"{grid.source} tunes on held-out training images and holds none out; set tune_holdout"
         )
-    if grid.common.get("nn_every") == 0:
-        raise DistillError(f"{grid.source} tunes by a check that nn_every: 0 turns off")
 
 
 def _refuse_misplaced(options: Mapping[str, Any], where: str) -> None:
@@ -203,6 +200,12 @@ def _refuse_misplaced(options: Mapping[str, Any], where: str) -> None:
     of_teachers = [name for name in _OF_TEACHERS if name not in _SHARED_BY_TEACHERS]
     refuse(options, of_teachers, where, "list it under teachers")
     refuse(options, ("student",), where, "list it under students")
+
+
+def _value(option: str, value: Any, where: str) -> Any:
+    """Return an option's value as it is taken: 1e-3, text in YAML, is 0.001."""
+    _checked({option: value}, where)
+    return flattened(updated(TrainConfig(), {option: value}, source=where))[option]
 
 
 def _checked(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from distill.jobs.comparison.cells import Cell
+from distill.jobs.comparison.cells import Cell, budget_of
 from distill.jobs.comparison.state import DONE, STARTED, ComparisonDirectory
 
 
@@ -23,20 +23,28 @@ def seconds_left(cells: Sequence[Cell], directory: ComparisonDirectory) -> float
         if outcome is None or outcome.state == STARTED:
             left.append(cell)
         elif outcome.state == DONE:
-            made.append((cell, outcome.seconds))
-    expected = [expected_seconds(cell, _without_first(made)) for cell in left]
-    known = [seconds for seconds in expected if seconds is not None]
+            made.append((cell, outcome.seconds / _num_epochs(cell)))
+    expected = [seconds_per_epoch(cell, _without_first(made)) for cell in left]
+    known = [
+        _num_epochs(cell) * seconds
+        for cell, seconds in zip(left, expected, strict=True)
+        if seconds is not None
+    ]
     return sum(known) if len(known) == len(expected) else None
 
 
-def expected_seconds(cell: Cell, made: Sequence[tuple[Cell, float]]) -> float | None:
-    """Return how long a run will take, from runs with their seconds; None without any."""
-    alike = [one for one in made if (one[0].method.name, one[0].student) == cell.place[:2]]
-    same_student = [one for one in made if one[0].student == cell.student]
-    for found in (alike, same_student, made):
+def seconds_per_epoch(cell: Cell, made: Sequence[tuple[Cell, float]]) -> float | None:
+    """Return how long a run will take per epoch, from what others took; None without any."""
+    alike = [seconds for one, seconds in made if _alike(one) == _alike(cell)]
+    same_student = [seconds for one, seconds in made if one.student == cell.student]
+    for found in (alike, same_student, [seconds for _, seconds in made]):
         if found:
-            return _num_epochs(cell) * mean(seconds / _num_epochs(one) for one, seconds in found)
+            return mean(found)
     return None
+
+
+def _alike(cell: Cell) -> tuple[str, str]:
+    return cell.method.name, cell.student
 
 
 def _without_first(made: Sequence[tuple[Cell, float]]) -> list[tuple[Cell, float]]:
@@ -46,4 +54,5 @@ def _without_first(made: Sequence[tuple[Cell, float]]) -> list[tuple[Cell, float
 
 
 def _num_epochs(cell: Cell) -> float:
-    return float(cell.options.get("epochs") or 1)
+    """Return a run's length; a recipe's, where the grid leaves it to one."""
+    return float(cell.options.get("epochs") or budget_of(cell)["epochs"] or 1)

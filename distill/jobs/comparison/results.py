@@ -10,7 +10,7 @@ import yaml
 
 from distill.jobs.comparison.cells import Cell, budget_of
 from distill.jobs.comparison.curves import held_out_curves
-from distill.jobs.comparison.grid import Grid, Method
+from distill.jobs.comparison.grid import BUDGET, Grid, Method
 from distill.jobs.comparison.state import DONE, FAILED, STARTED, ComparisonDirectory, Outcome
 from distill.jobs.comparison.tuning import best_score
 from distill.report.grid_content import (
@@ -106,8 +106,7 @@ def _reference(
     One run of each seed has measured it.
     """
     by_seed: dict[int, Mapping[str, Any]] = {}
-    # A teacher that sees the student's crop is measured at the student's size.
-    for cell in sorted(cells, key=lambda cell: cell.options.get("teacher_view") == "student"):
+    for cell in sorted(cells, key=_is_unusual):
         outcome = outcomes[cell.name]
         if outcome is not None and f"{prefix}nn_accuracy" in outcome.metrics:
             by_seed.setdefault(cell.seed, outcome.metrics)
@@ -117,6 +116,16 @@ def _reference(
         name: spread_of([float(one[prefix + name]) for one in found if prefix + name in one])
         for name in measures
     }
+
+
+def _is_unusual(cell: Cell) -> tuple[bool, bool, bool]:
+    """Rank a cell by what its numbers before training are of, the usual first."""
+    options = cell.options
+    return (
+        options.get("teacher_view") == "student",  # measured at the student's size
+        options.get("student_weights") is not None,
+        options.get("student_init") is not None,
+    )
 
 
 def _budget(grid: Grid, cells: Sequence[Cell], outcomes: Outcomes) -> dict[str, str]:
@@ -193,7 +202,10 @@ def _line(cell: Cell, outcome: Outcome | None) -> CellLine:
 
 
 def _notes(grid: Grid) -> list[str]:
-    found = ["The linear classifier is measured of trained students alone."] if grid.linear else []
+    common = {name: value for name, value in grid.common.items() if name not in BUDGET}
+    found = [f"All runs: {_setting(common)}."] if common else []
+    found += [f"With {name}: {_setting(given)}." for name, given in grid.per_student.items()]
+    found += ["The linear classifier is measured of trained students alone."] if grid.linear else []
     named = [method.name for method in grid.methods if method.is_reference]
     if named:
         found.append(f"Beside the comparison, as references: {', '.join(named)}.")

@@ -210,7 +210,8 @@ def _measured(
 
 def _beside(cell: Cell) -> tuple[object, ...]:
     """Return what decides the numbers of the teacher and the untrained student."""
-    return cell.student, cell.teacher, cell.seed, cell.options.get("teacher_view")
+    own = ("teacher_view", "student_weights", "student_init")
+    return cell.student, cell.teacher, cell.seed, *(cell.options.get(name) for name in own)
 
 
 def _announce(

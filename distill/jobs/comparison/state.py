@@ -52,6 +52,11 @@ class Outcome:
     error: str | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the run has begun and not ended."""
+        return self.state == STARTED
+
+    @property
     def holdout_nn_accuracy(self) -> float | None:
         """The accuracy of the last check on held-out training images; None without one."""
         return self.holdout_curve[-1][1] if self.holdout_curve else None
@@ -66,11 +71,6 @@ class ComparisonDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def grid(self) -> Path:
-        """The copy of the grid."""
-        return self.path / GRID
 
     def run(self, name: str) -> Path:
         """Return the run directory of a cell."""
@@ -112,8 +112,8 @@ class ComparisonDirectory:
         shutil.rmtree(self.run(name), ignore_errors=True)
         self.outcome_file(name).unlink(missing_ok=True)
 
-    def make(self, grid: str) -> None:
-        """Make the directory with the copy of the grid.
+    def make(self) -> None:
+        """Make the directory.
 
         Raises:
             DistillError: It cannot be made.
@@ -121,10 +121,9 @@ class ComparisonDirectory:
         with self._explained():
             for folder in ("runs", "cells"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-            write_whole(self.grid, grid.encode())
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the results.
+        """Write the copy of the grid, or a file of the results.
 
         Raises:
             DistillError: The disk refuses.

@@ -14,7 +14,11 @@ from distill.parsing import shown
 
 def named_options(value: Any, where: str) -> dict[str, Any]:
     """Return options by name; hyphens and underscores are the same, nothing is no option."""
-    return {str(name).replace("-", "_"): one for name, one in mapping(value, where).items()}
+    given = mapping(value, where)
+    options = {str(name).replace("-", "_"): one for name, one in given.items()}
+    if len(options) < len(given):
+        raise DistillError(f"{where} gives an option twice, with hyphens and with underscores")
+    return options
 
 
 def mapping(value: Any, where: str) -> Mapping[Any, Any]:
@@ -30,9 +34,18 @@ def names_of(given: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]
     """Return a list of distinct names, at least one."""
     value = given.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        raise DistillError(f"{source} needs {key}, a list of names such as [resnet18]")
+        raise needed(key, "a list of names such as [resnet18]", value, source)
     require_distinct(value, key, source)
     return tuple(value)
+
+
+def needed(key: str, what: str, came: Any, source: str) -> DistillError:
+    """Return the error of a key that is missing, or holds something else than it must."""
+    return DistillError(f"{source} needs {key}, {what}; {_there(came)}")
+
+
+def _there(came: Any) -> str:
+    return "there is none" if came is None else f"it is {shown(came)}"
 
 
 def seeds_of(value: Any, source: str) -> tuple[int, ...]:

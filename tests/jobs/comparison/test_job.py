@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import yaml
 
@@ -168,6 +169,17 @@ def test_all_runs_are_made_measured_and_tabled(trainer, write_grid, output):
             "log.jsonl",
             "student.safetensors",
         }
+
+
+def test_the_results_say_how_the_runs_were_trained(trainer, write_grid, output):
+    common, own = {"epochs": 2, "clip_grad_norm": 7.5}, {"resnet18": {"warmup_epochs": 0}}
+    compare(write_grid(common=common, per_student=own), CompareOptions(output))
+    for file in ("comparison.md", "comparison.html"):
+        text = (output / file).read_text().replace("\\", "")
+        assert "epochs" in text
+        assert "All runs: clip_grad_norm 7.5." in text
+        assert "With resnet18: warmup_epochs 0." in text
+        assert "variant two-queue-momentum" in text
 
 
 def test_finished_runs_are_known_without_their_directories(trainer, write_grid, output):
@@ -341,6 +353,82 @@ def test_a_failed_run_may_be_retried_with_other_options(trainer, write_grid, out
     assert trainer.begun == Counter({NAMES[0]: 2, NAMES[1]: 1, NAMES[2]: 2, NAMES[3]: 1})
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return every file of a comparison with its bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_grid_is_refused_and_leaves_the_first_as_it_was(trainer, write_grid, output):
+    compare(write_grid(), CompareOptions(output))
+    before = contents(output)
+    other = write_grid(methods={"other": {}})
+    with pytest.raises(
+        DistillError, match=r"none of whose 4 runs \(such as one--.* choose another"
+    ):
+        compare(other, CompareOptions(output, resume=True))
+    with filelock.FileLock(output / ".lock"), pytest.raises(DistillError, match="is in use"):
+        compare(write_grid(seeds=[0]), CompareOptions(output, resume=True))
+    assert contents(output) == before
+
+
+def test_images_that_have_moved_may_be_linked(trainer, write_grid, output):
+    compare(write_grid(), CompareOptions(output))
+    with pytest.raises(DistillError, match="leave a link in the old place if it has only moved"):
+        compare(write_grid(data="elsewhere"), CompareOptions(output, resume=True))
+
+
+@pytest.mark.parametrize("state", ["done", "half"])
+def test_a_value_to_try_comes_too_late_for_runs_that_are_there(trainer, write_grid, output, state):
+    def grid(*rates: float, epochs: int = 2) -> Path:
+        methods = {"one": {"tune": {"learning_rate": list(rates)}}}
+        return write_grid(methods=methods, common={"epochs": epochs}, tune_epochs=1)
+
+    if state == "half":
+        trainer.at[name("one", 0), "half"] = "SIGTERM"
+    compare(grid(0.1, 0.2), CompareOptions(output))
+    before = contents(output)
+    trainer.held_out = {0.4: 0.9}
+    with pytest.raises(DistillError, match=r"one more value to try, .*0\.4; take it out of tune"):
+        compare(grid(0.1, 0.2, 0.4), CompareOptions(output, resume=True))
+    with pytest.raises(DistillError, match="was made with epochs 2 and the grid now asks for 9"):
+        compare(grid(0.1, 0.2, 0.4, epochs=9), CompareOptions(output, resume=True))
+    assert contents(output) == before
+    assert compare(grid(0.1, 0.2), CompareOptions(output, resume=True)).num_open == 0
+
+
+def test_failed_runs_are_retried_where_asked_and_only_when_nothing_is_refused(
+    trainer, write_grid, output
+):
+    for method in ("one", "two"):
+        trainer.at[name(method, 1), "half"] = NonFiniteLossError("nan")
+    compare(write_grid(), CompareOptions(output))
+    retry = CompareOptions(output, resume=True, retry_failed=True, only="one*")
+    before = contents(output)
+    methods = {"one": {"temperature": 1.0}, "two": {"variant": "two-queue-momentum"}}
+    with pytest.raises(DistillError, match=r"one.*seed0 was made with temperature"):
+        compare(write_grid(methods=methods), retry)
+    dry = compare(write_grid(), replace(retry, resume=False, dry_run=True))
+    assert (dry.num_open, dry.num_failed) == (1, 0)
+    assert contents(output) == before
+    assert compare(write_grid(), retry).num_failed == 0
+    failed = json.loads((output / "cells" / f"{name('two', 1)}.json").read_text())
+    assert failed["state"] == "failed"
+    assert (output / "runs" / name("two", 1)).exists()
+
+
+def test_a_measure_that_is_asked_for_later_is_made_of_what_is_trained(trainer, write_grid, output):
+    compare(write_grid(linear=False, seeds=[0]), CompareOptions(output))
+    shutil.rmtree(output / "runs" / name("two", 0))
+    grid = write_grid()
+    assert compare(grid, CompareOptions(output, dry_run=True)).num_open == 3
+    result = compare(grid, CompareOptions(output, resume=True))
+    assert trainer.finished == Counter(NAMES)
+    assert trainer.linear == Counter(set(NAMES) - {name("two", 0)})  # whose student is gone
+    one, two, *_ = result.content.tables[0].rows
+    assert (one.values["linear_accuracy"].num, two.values["linear_accuracy"].num) == (2, 1)
+    assert "Not every run has measured linear: two." in result.content.tables[0].remarks()
+
+
 @pytest.mark.parametrize("state", ["done", "half"])
 def test_runs_made_under_other_options_are_not_mixed_in(trainer, write_grid, output, state):
     if state == "half":
@@ -349,11 +437,12 @@ def test_runs_made_under_other_options_are_not_mixed_in(trainer, write_grid, out
             compare(write_grid(), CompareOptions(output))
     else:
         compare(write_grid(), CompareOptions(output))
-    before = {path: path.read_bytes() for path in output.rglob("*.json")}
-    with pytest.raises(DistillError) as error:
-        compare(write_grid(common={"epochs": 3}), CompareOptions(output, resume=True))
-    assert f"{NAMES[0]} was made with epochs 2 and the grid now asks for 3" in str(error.value)
-    assert {path: path.read_bytes() for path in output.rglob("*.json")} == before
+    before = contents(output)
+    for options in (CompareOptions(resume=True), CompareOptions(table=True)):
+        with pytest.raises(DistillError) as error:
+            compare(write_grid(common={"epochs": 3}), replace(options, output=output))
+        assert f"{NAMES[0]} was made with epochs 2 and the grid now asks for 3" in str(error.value)
+        assert contents(output) == before
     # How runs are executed may change, and methods may be added.
     methods = {"one": {}, "two": {"variant": "two-queue-momentum"}, "three": {"temperature": 1.0}}
     wider = write_grid(common={"epochs": 2, "num_workers": 0}, methods=methods)
@@ -392,6 +481,22 @@ def test_teacher_and_untrained_student_are_measured_once_a_seed(trainer, write_g
         **{name("one", 0): "all", name("two", 0): "trained", name("three", 0): "trained"},
         **{name("one", 1): "all", name("three", 1): "all", name("two", 1): "trained"},
     }
+
+
+def test_a_student_that_starts_from_weights_does_not_speak_for_untrained_ones(
+    trainer, write_grid, output, tmp_path
+):
+    methods = {"warm": {"student_weights": str(tmp_path / "x.safetensors")}, "one": {}, "two": {}}
+    result = compare(write_grid(methods=methods, seeds=[0]), CompareOptions(output))
+    measured = [trainer.configs[name(method, 0)].run.measure for method in methods]
+    assert measured == ["all", "all", "trained"]
+    file = output / "cells" / f"{name('warm', 0)}.json"
+    cell = json.loads(file.read_text())
+    cell["metrics"]["untrained_nn_accuracy"] = 0.9
+    file.write_text(json.dumps(cell))
+    result = compare(output, CompareOptions(table=True))
+    untrained = result.content.tables[0].rows[-2]
+    assert untrained.values["nn_accuracy"].mean == pytest.approx(0.3)
 
 
 def test_runs_that_an_earlier_sitting_left_started_measure_nothing_for_others(
