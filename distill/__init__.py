@@ -110,10 +110,9 @@ def compare(grid: str | Path, **options: Any) -> ComparisonResult:
     """
     from distill.jobs.comparison.job import compare as compare_job
     from distill.jobs.comparison.options import CompareOptions
+    from distill.options import as_options
 
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    return compare_job(Path(grid), CompareOptions(**options))
+    return compare_job(Path(grid), as_options(CompareOptions, options, source="distill.compare"))
 
 
 def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) -> dict[str, Any]:
@@ -153,10 +152,12 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     """
     from distill.jobs.nearest_neighbour import NearestNeighbourOptions
     from distill.jobs.nearest_neighbour import evaluate_nn as evaluate_job
+    from distill.options import as_options
 
     if isinstance(options.get("k"), int):
         options["k"] = (options["k"],)
-    return evaluate_job(Path(run_or_weights), NearestNeighbourOptions(**options)).metrics
+    given = as_options(NearestNeighbourOptions, options, source="distill.evaluate_nn")
+    return evaluate_job(Path(run_or_weights), given).metrics
 
 
 def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -174,8 +175,10 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     """
     from distill.jobs.clusters import ClusterOptions
     from distill.jobs.clusters import evaluate_clusters as evaluate_job
+    from distill.options import as_options
 
-    return evaluate_job(Path(run_or_weights), ClusterOptions(**options)).metrics
+    given = as_options(ClusterOptions, options, source="distill.evaluate_clusters")
+    return evaluate_job(Path(run_or_weights), given).metrics
 
 
 def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -193,8 +196,10 @@ def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any
     """
     from distill.jobs.linear import evaluate_linear as evaluate_job
     from distill.jobs.linear_options import LinearOptions
+    from distill.options import as_options
 
-    return evaluate_job(Path(run_or_weights), LinearOptions(**options)).metrics
+    given = as_options(LinearOptions, options, source="distill.evaluate_linear")
+    return evaluate_job(Path(run_or_weights), given).metrics
 
 
 def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -212,8 +217,10 @@ def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
         NonFiniteLossError: The detector's loss is not finite.
     """
     from distill.jobs.voc import VocOptions, measure_voc
+    from distill.options import as_options
 
-    return measure_voc(Path(run_or_weights), VocOptions(**options)).metrics()
+    given = as_options(VocOptions, options, source="distill.evaluate_voc")
+    return measure_voc(Path(run_or_weights), given).metrics()
 
 
 def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -231,8 +238,10 @@ def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str,
     """
     from distill.jobs.robustness import evaluate_robustness as evaluate_job
     from distill.jobs.robustness_options import RobustnessOptions
+    from distill.options import as_options
 
-    return evaluate_job(Path(run_or_weights), RobustnessOptions(**options)).metrics
+    given = as_options(RobustnessOptions, options, source="distill.evaluate_robustness")
+    return evaluate_job(Path(run_or_weights), given).metrics
 
 
 def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -252,8 +261,10 @@ def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     """
     from distill.jobs.measure import MeasureOptions
     from distill.jobs.measure import measure as measure_job
+    from distill.options import as_options
 
-    return measure_job([Path(run_or_weights)], MeasureOptions(**options))[0].metrics()
+    given = as_options(MeasureOptions, options, source="distill.measure")
+    return measure_job([Path(run_or_weights)], given)[0].metrics()
 
 
 def export(run: str | Path, format: str, **options: Any) -> Exported:
@@ -272,10 +283,10 @@ def export(run: str | Path, format: str, **options: Any) -> Exported:
     """
     from distill.jobs.export import ExportOptions
     from distill.jobs.export import export as export_job
+    from distill.options import as_options
 
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    return export_job(Path(run), ExportOptions(format, **options))
+    given = {"format": format, **options}
+    return export_job(Path(run), as_options(ExportOptions, given, source="distill.export"))
 
 
 def make_report(*runs: str | Path, **options: Any) -> Path:
@@ -292,8 +303,10 @@ def make_report(*runs: str | Path, **options: Any) -> Path:
         DistillError: A request that cannot be met.
     """
     from distill.jobs.report import ReportOptions, report
+    from distill.options import as_options
 
-    return report([Path(run) for run in runs], ReportOptions(**options))
+    given = as_options(ReportOptions, options, source="distill.make_report")
+    return report([Path(run) for run in runs], given)
 
 
 def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
+
 from distill.errors import DistillError
 
 _MAX_NAME = 255  # bytes, as file systems have it
@@ -30,6 +32,25 @@ def require_file_place(path: Path, *, flag: str, example: str) -> None:
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
         raise DistillError(f"{flag} {path} {problem}; name a file such as {example}")
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other processes out while a file is read, changed and written.
+
+    It is for files of which every writer adds a part; all of them must come this way. Where the
+    file system knows no locks nobody is kept out.
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

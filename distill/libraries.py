@@ -15,6 +15,9 @@ from distill.errors import DistillError, UnknownNameError
 from distill.layout import PyTorchLayout
 from distill.networks import InputSpec, Interpolation, NetworkSpec
 
+AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
+_AUXILIARY = tuple(f"{name}." for name in AUXILIARY_HEADS)
+
 
 def library_spec(name: str) -> NetworkSpec | None:
     """Describe `timm:NAME` or `torchvision:NAME`; None when `name` has no such prefix.
@@ -39,7 +42,11 @@ def _timm_spec(model_name: str) -> NetworkSpec:
     architecture = model_name.partition(".")[0]
     if not timm.is_model(architecture):
         raise UnknownNameError("timm model", model_name, _near(model_name, timm.list_models()))
-    config = timm.get_pretrained_cfg(model_name)
+    try:
+        config = timm.get_pretrained_cfg(model_name)
+    except RuntimeError as error:  # an unknown tag
+        known = timm.list_pretrained(architecture) or [architecture]
+        raise UnknownNameError("timm model", model_name, known[:8]) from error
 
     def build(image_size: int) -> nn.Module:
         return timm.create_model(model_name, pretrained=False, num_classes=0)
@@ -85,11 +92,13 @@ def _torchvision_spec(model_name: str) -> NetworkSpec:
 
     def build(image_size: int) -> nn.Module:
         backbone = models.get_model(model_name, weights=None)
+        remove_auxiliary_heads(backbone)
         remove_classifier(backbone, f"torchvision:{model_name}")
         return backbone
 
     def load_pretrained(backbone: nn.Module) -> None:
         source = models.get_model(model_name, weights="DEFAULT")
+        remove_auxiliary_heads(source)
         remove_classifier(source, f"torchvision:{model_name}")
         backbone.load_state_dict(source.state_dict())
 
@@ -97,7 +106,7 @@ def _torchvision_spec(model_name: str) -> NetworkSpec:
         name=f"torchvision:{model_name}",
         build=build,
         input=_torchvision_input(models.get_model_weights(model_name)),
-        layout=PyTorchLayout(ignored=("fc.", "classifier.", "head.", "heads.")),
+        layout=PyTorchLayout(ignored=("fc.", "classifier.", "head.", "heads.", *_AUXILIARY)),
         pretrained=_explained(load_pretrained, f"torchvision:{model_name}"),
     )
 
@@ -127,6 +136,16 @@ def remove_classifier(model: nn.Module, name: str) -> None:
         )
     parent, _, attribute = linear[-1].rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
+
+
+def remove_auxiliary_heads(model: nn.Module) -> None:
+    """Take off the heads that GoogLeNet and Inception v3 have in training alone, in place."""
+    if not hasattr(model, "aux_logits"):
+        return
+    for name in AUXILIARY_HEADS:
+        if hasattr(model, name):
+            setattr(model, name, None)
+    setattr(model, "aux_logits", False)  # noqa: B010  (to the type checker all are modules)
 
 
 def _explained(load: Callable[[nn.Module], None], name: str) -> Callable[[nn.Module], None]:

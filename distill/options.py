@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from distill.errors import DistillError, nearest_match
 from distill.parsing import read_yaml_file, shown
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
+Group = TypeVar("Group", bound="DataclassInstance")  # one whose fields are options
 
 
 def option_names(config_type: type) -> list[str]:
@@ -36,18 +40,30 @@ def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Confi
     Raises:
         DistillError: For an unknown name (with the nearest) or a value of the wrong type.
     """
-    values = {name.replace("-", "_"): value for name, value in options.items()}
-    known = option_names(type(config))
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        nearest = nearest_match(unknown[0], known)
-        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
-        raise DistillError(f"{source} has an unknown option {shown(unknown[0])}{hint}")
+    values = _known(options, option_names(type(config)), source)
     groups = {}
     for group, hints in _groups(type(config)).items():
         mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
         groups[group] = dataclasses.replace(getattr(config, group), **mine)
     return type(config)(**groups)
+
+
+def as_options(group: type[Group], options: Mapping[str, Any], *, source: str) -> Group:
+    """Return a dataclass of options with `options` as in `updated` and its own defaults.
+
+    Raises:
+        DistillError: For an unknown name, a value of the wrong type, or a missing option.
+    """
+    hints = get_type_hints(group)
+    values = {
+        name: _coerced(name, value, hints[name], source)
+        for name, value in _known(options, list(hints), source).items()
+    }
+    needed = [one.name for one in fields(group) if _has_no_default(one)]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise DistillError(f"{source} needs {' and '.join(missing)}")
+    return group(**values)
 
 
 def flattened(config: Any) -> dict[str, Any]:
@@ -82,6 +98,21 @@ def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
+def _known(options: Mapping[str, Any], known: list[str], source: str) -> dict[str, Any]:
+    """Return options by name, with underscores; refuse an unknown one with the nearest."""
+    values = {name.replace("-", "_"): value for name, value in options.items()}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        nearest = nearest_match(unknown[0], known)
+        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
+        raise DistillError(f"{source} has an unknown option {shown(unknown[0])}{hint}")
+    return values
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
 def _groups(config_type: type) -> dict[str, dict[str, Any]]:
     """Return the options of every group with their types."""
     return {name: get_type_hints(group) for name, group in get_type_hints(config_type).items()}
@@ -109,8 +140,10 @@ def _as_type(value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         return value if value in get_args(hint) else _NO_FIT
     if get_origin(hint) is tuple:
-        fits = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
-        return tuple(value) if fits else _NO_FIT
+        if not isinstance(value, (list, tuple)):
+            return _NO_FIT
+        items = tuple(_as_type(item, get_args(hint)[0]) for item in value)
+        return _NO_FIT if _NO_FIT in items else items
     if hint is Path:
         return Path(value).expanduser() if isinstance(value, (str, Path)) else _NO_FIT
     if hint is float:
@@ -134,6 +167,7 @@ def _described(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
         return [str(choice) for choice in get_args(hint)]
     if get_origin(hint) is tuple:
-        return ["a list of whole numbers"]
+        names = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+        return [f"a list of {names[get_args(hint)[0]]}"]
     names = {Path: "a path", type(None): "null", int: "a whole number", float: "a number"}
     return [names.get(hint, hint.__name__)]

@@ -6,8 +6,10 @@ import yaml
 from distill.checks import check
 from distill.config import TrainConfig
 from distill.errors import DistillError
+from distill.jobs.export import ExportOptions
+from distill.jobs.linear_options import LinearOptions
 from distill.methods import METHODS
-from distill.options import flattened, option_names, read_yaml, to_yaml, updated
+from distill.options import as_options, flattened, option_names, read_yaml, to_yaml, updated
 from distill.recipes import load_recipe, recipe_names
 
 
@@ -21,6 +23,24 @@ def test_a_configuration_survives_yaml():
     assert again == config
     assert config.run.output == Path("runs/a")
     assert config.optimization.milestones == (1, 2)
+
+
+def test_options_of_one_group_by_name():
+    given = {"output": "a/b", "layers": ["x"], "learning-rates": [1, "1e-2"], "cache": None}
+    found = as_options(LinearOptions, given, source="test")
+    assert found == LinearOptions(
+        output=Path("a/b"), layers=("x",), learning_rates=(1.0, 0.01), cache=None
+    )
+    for options, message in (
+        ({"sweeps": True}, "test has an unknown option 'sweeps'; did you mean 'sweep'"),
+        ({"on_bad_image": "skp"}, "on_bad_image the value 'skp'; allowed: fail, skip"),
+        ({"layers": [1]}, "layers the value \\[1\\]; allowed: a list of texts"),
+        ({"learning_rates": 0.1}, "allowed: a list of numbers"),
+    ):
+        with pytest.raises(DistillError, match=message):
+            as_options(LinearOptions, options, source="test")
+    with pytest.raises(DistillError, match="test needs format"):
+        as_options(ExportOptions, {"overwrite": True}, source="test")
 
 
 def test_names_are_unique_across_groups():

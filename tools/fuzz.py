@@ -115,6 +115,8 @@ def _problem(target: Target, file: Path) -> str | None:
             return f"a message of {len(str(error))} characters"
     except _TooLongError as error:
         return str(error)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in place if "/distill/" in frame.filename] or place

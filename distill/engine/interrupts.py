@@ -7,8 +7,9 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `received`; a second one interrupts.
+    """Context in which the first SIGINT or SIGTERM only sets `received`; a SIGINT then interrupts.
 
+    A second SIGTERM does not: a launcher passes on what a cluster has sent to all processes anyway.
     Outside the main thread signals cannot be caught; `received` stays None there.
     """
 
@@ -34,6 +35,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = signal.Signals(number).name
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name

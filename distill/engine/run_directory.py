@@ -27,7 +27,7 @@ import yaml
 
 from distill import distributed
 from distill.errors import DistillError
-from distill.files import write_whole
+from distill.files import one_at_a_time, write_whole
 from distill.options import flattened, read_yaml
 from distill.parsing import checked, parse_json
 
@@ -219,9 +219,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Add numbers to metrics.json under `path`; those of the same name go, for good if None."""
-    merged = {**read_metrics(path), **metrics}
-    merged = {name: value for name, value in merged.items() if value is not None}
-    write_whole(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())
+    with one_at_a_time(path / "metrics.json"):  # two measurements may end together
+        merged = {**read_metrics(path), **metrics}
+        merged = {name: value for name, value in merged.items() if value is not None}
+        write_whole(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

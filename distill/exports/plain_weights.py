@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.exports.network import Embed
+from distill.libraries import AUXILIARY_HEADS, remove_auxiliary_heads
 from distill.networks import EmbeddingNetwork, InputSpec
 
 _SMALL_STEM = (
@@ -120,17 +121,28 @@ def _torchvision_model(name: str, *, without: str, is_small: bool = False) -> Li
         from torchvision import models
 
         model = models.get_model(name)
+        remove_auxiliary_heads(model)
         model.set_submodule(without, nn.Identity())
         if is_small:
             model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             model.maxpool = nn.Identity()
         return model
 
-    lines = (
+    lines = [
         f'model = torchvision.models.get_model("{name}")',
+        *(f"model.{head} = None" for head in _auxiliary_heads(name)),
         f'model.set_submodule("{without}", torch.nn.Identity())',
-    )
-    return LibraryModel("torchvision", build, lines + (_SMALL_STEM if is_small else ()))
+        *(_SMALL_STEM if is_small else ()),
+    ]
+    return LibraryModel("torchvision", build, tuple(lines))
+
+
+def _auxiliary_heads(name: str) -> list[str]:
+    """Return the heads that were taken off, see `libraries.remove_auxiliary_heads`."""
+    from torchvision import models
+
+    model = models.get_model(name)
+    return [head for head in AUXILIARY_HEADS if getattr(model, head, None) is not None]
 
 
 def _last_linear(name: str) -> str:

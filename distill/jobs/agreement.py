@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill import distributed
 from distill.config import TeacherOptions
 from distill.errors import DistillError
 from distill.evaluation.neighbour_agreement import NeighbourAgreement, neighbour_agreement
@@ -59,6 +60,7 @@ def measure_agreement(
     images, _ = evaluator.split(split)
     caches = teacher_cache(teacher, evaluator), evaluation.cache
     readable = [cache.stored(split).index for cache in caches]
+    distributed.release_others()  # what follows is for one process
     both = np.intersect1d(readable[0], readable[1])
     of_teacher, of_student = (cache.stored(split, both).features for cache in caches)
     found = neighbour_agreement(of_teacher, of_student, ks=ks, num_sampled=num_images, seed=seed)

@@ -77,6 +77,8 @@ def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
     data = open_images(data_or_default(config.images.data))
     wanted = _wanted(config, data)
     bad_images = BadImages(config.images.on_bad_image, config.images.max_bad_images)
+    for split in dict.fromkeys(split for split, _ in wanted):
+        bad_images.expect(len(data.train if split == "train" else data.val or ()))
     caches = NetworkCache(
         network=place(load_teacher_of(config.teacher), device),
         what="teacher",

@@ -51,6 +51,10 @@ class BadImages:
         """How many may be skipped."""
         return max(_FEW, self._num_images // 100) if self._most is None else self._most
 
+    def expect(self, num_images: int) -> None:
+        """Count images of which some may be skipped."""
+        self._num_images += num_images
+
     def good_indices(self, images: Images | None) -> np.ndarray:
         """Return the images to use: decoded once when that is cheap, else all of them unseen.
 
@@ -62,7 +66,7 @@ class BadImages:
         if images is None:
             return np.arange(0)
         everything = np.arange(len(images))
-        self._num_images += len(images)
+        self.expect(len(images))
         if not scan_is_cheap(images):
             return everything
         good = check_images(images, on_bad=self.policy, progress=True)

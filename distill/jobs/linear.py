@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill import distributed
 from distill.data.images import FolderImages, Images
 from distill.engine.device import require_memory
 from distill.errors import DistillError
@@ -138,7 +139,8 @@ def _labelled(probe: LinearProbe, named: np.ndarray | None, seed: int) -> np.nda
 
 
 def _layers(evaluation: Evaluation, options: LinearOptions) -> LinearReport:
-    """Measure layer by layer; all come out of one pass."""
+    """Measure layer by layer; all come out of one pass, which nothing keeps and nobody shares."""
+    distributed.release_others()
     evaluator = evaluation.evaluator
     network = layer_network(evaluation.network.cpu(), options.layers)
     layers = network.backbone

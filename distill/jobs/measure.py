@@ -13,16 +13,14 @@ from distill.data.images import Images
 from distill.data.two_views import default_pretraining_augmentation
 from distill.engine.device import full_float32, images_per_pass
 from distill.engine.run_directory import read_config
-from distill.errors import DistillError, UnknownNameError
+from distill.errors import DistillError
 from distill.evaluation.embed_views import EmbeddedViews, embed_views
 from distill.evaluation.information import measure_information
 from distill.evaluation.lipschitz import lipschitz_bounds
 from distill.jobs.definition import Definition
-from distill.jobs.measurement import Evaluation, MeasurementOptions, open_evaluation
+from distill.jobs.measurement import Evaluation, MeasurementOptions, named_by_data, open_evaluation
 from distill.jobs.projection import Projection, has_heads, through_heads
 from distill.losses.von_mises_fisher import check_kappa
-
-LAYERS = ("projection", "backbone")
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Measurement:
         beta: The run's weight of the residual information; None without.
         definition: What the numbers mean.
         numbers: By name, see `distill.evaluation.information` and `distill.evaluation.lipschitz`.
+        other_data: Name of the data, when it is not what the run was trained on.
     """
 
     path: Path
@@ -61,12 +60,14 @@ class Measurement:
     beta: float | None
     definition: Definition
     numbers: dict[str, float]
+    other_data: str | None = None
 
     def metrics(self) -> dict[str, Any]:
-        """Return what metrics.json receives; the names of the backbone's numbers say so."""
+        """Return what metrics.json receives; names tell the backbone's numbers and other data."""
         prefix = "backbone_" if self.definition.layer == "backbone" else ""
         described = {**self.numbers, "measure_definition": "; ".join(self.definition.lines())}
-        return {prefix + name: value for name, value in described.items()}
+        metrics = {prefix + name: value for name, value in described.items()}
+        return named_by_data(metrics, self.other_data)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,6 @@ def _check(runs_or_weights: Sequence[Path], options: MeasureOptions) -> None:
         )
     check_kappa("--kappa-e", options.kappa_e)
     check_kappa("--kappa-b", options.kappa_b)
-    if options.layer not in (None, *LAYERS):
-        raise UnknownNameError("layer", options.layer, LAYERS)
     if options.num_images < 2:
         raise DistillError(f"--num-images is {options.num_images}, it must be at least 2")
     if not 0 <= options.seed < 2**63:
@@ -144,7 +143,13 @@ def _measured(subject: _Subject, options: MeasureOptions) -> Measurement:
         kappa_b=options.kappa_b,
     )
     numbers = _numbers(subject, views, options)
-    measurement = Measurement(subject.path, *_method_and_beta(subject.path), definition, numbers)
+    measurement = Measurement(
+        subject.path,
+        *_method_and_beta(subject.path),
+        definition,
+        numbers,
+        subject.evaluation.other_data,
+    )
     subject.evaluation.keep(measurement.metrics())
     return measurement
 

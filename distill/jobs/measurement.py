@@ -97,15 +97,20 @@ class Evaluation:
         return EmbeddedSplits(train.in_memory(), val.in_memory())
 
     def named(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return numbers by names that tell data other than the run's, `nn_accuracy@flowers`."""
-        suffix = "" if self.other_data is None else f"@{self.other_data}"
-        return {name + suffix: value for name, value in metrics.items()}
+        """Return numbers by names that tell data other than the run's."""
+        return named_by_data(metrics, self.other_data)
 
     def keep(self, metrics: dict[str, Any]) -> None:
         """Add numbers to metrics.json, where there is a place for it."""
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
             add_metrics(self.output, metrics)
+
+
+def named_by_data(metrics: Mapping[str, Any], other_data: str | None) -> dict[str, Any]:
+    """Return numbers by names such as `nn_accuracy@flowers`, of data that a run is not of."""
+    suffix = "" if other_data is None else f"@{other_data}"
+    return {name + suffix: value for name, value in metrics.items()}
 
 
 def open_evaluation(

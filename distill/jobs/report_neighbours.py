@@ -82,7 +82,7 @@ def neighbour_section(student: Eyes, teacher: Eyes | str, seed: int) -> Neighbou
     in_student = student.neighbours(NUM_NEIGHBOURS)
     in_teacher = None if isinstance(teacher, str) else teacher.neighbours(NUM_NEIGHBOURS)
     rows = _rows_in_both(student, teacher)
-    wrong = rows[_is_wrong(student, in_student[rows])]
+    wrong = np.intersect1d(rows, np.flatnonzero(_is_wrong(student, in_student)))
     rng = np.random.default_rng(seed)
 
     def drawn(candidates: np.ndarray, number: int) -> list[Query]:
@@ -118,10 +118,10 @@ def _rows_in_both(student: Eyes, teacher: Eyes | str) -> np.ndarray:
 
 def _is_wrong(student: Eyes, in_student: np.ndarray) -> np.ndarray:
     """Say of every query whether its nearest image is of another class; False without labels."""
-    labels, asked = student.indexed_pictures.images.labels, student.queries.labels
-    if labels is None or len(in_student) == 0:
+    labels = student.indexed_pictures.images.labels
+    if labels is None:
         return np.zeros(len(in_student), bool)
-    return labels[in_student[:, 0]] != asked[: len(in_student)]
+    return labels[in_student[:, 0]] != student.queries.labels
 
 
 def _query(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,10 @@ def rerun(run: Path, options: RerunOptions) -> Rerun | RunResult:
     output = options.output or run.with_name(f"{run.name}-rerun")
     given = {name: value for name, value in asked.items() if value is not None}
     given |= {"output": output, "resume": options.resume}
+    # The recipe's file need not be there any more: what it said is in the run's configuration.
+    recipe = stored.pop("recipe", "default")
     config = configure({**stored, **given}, command=before.command)
+    config = replace(config, run=replace(config.run, recipe=recipe))
     _require_same_images(run, before, config.images.data)
     result = _command(before.command)(config)
     if result.stopped_by is not None:

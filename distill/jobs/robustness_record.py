@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 from distill.data.corruptions import CORRUPTIONS
 from distill.errors import DistillError
-from distill.files import write_whole
+from distill.files import one_at_a_time, write_whole
 from distill.parsing import checked, parse_json
 
 FILE = "robustness.json"
@@ -90,18 +90,19 @@ class RobustnessRecord:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        everything = read_robustness(self.folder)  # somebody else may have written meanwhile
-        everything.pop(self.key, None)  # the newest one comes last
-        everything[self.key] = {
-            "network": self.network,
-            "settings": self.settings,
-            "clean_error": self.clean_error,
-            "errors": {
-                name: {str(severity): error for severity, error in by.items()}
-                for name, by in self.errors.items()
-            },
-        }
-        write_whole(self.folder / FILE, (json.dumps(everything, indent=2) + "\n").encode())
+        with one_at_a_time(self.folder / FILE):
+            everything = read_robustness(self.folder)
+            everything.pop(self.key, None)  # the newest one comes last
+            everything[self.key] = {
+                "network": self.network,
+                "settings": self.settings,
+                "clean_error": self.clean_error,
+                "errors": {
+                    name: {str(severity): error for severity, error in by.items()}
+                    for name, by in self.errors.items()
+                },
+            }
+            write_whole(self.folder / FILE, (json.dumps(everything, indent=2) + "\n").encode())
 
 
 def read_robustness(folder: Path) -> dict[str, Entry]:

@@ -59,6 +59,21 @@ def test_splits_of_a_folder(make_folder, tmp_path, capsys, split, folders):
     assert len(table) == (12 if split == "val" else 36)
 
 
+def test_a_hundredth_of_the_images_may_be_skipped(make_folder, tmp_path, capsys):
+    folder = make_folder(num_train=30, num_val=0, classes=1) / "train" / "class0"
+    for i in range(1200):
+        (folder / f"x{i:04d}.png").write_bytes((folder / "000.png").read_bytes())
+    for i in range(11):
+        (folder / f"x{i:04d}.png").write_bytes(b"")
+    argv = [*TINY, "--data", str(folder), "--on-bad-image", "skip"]
+    assert run(argv) == 0
+    assert capsys.readouterr().out.count("skipped") == 11
+    (folder / "x0011.png").write_bytes(b"")
+    (folder / "x0012.png").write_bytes(b"")
+    assert run(argv) == 2
+    assert "at most 12 may be skipped" in capsys.readouterr().err
+
+
 def test_images_without_validation(make_folder, tmp_path, capsys):
     folder = str(make_folder() / "train" / "class0")
     assert run([*TINY, "--data", folder]) == 0

@@ -143,12 +143,17 @@ def test_runs_that_do_not_compare_are_told(make_pretraining_run, capsys):
 
 def test_the_augmentation_follows_the_data_unless_given(make_pretraining_run, make_folder):
     path, data = make_pretraining_run(), str(make_folder())
-    few = {**FEW_OPTIONS, "data": data}
-    assert "(photo) of 12 images of photos/val" in distill.measure(path, **few)[NAMES[-1]]
+    few, definition = {**FEW_OPTIONS, "data": data}, f"{NAMES[-1]}@photos"
+    assert "(photo) of 12 images of photos/val" in distill.measure(path, **few)[definition]
     glyph = distill.measure(path, **few, augmentation="glyph")
-    assert "(glyph) of 12" in glyph[NAMES[-1]]
+    assert "(glyph) of 12" in glyph[definition]
     unlabelled = {**few, "data": f"{data}/train/class0"}
-    assert "of 12 images of class0" in distill.measure(path, **unlabelled)[NAMES[-1]]
+    found = distill.measure(path, **unlabelled)
+    assert "of 12 images of class0" in found[f"{NAMES[-1]}@class0"]
+    # Numbers of other images stand beside the run's own.
+    own = distill.measure(path, **FEW_OPTIONS)
+    assert kept(path).items() >= {**own, **glyph, **found}.items()
+    assert not own.keys() & found.keys()
 
 
 def test_networks_run_in_full_float32(make_pretraining_run, monkeypatch):
@@ -214,7 +219,7 @@ def test_an_unknown_layer(make_pretraining_run):
     path = make_pretraining_run()
     with pytest.raises(SystemExit, match="2"):
         run(["measure", str(path), *FEW, "--layer", "projektion"])
-    with pytest.raises(DistillError, match="unknown layer 'projektion': did you mean 'projection'"):
+    with pytest.raises(DistillError, match="layer the value 'projektion'; allowed: projection"):
         distill.measure(path, **FEW_OPTIONS, layer="projektion")
 
 

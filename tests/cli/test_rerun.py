@@ -35,6 +35,20 @@ def test_a_run_again_has_the_same_bits(make_folder, tmp_path, capsys, flags):
     assert all((one[name] == other[name]).all() for name in one)
 
 
+def test_a_run_again_without_the_file_of_its_recipe(make_folder, tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("temperature: 0.1\n")
+    first = trained(make_folder, tmp_path, "--recipe", str(recipe))
+    recipe.unlink()
+    assert run(["rerun", str(first)]) == 0
+    configs = [
+        yaml.safe_load((path / "config.yaml").read_text())
+        for path in (first, tmp_path / "first-rerun")
+    ]
+    assert {config["temperature"] for config in configs} == {0.1}
+    assert {config["recipe"] for config in configs} == {str(recipe)}
+
+
 def test_a_pretraining_run_again(make_folder, tmp_path, capsys):
     first = tmp_path / "first"
     argv = ["pretrain", "--method", "c-byol", "--width", "0.125", *TINY]

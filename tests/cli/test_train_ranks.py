@@ -166,15 +166,18 @@ def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, caps
     output = tmp_path / "run"
     flags = ["--data", str(make_folder(num_train=9, num_val=3)), "--batch-size", "8"]
     assert run([*TINY, *flags, "--epochs", "1", "--output", str(output)]) == 0
+    unlabelled = tmp_path / "photos" / "train" / "class0"
     measures = {
-        "nn": ["--k", "1", "3"],
-        "clusters": ["--num-clusters", "3"],
-        "linear": [],
+        "neighbours": ["nn", "--k", "1", "3"],
+        "agreement": ["nn", "--agreement", "--data", str(unlabelled)],
+        "clusters": ["clusters", "--num-clusters", "3"],
+        "linear": ["linear"],
+        "layers": ["linear", "--layers", "layer1"],
     }
-    for command, options in measures.items():
+    for name, (command, *options) in measures.items():
         found = []
         for ranks in (1, 3):
-            folder = tmp_path / f"{command}-{ranks}"
+            folder = tmp_path / f"{name}-{ranks}"
             argv = [str(output), *options, "--cache", str(folder / "cache")]
             argv += ["--output", str(folder), "--num-workers", "0"]
             if ranks == 1:
@@ -182,7 +185,8 @@ def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, caps
             else:
                 done = torchrun(ranks, *argv, command=command)
                 assert done.returncode == 0, done.stderr
-                assert done.stdout.count("accuracy  " if command != "clusters" else "nmi  ") <= 2
+                measured = {"clusters": "nmi  ", "agreement": "agreement_k1@class0  "}
+                assert done.stdout.count(measured.get(name, "accuracy  ")) <= 2
             found.append(json.loads((folder / "metrics.json").read_text()))
         assert found[0] == pytest.approx(found[1], abs=1e-6)
 

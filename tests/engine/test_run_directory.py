@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,18 @@ def test_metrics_are_added_to_not_replaced(run: RunDirectory):
         "nn_accuracy": 0.75,
         "num_steps": 3,
     }
+
+
+def test_numbers_that_two_write_together_are_all_there(tmp_path, monkeypatch):
+    def slow(path: Path):
+        found = read_metrics(path)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr("distill.engine.run_directory.read_metrics", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: add_metrics(tmp_path, {f"m{i}": i}), range(4)))
+    assert read_metrics(tmp_path) == {f"m{i}": i for i in range(4)}
 
 
 def test_an_existing_run_is_refused_without_resume(run: RunDirectory):

@@ -88,6 +88,7 @@ def test_the_teacher_is_asked_about_the_same_image_though_it_lacks_others():
     )
     section = neighbour_section(student, teacher, seed=0)
     assert len(section.random) == 2  # image 0 is not known to the teacher
+    assert section.wrong == []
     assert section.no_teacher is None
     for query in section.random:
         assert [p.name for p in query.teacher] == [p.name for p in query.student]
