@@ -31,7 +31,7 @@ def build_student(
     name: str,
     *,
     image_size: int | None = None,
-    crop_fraction: float = 0.875,
+    crop_fraction: float | None = None,
     weights: Path | None = None,
 ) -> EmbeddingNetwork:
     """Build a student that is to be trained.
@@ -39,7 +39,8 @@ def build_student(
     Args:
         name: `alexnet`, `resnet18`, `resnet50`, `mobilenetv2`, `timm:NAME` or `torchvision:NAME`.
         image_size: Side of its input in pixels; below 64, ResNets get a small-image stem.
-        crop_fraction: Share of the image's side that its evaluation view keeps.
+        crop_fraction: Share of the image's side that its evaluation view keeps; None: as the
+            network's authors evaluate it.
         weights: File to start from; None starts from random weights (torch's global seed).
 
     Returns:
@@ -49,7 +50,8 @@ def build_student(
         DistillError: Unknown name, an image too small, or weights that do not fit.
     """
     spec = student_spec(name)
-    spec = replace(spec, input=replace(spec.input, crop_fraction=crop_fraction))
+    if crop_fraction is not None:
+        spec = replace(spec, input=replace(spec.input, crop_fraction=crop_fraction))
     network = build_network(spec, image_size=image_size)
     if weights is not None:
         load_weights(network, weights)

@@ -1,4 +1,4 @@
-"""Opens whatever a person names as weights, by what the file is and not by what it is called."""
+"""Opens whatever a person names as weights, by what the file is; a .safetensors by its name."""
 
 from __future__ import annotations
 

@@ -108,12 +108,28 @@ def hold_out(images: Images, fraction: float, *, seed: int) -> tuple[np.ndarray,
     counts = np.bincount(labels)
     wanted = 0 if fraction == 0 else max(1, round(fraction * num_images))
     shares = _shares(counts, fraction, min(wanted, num_images - 1), generator)
-    shuffled = generator.permutation(num_images)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    first_of_class = np.cumsum(counts) - counts
-    rank_in_class = np.arange(num_images) - np.repeat(first_of_class, counts)
+    by_class, rank_in_class = drawn_by_class(labels, generator)
     is_held = rank_in_class < shares[labels[by_class]]
     return np.sort(by_class[~is_held]), np.sort(by_class[is_held])
+
+
+def drawn_by_class(
+    labels: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffle images within their classes.
+
+    Args:
+        labels: (N,) classes, at least 0.
+        generator: Draws the order.
+
+    Returns:
+        Positions, class by class, and the rank of each in its class, from 0; (N,) int64 both.
+    """
+    shuffled = generator.permutation(len(labels))
+    counts = np.bincount(labels)
+    first_of_class = np.repeat(np.cumsum(counts) - counts, counts)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return by_class, np.arange(len(labels)) - first_of_class
 
 
 def _shares(

@@ -14,6 +14,9 @@ from distill.errors import DistillError
 EMBEDDINGS, CHECKSUMS, MANIFEST = "embeddings.npy", "checksums.npy", "manifest.json"
 LOCK = ".lock"
 _HEADER_SIZE = 128  # of checksums.npy
+OTHER_FOLDER = (
+    "name another folder (--teacher-cache of training and distill cache, --cache of a measurement)"
+)
 ELSEWHERE = (
     "keep them elsewhere: set $DISTILL_CACHE to a folder (or, for a teacher's, name one with "
     "--teacher-cache, or keep none with --teacher-view student)"
@@ -97,8 +100,7 @@ def require_unused(folder: Path) -> None:
     foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
     if foreign:
         raise DistillError(
-            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; name another "
-            "folder with --teacher-cache"
+            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; " + OTHER_FOLDER
         )
     checksums = folder / CHECKSUMS
     if checksums.exists() and any(checksums.read_bytes()[_HEADER_SIZE:]):

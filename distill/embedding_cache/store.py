@@ -28,6 +28,7 @@ from distill.embedding_cache.folder import (
     CHECKSUMS,
     EMBEDDINGS,
     MANIFEST,
+    OTHER_FOLDER,
     explained,
     remedied,
     require_space,
@@ -128,7 +129,7 @@ class EmbeddingStore:
         if differing:
             raise DistillError(
                 f"{self.folder} holds other embeddings than asked for ({'; '.join(differing)}); "
-                "name another folder with --teacher-cache, or remove this one"
+                f"{OTHER_FOLDER}, or remove this one"
             )
 
     def rows_of(self, shard: int) -> range:

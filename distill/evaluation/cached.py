@@ -8,7 +8,6 @@ a small set some ranks have nothing to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from distill import distributed
+from distill.data.images import Images
 from distill.embedding_cache import EmbeddingStore, EmbeddingTable
 from distill.embedding_cache.folder import locked
 from distill.embedding_cache.table import damage
-from distill.errors import DistillError
+from distill.errors import BadImageError, DistillError
 from distill.evaluation.embed import Pass
 from distill.evaluation.fill_cache import CacheTask, fill, missing_images
 from distill.networks import EmbeddingNetwork
@@ -50,6 +50,8 @@ def cached_embeddings(network: EmbeddingNetwork, task: CacheTask, how: Pass) -> 
         task: What is wanted, and where.
         how: Device, precision, sizes.
 
+    Images that could not be read are tried again: a disk or a network may have failed in passing.
+
     Raises:
         DistillError: Other contents in the folder, a damaged manifest or header, no space, a value
             that the dtype cannot hold, or a folder that not all ranks see.
@@ -57,12 +59,12 @@ def cached_embeddings(network: EmbeddingNetwork, task: CacheTask, how: Pass) -> 
     """
     with ExitStack() as lock:  # entered by the first rank, for all
         is_complete = distributed.from_main(partial(_is_complete, task))
-        checked = _check(_found(task)) if is_complete else None
-        if checked is None or checked.damaged:
+        checked = _check(_found(task), task) if is_complete else None
+        if checked is None or checked.damaged or checked.readable:
             distributed.from_main(partial(_lock, lock, task))
             store = _found(task)
-            checked = _check(store)
-            missing = distributed.from_main(partial(_missing, store, checked.damaged))
+            checked = _check(store, task)
+            missing = distributed.from_main(partial(_missing, store, checked))
             return _complete(network, task, how, missing=missing, bad=checked.bad)
         table = EmbeddingTable(_found(task), np.array(sorted(checked.bad), dtype=np.int64))
     say(f"{task.description}: all {len(table):,} embeddings are in {task.folder}")
@@ -72,6 +74,7 @@ def cached_embeddings(network: EmbeddingNetwork, task: CacheTask, how: Pass) -> 
 @dataclass(frozen=True)
 class _Checked:
     damaged: list[int]  # shards
+    readable: list[int]  # shards with images that could not be read and now can
     bad: set[int]  # images
 
 
@@ -107,10 +110,10 @@ def _not_shared(folder: Path) -> DistillError:
     )
 
 
-def _check(store: EmbeddingStore) -> _Checked:
+def _check(store: EmbeddingStore, task: CacheTask) -> _Checked:
     """Check the shards that are done, every rank its part; return what all found."""
     done = distributed.from_main(lambda: np.flatnonzero(store.done()).tolist())
-    damaged, bad = set(), set()
+    damaged, readable, bad = set(), set(), set()
     what = "checking embeddings"
     with progress_bar(len(done), description=what, unit="shard", delay=1.0) as bar:
         for shard in done[distributed.rank() :: distributed.world_size()]:
@@ -118,16 +121,38 @@ def _check(store: EmbeddingStore) -> _Checked:
             if stored is None:
                 damaged.add(shard)
             else:
-                bad |= missing_images(store, shard, stored)
+                missing = missing_images(store, shard, stored)
+                if any(_can_be_read(task.images, image) for image in missing):
+                    readable.add(shard)
+                else:
+                    bad |= missing
             bar.update(distributed.world_size())
-    return _Checked(sorted(distributed.union(damaged)), distributed.union(bad))
+    return _Checked(
+        damaged=sorted(distributed.union(damaged)),
+        readable=sorted(distributed.union(readable)),
+        bad=distributed.union(bad),
+    )
 
 
-def _missing(store: EmbeddingStore, damaged: Sequence[int]) -> list[int]:
-    """Return the shards that are to be embedded, after unmarking the damaged ones; main only."""
-    for shard in damaged:
+def _can_be_read(images: Images, image: int) -> bool:
+    try:
+        images.load(image)
+    except BadImageError:
+        return False
+    return True
+
+
+def _missing(store: EmbeddingStore, checked: _Checked) -> list[int]:
+    """Return the shards that are to be embedded, after unmarking those to repeat; main only."""
+    for shard in checked.damaged:
         say(f"{damage(store, shard)}: embedding them again")
-    store.unmark(damaged)
+    for shard in checked.readable:
+        rows = store.rows_of(shard)
+        say(
+            f"{store.folder} lacks images among {rows.start} to {rows.stop - 1} that can be read "
+            "now: embedding them again"
+        )
+    store.unmark([*checked.damaged, *checked.readable])
     return np.flatnonzero(~store.done()).tolist()
 
 

@@ -1,29 +1,31 @@
 """Heads that are fitted on clean training embeddings and then predict under any shift.
 
 `nn` predicts the class of the nearest training image (L2-normalized embeddings, exact search);
-`linear` a logistic regression on L2-normalized, then standardized embeddings. A prediction can be
-restricted to some classes, as ImageNet-A and -R do: the logits of the others are left out, or
-their training images. Deliberate limit: the logistic regression is scikit-learn's (L-BFGS, L2
-penalty 1), in memory: for 100,000 images and more use `nn`.
+`linear` the logistic regression of `distill.evaluation.logistic` with a penalty of 1 / N, which is
+scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A and -R do: the
+logits of the others are left out, or their training images. Deliberate limit: everything is in
+memory on the CPU.
 
 Shapes: N training images, M queries, D width, C classes.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 from distill.errors import DistillError
+from distill.evaluation.logistic import minimize
 from distill.evaluation.nearest_neighbour import (
     exact_index,
     l2_normalized,
     require_labels,
     require_same_width,
 )
+from distill.evaluation.standardize import StandardizedRows, fit_standardizer, require_finite
 
 HeadName = Literal["nn", "linear"]
 _MAX_ITERATIONS = 1000
@@ -76,32 +78,29 @@ class LinearHead:
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-
-        normalized = l2_normalized(features)
-        self._mean, std = normalized.mean(0), normalized.std(0)
-        self._std = np.where(std > 0, std, 1)
-        self._model = LogisticRegression(max_iter=_MAX_ITERATIONS)
-        with warnings.catch_warnings():  # what is left to gain by then moves no prediction
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model.fit(self._standardized(features), labels)
+        require_finite(features)
+        self._classes, numbers = np.unique(labels, return_inverse=True)
+        rows, device = np.arange(len(features)), torch.device("cpu")
+        self._standardizer = fit_standardizer(features, rows, device=device)
+        standardized = StandardizedRows(features, rows, self._standardizer, device=device)
+        self._heads = minimize(
+            standardized,
+            numbers.astype(np.int64),
+            penalty=1 / len(features),
+            num_classes=len(self._classes),
+            max_iterations=_MAX_ITERATIONS,
+        )
 
     def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
         """See `Head.predict`."""
-        require_same_width(self._mean[None], features)
-        logits = self._model.decision_function(self._standardized(features))
-        if logits.ndim == 1:  # two classes: scikit-learn gives the second one's margin
-            logits = np.stack([-logits, logits], axis=1)
-        classes = self._model.classes_
-        columns = np.arange(len(classes))
+        require_same_width(self._standardizer.mean[None], features)
+        require_finite(features)
+        columns = np.arange(len(self._classes))
         if among is not None:
-            columns = np.flatnonzero(np.isin(classes, among))
+            columns = np.flatnonzero(np.isin(self._classes, among))
             _require_some(columns)
-        return classes[columns][logits[:, columns].argmax(1)]
-
-    def _standardized(self, features: np.ndarray) -> np.ndarray:
-        return (l2_normalized(features) - self._mean) / self._std
+        logits = self._heads.logits(self._standardizer(torch.from_numpy(features)))[:, 0]
+        return self._classes[columns][logits[:, columns].argmax(1).numpy()]
 
 
 def fit_head(name: HeadName, features: np.ndarray, labels: np.ndarray) -> Head:

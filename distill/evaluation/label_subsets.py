@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.sources import drawn_by_class
 from distill.errors import DistillError
 
 _SEVERAL = -1  # images of one file name
@@ -43,11 +44,8 @@ def class_balanced_subset(labels: np.ndarray, fraction: float, *, seed: int) -> 
             f"--labels is {fraction:g}, it must be a share above 0 and at most 1, as 0.01 for "
             "1 %, or a file of image names"
         )
-    shuffled = np.random.default_rng([seed, 0]).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    counts = np.bincount(labels)
-    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shares = _shares(counts, fraction, np.random.default_rng([seed, 1]))
+    by_class, rank_in_class = drawn_by_class(labels, np.random.default_rng([seed, 0]))
+    shares = _shares(np.bincount(labels), fraction, np.random.default_rng([seed, 1]))
     return np.sort(by_class[rank_in_class < shares[labels[by_class]]])
 
 

@@ -32,6 +32,7 @@ from distill.evaluation.linear_heads import (
     train_heads,
 )
 from distill.evaluation.nearest_neighbour import require_labels, require_same_width
+from distill.evaluation.row_blocks import Rows
 from distill.evaluation.standardize import (
     StandardizedRows,
     Standardizer,
@@ -50,7 +51,7 @@ class LabelledEmbeddings:
     """Embeddings of training and validation images with their classes.
 
     Attributes:
-        train_features: (N, D), any scale and floating dtype; may be a memory map.
+        train_features: (N, D), any scale and floating dtype; may lie on the disk.
         train_labels: (N,) classes, at least 0.
         val_features: (M, D), likewise.
         val_labels: (M,) classes, at least 0.
@@ -59,9 +60,9 @@ class LabelledEmbeddings:
         DistillError: See `require_labels`; embeddings that are not finite or of different widths.
     """
 
-    train_features: np.ndarray
+    train_features: Rows
     train_labels: np.ndarray
-    val_features: np.ndarray
+    val_features: Rows
     val_labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ class _Probe:
         return train_heads(heads, settings, batches, self.schedule), standardizer
 
     def standardized(
-        self, features: np.ndarray, rows: np.ndarray, standardizer: Standardizer
+        self, features: Rows, rows: np.ndarray, standardizer: Standardizer
     ) -> StandardizedRows:
         return StandardizedRows(features, rows, standardizer, device=self.device)
 

@@ -118,6 +118,7 @@ def minimize(
     penalty: float,
     num_classes: int,
     start: LinearHeads | None = None,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> LinearHeads:
     """Minimize the mean cross-entropy plus penalty / 2 x |weight|^2.
 
@@ -127,6 +128,7 @@ def minimize(
         penalty: Positive.
         num_classes: C.
         start: One head to start from; None: zeros.
+        max_iterations: After which the search ends.
 
     Returns:
         One head, G = 1, float32 on the device of the rows.
@@ -145,7 +147,7 @@ def minimize(
     initial = np.zeros(shape[0] * (shape[1] + 1))
     if start is not None:
         initial = _packed(start.weight[0], start.bias[0])
-    options = {"maxiter": MAX_ITERATIONS, "gtol": 1e-5, "ftol": 1e-8}
+    options = {"maxiter": max_iterations, "gtol": 1e-5, "ftol": 1e-8}
     found = scipy_minimize(objective, initial, jac=True, method="L-BFGS-B", options=options)
     weight, bias = _unpacked(found.x, shape, rows.device)
     return LinearHeads(weight[None], bias[None])

@@ -3,7 +3,7 @@
 Protocol (CompRess, NeurIPS 2020): L2-normalize, then subtract the mean and divide by the standard
 deviation of the training rows, which stay fixed. As in the published program the variance is the
 unbiased one and `EPSILON` is added to it, which matters: a row of unit norm has a variance of at
-most 1 / D per dimension. Embeddings may lie in a memory map of any floating dtype; they are read in
+most 1 / D per dimension. Embeddings may lie on the disk, of any floating dtype; they are read in
 chunks or by index, and are held standardized only where that fits into memory.
 
 Shapes: N rows, B rows of a batch, D width.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.engine.device import free_memory
 from distill.errors import DistillError
+from distill.evaluation.row_blocks import Rows
 
 EPSILON = 1e-5
 _CHUNK_BYTES = 64 * 2**20  # of float32 rows that are worked on at a time
@@ -44,9 +45,7 @@ class Standardizer:
         return (unit_norm(rows) - self.mean) * self.scale
 
 
-def fit_standardizer(
-    features: np.ndarray, rows: np.ndarray, *, device: torch.device
-) -> Standardizer:
+def fit_standardizer(features: Rows, rows: np.ndarray, *, device: torch.device) -> Standardizer:
     """Return the statistics of some rows, read in chunks in two passes.
 
     Args:
@@ -83,7 +82,7 @@ class StandardizedRows:
 
     def __init__(
         self,
-        features: np.ndarray,
+        features: Rows,
         rows: np.ndarray,
         standardizer: Standardizer,
         *,
@@ -118,19 +117,19 @@ def unit_norm(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def chunks(features: np.ndarray, rows: np.ndarray, *, device: torch.device) -> Iterator[Tensor]:
+def chunks(features: Rows, rows: np.ndarray, *, device: torch.device) -> Iterator[Tensor]:
     """Yield the chosen rows in order, as many at a time as stay small."""
     at_once = max(1, _CHUNK_BYTES // (4 * max(1, features.shape[1])))
     for start in range(0, len(rows), at_once):
         yield gathered(features, rows[start : start + at_once], device=device)
 
 
-def gathered(features: np.ndarray, rows: np.ndarray, *, device: torch.device) -> Tensor:
+def gathered(features: Rows, rows: np.ndarray, *, device: torch.device) -> Tensor:
     """Copy rows by number to the device, in their own dtype."""
     return torch.from_numpy(np.ascontiguousarray(features[rows])).to(device)
 
 
-def require_finite(features: np.ndarray) -> None:
+def require_finite(features: Rows) -> None:
     """Refuse embeddings of which a row is not finite; reads them in chunks.
 
     Raises:

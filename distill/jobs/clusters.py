@@ -112,5 +112,7 @@ def _suffix(metric: str, options: ClusterOptions, *, num_classes: int) -> str:
         "_count" if options.matching == "count" and metric == "cluster_alignment" else "",
         "_spherical" if options.spherical else "",
         "" if options.minibatch is None else "_minibatch",
+        "" if options.restarts == NUM_RESTARTS else f"_r{options.restarts}",
+        "" if options.iterations == NUM_ITERATIONS else f"_i{options.iterations}",
     ]
     return "".join(parts)

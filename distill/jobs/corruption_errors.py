@@ -134,6 +134,7 @@ def _settings(classifier: FrozenClassifier, seed: int) -> dict[str, Any]:
         "head": classifier.head_name,
         "seed": seed,
         "precision": evaluator.precision,
+        "embeddings": classifier.cache.dtype,
         "corrupted_by": prepare([]),
         "train": _describe(evaluator.data.train, evaluator.train_index),
         "val": _describe(classifier.val, classifier.val_index),

@@ -72,8 +72,7 @@ def evaluate_linear(run_or_weights: Path, options: LinearOptions) -> LinearRepor
     if options.layers:
         report = _layers(evaluation, options)
     else:
-        splits = evaluation.splits()
-        probe = LinearProbe(evaluation, options, splits)
+        probe = LinearProbe(evaluation, options, *evaluation.stored())
         report = _few_labels(probe, named) if options.labels is not None else _standard(probe)
     report = replace(report, metrics=evaluation.named(report.metrics))
     evaluation.keep(report.metrics)
@@ -131,7 +130,7 @@ def _few_labels(probe: LinearProbe, named: np.ndarray | None) -> LinearReport:
 
 def _labelled(probe: LinearProbe, named: np.ndarray | None, seed: int) -> np.ndarray:
     """Return the training rows that have a label: the named ones, or a share of every class."""
-    train, fraction = probe.splits.train, probe.options.fraction
+    train, fraction = probe.train, probe.options.fraction
     if named is not None:
         return np.flatnonzero(np.isin(train.index, named))
     assert fraction is not None
@@ -153,7 +152,7 @@ def _layers(evaluation: Evaluation, options: LinearOptions) -> LinearReport:
         remedy="name fewer of them with --layers",
     )
     splits = evaluator.embed_both(place(network, evaluator.device), what="student's layers")
-    probe = LinearProbe(evaluation, options, splits)
+    probe = LinearProbe(evaluation, options, splits.train, splits.val)
     metrics: dict[str, Any] = {}
     rows, titles = [], ["layer", "width"]
     for name, columns in layers.columns().items():

@@ -9,10 +9,11 @@ import numpy as np
 from distill.data.transforms import default_augmentation
 from distill.evaluation.augmented import AugmentedBatches
 from distill.evaluation.class_scores import ClassScores
+from distill.evaluation.embed import Embeddings
 from distill.evaluation.linear import LabelledEmbeddings, linear_evaluation
 from distill.evaluation.linear_heads import PUBLISHED_SCHEDULE, HeadSetting
 from distill.evaluation.logistic import logistic_evaluation
-from distill.jobs.evaluator import EmbeddedSplits
+from distill.evaluation.stored import StoredEmbeddings
 from distill.jobs.linear_options import LinearOptions
 from distill.jobs.measurement import Evaluation
 
@@ -56,12 +57,14 @@ class LinearProbe:
     Attributes:
         evaluation: The student, its images and the device.
         options: Which heads.
-        splits: The embeddings.
+        train: Embeddings of the training images, in memory or on the disk.
+        val: Of the validation images, likewise.
     """
 
     evaluation: Evaluation
     options: LinearOptions
-    splits: EmbeddedSplits
+    train: Embeddings | StoredEmbeddings
+    val: Embeddings | StoredEmbeddings
 
     def measure(
         self, *, columns: slice | None = None, rows: np.ndarray | None = None, seed: int
@@ -71,11 +74,10 @@ class LinearProbe:
         Raises:
             DistillError: See `LabelledEmbeddings`, `linear_evaluation`, `logistic_evaluation`.
         """
-        train, val = self.splits.train, self.splits.val
-        columns = columns or slice(None)
-        data = LabelledEmbeddings(
-            train.features[:, columns], train.labels, val.features[:, columns], val.labels
-        )
+        of_train, of_val = self.train.features, self.val.features
+        if columns is not None:
+            of_train, of_val = of_train[:][:, columns], of_val[:][:, columns]
+        data = LabelledEmbeddings(of_train, self.train.labels, of_val, self.val.labels)
         if self.options.method == "logistic":
             return self._logistic(data, rows, seed)
         found = linear_evaluation(
@@ -113,7 +115,7 @@ class LinearProbe:
         return AugmentedBatches(
             self.evaluation.network,
             evaluator.data.train,
-            self.splits.train.index,
+            self.train.index,
             evaluator.how(evaluator.data.train),
             default_augmentation(evaluator.data),
             PUBLISHED_SCHEDULE,

@@ -19,6 +19,7 @@ from distill.jobs.evaluator import EmbeddedSplits, Evaluator
 from distill.jobs.images import BadImages, data_or_default
 from distill.jobs.network_cache import NetworkCache
 from distill.networks import EmbeddingNetwork, place
+from distill.weights import read_description
 from students import build_student
 from teachers import load_trained
 
@@ -155,7 +156,8 @@ def open_evaluation(
         dtype=options.cache_dtype,
     )
     output = options.output or (run_or_weights if is_run else None)
-    is_other = is_run and data.name.lower() != _name(run_options.get("data"))
+    is_named = options.data not in (None, run_options.get("data"))
+    is_other = is_run and is_named and data.name.lower() != _name(run_options.get("data"))
     return Evaluation(network, evaluator, cache, output, data.name if is_other else None)
 
 
@@ -172,9 +174,9 @@ def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork
                 "leave it out"
             )
         return load_trained(run_or_weights)
-    if run_or_weights.is_dir():
+    if run_or_weights.is_dir() or read_description(run_or_weights) is not None:
         raise DistillError(
-            f"{run_or_weights} is a directory and brings its own architecture; leave out --student"
+            f"{run_or_weights} brings its own architecture and size; leave out --student"
         )
     return build_student(
         options.student, image_size=options.image_size, weights=run_or_weights

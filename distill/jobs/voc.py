@@ -67,11 +67,13 @@ class VocMeasurement:
         name: What the metrics begin with, `voc_detection` for example.
         classes: C names.
         per_class: By rule (C,), NaN for classes without a test object.
+        definition: What the numbers are of, in words.
     """
 
     name: str
     classes: tuple[str, ...]
     per_class: dict[Rule, np.ndarray]
+    definition: str
 
     def means(self) -> dict[str, float]:
         """Return the mean average precision by both rules, under its names in metrics.json.
@@ -85,12 +87,16 @@ class VocMeasurement:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """Return what metrics.json receives: means, and by class both rules (None: no object)."""
+        """Return what metrics.json receives.
+
+        Means, by class both rules (None: no object), and what they are of.
+        """
         by_class = {
             name: {rule: _or_none(self.per_class[rule][i]) for rule in RULES}
             for i, name in enumerate(self.classes)
         }
-        return {**self.means(), f"{self.name}_ap": by_class}
+        described = {f"{self.name}_ap": by_class, f"{self.name}_definition": self.definition}
+        return {**self.means(), **described}
 
 
 _SUFFIX: dict[Rule, str] = {"voc07": "", "area": "_area"}
@@ -124,9 +130,20 @@ def measure_voc(run_or_weights: Path, options: VocOptions) -> VocMeasurement:
     else:
         per_class, name = _classification(evaluation, train, test, options), "voc_classification"
         name += "" if options.classifier == "svm" else f"_{options.classifier}"
-    measurement = VocMeasurement(name, train.object_classes, per_class)
+    definition = _definition(train, test, options)
+    measurement = VocMeasurement(name, train.object_classes, per_class, definition)
     evaluation.keep(measurement.metrics())
     return measurement
+
+
+def _definition(train: VocImages, test: VocImages, options: VocOptions) -> str:
+    text = f"{len(test):,} images of {test.name}, learnt from {len(train):,} of {train.name}"
+    if options.task == "classification":
+        return text
+    return (
+        f"{text} in {options.steps:,} steps of {options.batch_size}, shorter side "
+        f"{options.detector_size} px"
+    )
 
 
 def _classification(

@@ -59,6 +59,8 @@ def test_names_say_what_differs_from_the_standard_protocol(make_folder, weights,
     ]
     assert run([*argv, "--num-clusters", "2", "--minibatch", "20"]) == 0
     assert kept(output)["cluster_alignment_k2_minibatch"] <= 2 / 3  # two clusters, two classes
+    assert run([*argv, "--restarts", "1", "--iterations", "5"]) == 0
+    assert list(kept(output))[-len(NAMES) :] == [f"{name}_r1_i5" for name in NAMES]
 
 
 def test_the_flags_arrive(make_folder, weights, monkeypatch):

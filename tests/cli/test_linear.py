@@ -10,9 +10,11 @@ import torch
 
 import distill
 from distill.cli.main import run
+from distill.evaluation import standardize
 from distill.evaluation.class_scores import ClassScores
 from distill.evaluation.label_subsets import class_balanced_subset
 from distill.evaluation.linear_heads import PUBLISHED_SCHEDULE
+from distill.evaluation.stored import StoredEmbeddings
 from distill.jobs import linear_probe
 from students import build_student
 
@@ -54,6 +56,17 @@ def test_the_number_is_printed_kept_and_the_same_from_python(measure, weights, t
     data = str(tmp_path / "photos")
     found = distill.evaluate_linear(weights, data=data, num_workers=0, **NETWORK)
     assert found == measured
+
+
+def test_embeddings_are_read_from_the_disk_as_they_are_needed(measure, monkeypatch):
+    def refuse(stored):
+        raise AssertionError("all of them at once")
+
+    in_memory = measure()
+    monkeypatch.setattr(StoredEmbeddings, "in_memory", refuse)
+    monkeypatch.setattr(standardize, "_SHARE_OF_MEMORY", 0.0)
+    assert measure() == pytest.approx(in_memory)
+    assert 0 < measure("--labels", "0.5")["linear_accuracy_labels_0.5"] <= 1
 
 
 def test_digits_have_a_top5(weights, tmp_path):

@@ -60,7 +60,10 @@ def test_classification_is_printed_kept_and_the_same_from_python(
         "voc_classification_map",
         "voc_classification_map_area",
         "voc_classification_ap",
+        "voc_classification_definition",
     ]
+    definition = measured["voc_classification_definition"]
+    assert re.fullmatch(r"12 images of .*test.*, learnt from 24 of .*trainval.*", definition)
     by_class = measured["voc_classification_ap"]
     assert list(by_class) == ["blue", "green", "red"]
     for name, rule in (("map", "voc07"), ("map_area", "area")):
@@ -83,10 +86,13 @@ def test_logistic_and_detection_stand_beside_it(make_voc, weights, tmp_path):
         "voc_classification_logistic_map",
         "voc_classification_logistic_map_area",
         "voc_classification_logistic_ap",
+        "voc_classification_logistic_definition",
         "voc_detection_map",
         "voc_detection_map_area",
         "voc_detection_ap",
+        "voc_detection_definition",
     ]
+    assert "steps of" in kept(output)["voc_detection_definition"]
     assert 0 <= kept(output)["voc_detection_map"] <= 1
 
 
@@ -183,7 +189,7 @@ def test_what_images_show_stays_theirs_when_others_are_skipped(make_voc, weights
 
 def test_a_class_without_a_test_object_is_shown_as_such():
     per_class = {"voc07": np.array([0.5, math.nan]), "area": np.array([0.25, math.nan])}
-    measured = VocMeasurement("voc_detection", ("cat", "dog"), per_class)
+    measured = VocMeasurement("voc_detection", ("cat", "dog"), per_class, "of what")
     assert measured.metrics() == {
         "voc_detection_map": 0.5,
         "voc_detection_map_area": 0.25,
@@ -191,6 +197,7 @@ def test_a_class_without_a_test_object_is_shown_as_such():
             "cat": {"voc07": 0.5, "area": 0.25},
             "dog": {"voc07": None, "area": None},
         },
+        "voc_detection_definition": "of what",
     }
 
 

@@ -165,7 +165,7 @@ def test_other_contents_are_refused_by_field(make_store, make_contents, field):
     message = str(caught.value)
     assert f"({field.replace('_', ' ')}: " in message
     assert message.count("asked for") == 2
-    assert "name another folder with --teacher-cache, or remove this one" in message
+    assert "name another folder (--teacher-cache of training and distill cache, --cache" in message
 
 
 def test_how_a_difference_reads(make_store, make_contents):

@@ -338,6 +338,19 @@ def test_images_that_cannot_be_read_have_no_row(tmp_path, some_bad):
     assert np.isnan(np.load(tmp_path / "c" / "embeddings.npy")[bad]).all()
 
 
+def test_an_image_that_could_not_be_read_in_passing_is_tried_again(tmp_path, some_bad, capsys):
+    images, bad = some_bad
+    wanted, told = task(tmp_path / "c", images), []
+    cached_embeddings(network(), wanted, how(on_bad_images=told.extend))
+    Path(images.path(17)).write_bytes(Path(images.path(1)).read_bytes())
+    found = cached_embeddings(network(), wanted, how(on_bad_images=told.extend))
+    assert found.table.bad.tolist() == [one for one in bad if one != 17]
+    assert found.num_present == 28  # the other shards were not made again
+    rows = found.table.rows(np.array([1, 17]))
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    assert "lacks images among 16 to 23 that can be read now" in capsys.readouterr().out
+
+
 def test_a_bad_image_may_end_the_pass(tmp_path, some_bad):
     images, _ = some_bad
     Path(images.path(0)).write_bytes(Path(images.path(1)).read_bytes())

@@ -44,7 +44,7 @@ def test_the_linear_head_normalizes_then_standardizes():
     queries = train[::3] + rng.normal(size=(67, 8))
     unit = train / np.linalg.norm(train, axis=1, keepdims=True)
     unit_queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    mean, std = unit.mean(0), unit.std(0)
+    mean, std = unit.mean(0), np.sqrt(unit.var(0, ddof=1) + 1e-5)
     model = LogisticRegression(max_iter=1000).fit((unit - mean) / std, labels)
     expected = model.predict((unit_queries - mean) / std)
     found = fit_head("linear", train.astype(np.float32), labels).predict(queries)
@@ -55,6 +55,18 @@ def test_a_dimension_that_never_changes_divides_by_nothing():
     train = np.hstack([TRAIN / np.linalg.norm(TRAIN, axis=1, keepdims=True), np.zeros((6, 1))])
     queries = np.hstack([QUERIES, np.zeros((3, 1))])
     assert fit_head("linear", train, LABELS).predict(queries).tolist() == [4, 7, 9]
+
+
+def test_a_dimension_that_hardly_ever_changed_does_not_decide():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    train = rng.normal(size=(400, 6)) + 4 * np.eye(6)[labels]
+    train = np.hstack([train, np.zeros((400, 1))])
+    train[7, 6] = 1e-6  # one row of one class
+    queries = train.copy()
+    queries[:, 6] = 0.2  # under a shift
+    head = fit_head("linear", train.astype(np.float32), labels)
+    assert (head.predict(queries.astype(np.float32)) == labels).mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["nn", "linear"])

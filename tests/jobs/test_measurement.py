@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,31 @@ def test_numbers_go_to_the_run(make_folder, tmp_path: Path):
     run.close()
     found = distill.evaluate_nn(run.path, data=str(make_folder()), output=tmp_path / "elsewhere")
     assert read_metrics(tmp_path / "elsewhere") == found
+
+
+def test_data_that_are_not_named_are_the_runs_own(make_folder, tmp_path: Path):
+    run, folder = tmp_path / "run", make_folder() / "train" / "class0"
+    RunDirectory(run, resume=False).close()
+    make_student(run)
+    shard = tmp_path / "shots-000.tar"
+    with tarfile.open(shard, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, file.name)
+    pattern = f"{tmp_path}/shots-{{000..000}}.tar"
+    (run / "config.yaml").write_text(f"command: train\ndata: '{pattern}'\n")
+    options = {"agreement": True, "teacher": "pixels", "k": 1}
+    for named in ({}, {"data": pattern}):
+        assert list(distill.evaluate_nn(run, **options, **named)) == ["neighbour_agreement_k1"]
+
+
+def test_foreign_weights_are_seen_as_their_authors_evaluate_them(make_folder, tmp_path: Path):
+    network = build_student("timm:resnet18")
+    assert network.input.crop_fraction == 0.95
+    assert build_student("alexnet").input.crop_fraction == 0.875
+    assert build_student("timm:resnet18", crop_fraction=1.0).input.crop_fraction == 1.0
+    own = make_student(tmp_path)  # says by itself what it is
+    with pytest.raises(DistillError, match="brings its own architecture and size; leave out"):
+        distill.evaluate_nn(own, student="timm:test_resnet", data=str(make_folder()))
 
 
 def test_numbers_of_other_data_do_not_replace_those_of_the_runs_own(make_folder, tmp_path: Path):
