@@ -36,12 +36,16 @@ Thing = TypeVar("Thing")
 # The others wait while the first rank measures a network, which takes hours on large sets; a rank
 # that died is not waited for, because torchrun ends them all.
 PATIENCE = timedelta(days=1)
+# Gloo connects when it starts, and now and then misses a peer after an elastic restart; the rank
+# that gives up is started again.
+CONNECTING = timedelta(minutes=3)
 
 
 def start(device: torch.device) -> torch.device:
     """Join the ranks that torchrun started, over NCCL for CUDA and gloo for a CPU.
 
-    Without torchrun (WORLD_SIZE unset or 1) nothing happens.
+    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Gloo's ranks find each other within
+    `CONNECTING`, or the start fails; from then on `PATIENCE` counts.
 
     Returns:
         The device of this rank: `device`, but for CUDA the one of the rank (LOCAL_RANK).
@@ -55,7 +59,11 @@ def start(device: torch.device) -> torch.device:
     _require_torchrun()
     if device.type == "cuda":
         device = _take_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=PATIENCE)
+        return device
+    dist.init_process_group("gloo", timeout=CONNECTING)
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)  # there is no public name for it
     return device
 
 

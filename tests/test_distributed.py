@@ -1,9 +1,11 @@
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from distill import distributed
 from distill.errors import DistillError, UnknownNameError
@@ -21,6 +23,12 @@ def weights(rank: int, num_rows: int) -> torch.Tensor:
     return torch.randn(num_rows, D, generator=torch.Generator().manual_seed(rank))
 
 
+def _patience() -> timedelta:
+    """Return how long this rank waits for the others in an exchange."""
+    group = dist.distributed_c10d._get_default_group()
+    return group._get_backend(torch.device("cpu")).options._timeout
+
+
 def exchange(folder: Path) -> dict[str, Any]:
     """Call everything once on this rank."""
     rank = distributed.rank()
@@ -32,6 +40,7 @@ def exchange(folder: Path) -> dict[str, Any]:
     (summed.square() * weights(rank, B)).sum().backward()
     return {
         "place": (rank, distributed.world_size(), distributed.is_main()),
+        "patience": _patience(),
         "gathered": gathered.detach(),
         "gathered.grad": gathered_from.grad,
         "transposed": distributed.all_gather(rows(rank).t()),
@@ -83,6 +92,7 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
     of_sums = 2 * total * sum(weights(rank, B) for rank in range(RANKS))
     for rank, result in enumerate(results):
         assert result["place"] == (rank, RANKS, rank == 0)
+        assert result["patience"] == distributed.PATIENCE  # not that of connecting
         assert torch.equal(result["gathered"], all_rows)
         wanted = of_losses[rank * B : (rank + 1) * B]
         torch.testing.assert_close(result["gathered.grad"], wanted)
