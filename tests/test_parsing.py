@@ -60,13 +60,11 @@ def test_a_key_stands_once_in_a_mapping_and_what_is_merged_may_lie_under_it(tmp_
     for content in ("a: 1\nb: 2\na: 3", "x: {a: 1, a: 1}", "x: [{<<: {}, <<: {}}]"):
         with pytest.raises(ValueError, match="stands there twice"):
             read_yaml_file(yaml_of(tmp_path, content))
-    merged = (
-        "one: &one {a: 1, b: 2}\ntwo: &two {<<: *one, b: 3}\nthree: {<<: *two, a: 4}\n'1': 5\n1: 6"
-    )
+    merged = "one: &one {a: 1, b: 2}\ntwo: {<<: *one, a: 3}\nthree: {<<: *one, c: 4}\n'1': 5\n1: 6"
     assert read_yaml_file(yaml_of(tmp_path, merged)) == {
         "one": {"a": 1, "b": 2},
-        "two": {"a": 1, "b": 3},
-        "three": {"a": 4, "b": 3},
+        "two": {"a": 3, "b": 2},
+        "three": {"a": 1, "b": 2, "c": 4},
         "1": 5,
         1: 6,
     }

@@ -83,16 +83,22 @@ CELL = "cells/one--resnet18--own--seed0.json"
 
 
 def comparison(folder: Path) -> dict[str, bytes]:
-    """A comparison's directory with one run that is done."""
+    """A comparison's directory with one run that is done, and the tuning that chose for it."""
     (content,) = _yaml(_GRID)
     (folder / "a-grid.yaml").write_bytes(content)
     cells = make_plan(folder / "a-grid.yaml", CompareOptions(output=folder / "none")).cells
-    asked = asked_options(cells[Path(CELL).stem], {"learning_rate": 0.1})
+    cell = cells[Path(CELL).stem]
     outcome = {
-        **{"state": "done", "asked": asked, "metrics": {"nn_accuracy": 0.5, "train_seconds": 9.0}},
+        **{"state": "done", "metrics": {"nn_accuracy": 0.5, "train_seconds": 9.0}},
         **{"holdout_curve": [[1, 0.4], [2, 0.5]], "seconds": 10.0, "error": None},
     }
-    return {"grid.yaml": content, CELL: json.dumps(outcome).encode()}
+    files = {
+        f"cells/{name}.json": {**outcome, "asked": asked_options(cells[name], {})}
+        for name in cell.tuned_by
+    }
+    files[CELL] = {**outcome, "asked": asked_options(cell, {"learning_rate": 0.1})}
+    written = {name: json.dumps(one).encode() for name, one in files.items()}
+    return {"grid.yaml": content, **written}
 
 
 def _tensors() -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ def _show_comparison(file: Path) -> None:
     json.dumps(comparison_record(content, cells, plan.cells, directory))
     grid_markdown(content)
     assert "<script>" not in grid_page(content, MADE)
-    require_same_grid(plan.cells, directory, retry_failed=False)
+    require_same_grid(plan.cells, directory)
 
 
 def _bundle_part(ending: str) -> Callable[[Path], list[bytes]]:

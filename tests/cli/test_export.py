@@ -87,7 +87,7 @@ def test_every_format_as_the_card_says(make_run, tmp_path, monkeypatch, capsys):
         "class0, class1, class2",
         "float32 (B, 3, 32, 32)",
         "mean 0.5, 0.5, 0.5, standard deviation 0.5, 0.5, 0.5",  # timm's of test_resnet
-        "shorter side resized to 37 px (bilinear",  # 32 / 0.875
+        "shorter side resized to 34 px (bilinear",  # 32 / 0.95, timm's
         "## Limits",
         "onnxruntime 1.",
     ):

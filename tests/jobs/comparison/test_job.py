@@ -163,7 +163,7 @@ def test_all_runs_are_made_measured_and_tabled(trainer, write_grid, output):
     assert "0.705 ± 0.007" in (output / "comparison.html").read_text()
     for made in NAMES:
         left = {path.name for path in (output / "runs" / made).iterdir()}
-        assert left - {".lock"} == {
+        assert left - {".lock", ".metrics.json.lock"} == {
             "config.yaml",
             "metrics.json",
             "log.jsonl",
