@@ -59,7 +59,6 @@ def start(device: torch.device) -> torch.device:
     _require_torchrun()
     if device.type == "cuda":
         device = _take_device(device)
-    if device.type == "cuda":
         dist.init_process_group("nccl", timeout=PATIENCE)
         return device
     dist.init_process_group("gloo", timeout=CONNECTING)

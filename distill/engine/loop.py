@@ -163,9 +163,7 @@ def fit(
             on_bad_images(batch.bad)
             counts = row_counts(len(batch.index))
             num_images, loss = sum(counts), None
-            rate = float(
-                learner.schedule.get_last_lr()[0]
-            )  # of this step; it moves the schedule on
+            rate = float(learner.schedule.get_last_lr()[0])  # of this step, not of the next
             is_accepted = learner.objective.accepts(counts)
             if is_accepted:
                 _draw_anew(settings.seed, progress)

@@ -45,12 +45,12 @@ class CachedEmbeddings:
 def cached_embeddings(network: EmbeddingNetwork, task: CacheTask, how: Pass) -> CachedEmbeddings:
     """Return the embeddings of all images, after making those that are not in the cache.
 
+    Images that could not be read are tried again: a disk or a network may have failed in passing.
+
     Args:
         network: On its device.
         task: What is wanted, and where.
         how: Device, precision, sizes.
-
-    Images that could not be read are tried again: a disk or a network may have failed in passing.
 
     Raises:
         DistillError: Other contents in the folder, a damaged manifest or header, no space, a value
