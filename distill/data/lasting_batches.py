@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from typing import TypeVar
 
 from distill.errors import DistillError
@@ -45,7 +47,7 @@ def lasting_batches(make: Callable[[int], Iterable[Item]]) -> Iterator[Item]:
                 done += 1
                 yield batch
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             reason = loader_death(error)
             if reason is None:
                 raise
@@ -82,8 +84,18 @@ def _let_steps_finish() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def loader_death(error: RuntimeError) -> str | None:
-    """Return which loader died of what; None when that is not what happened."""
+def loader_death(error: Exception) -> str | None:
+    """Return which loader died of what; None when that is not what happened.
+
+    PyTorch names the process, unless it was still dying when the memory of its batch was asked
+    of it: then the connection ends in `multiprocessing.resource_sharer`.
+    """
+    if not isinstance(error, RuntimeError):
+        frames = traceback.walk_tb(error.__traceback__)
+        asked = any(
+            frame.f_globals.get("__name__") == resource_sharer.__name__ for frame, _ in frames
+        )
+        return "a process that loads images died" if asked else None
     text = " ".join(str(error).split())
     if not text.startswith("DataLoader worker"):
         return None

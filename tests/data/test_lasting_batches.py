@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Listener
 
 import pytest
 from torch.utils.data import DataLoader
@@ -54,6 +57,37 @@ def test_the_fourth_death_ends_the_run():
 def test_other_errors_are_none_of_its_business():
     with pytest.raises(RuntimeError, match="CUDA"):
         consume([(1, "CUDA error")])
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_connection_that_a_dying_loader_ends_is_its_death(answers, capsys):
+    """PyTorch raises the bare error while the process still counts as alive."""
+    memory = resource_sharer.DupFd(0)
+    deaths = [4]
+
+    def make(done: int):
+        for number in range(done, 10):
+            if number in deaths:
+                deaths.remove(number)
+                with Listener(family="AF_UNIX") as dying:
+                    memory._id = (dying.address, 1)
+                    if answers:
+                        threading.Thread(target=lambda: dying.accept().close()).start()
+                        memory.detach()
+                memory.detach()
+            yield number
+
+    assert list(lasting_batches(make)) == list(range(10))
+    assert "a process that loads images died; new ones" in capsys.readouterr().out
+
+
+def test_other_lost_connections_are_none_of_its_business():
+    def make(done: int):
+        yield done
+        raise ConnectionResetError("of a file system")
+
+    with pytest.raises(ConnectionResetError):
+        list(lasting_batches(make))
 
 
 def stop_oneself(_: int) -> None:
