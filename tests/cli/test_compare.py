@@ -20,6 +20,7 @@ import distill
 from distill.cli.main import run
 from distill.jobs.comparison import sitting
 from distill.jobs.comparison.child import perform
+from distill.jobs.measurement import MeasurementOptions, open_evaluation
 from distill.weights import read_state_dict
 
 COMMON = {"image_size": 16, "batch_size": 128, "num_workers": 0, "precision": "fp32"}
@@ -111,6 +112,13 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
         for path in (output / "runs" / FIRST, whole.output)
     )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    # Numbers of one pass for all three measures are those that training would have made.
+    other = "two-queues--timm-test_resnet--pixels--seed0"
+    measured = json.loads((output / "cells" / f"{other}.json").read_text())["metrics"]
+    evaluation = open_evaluation(output / "runs" / other, MeasurementOptions())
+    expected = evaluation.evaluator.measure(evaluation.network, what="student")
+    assert {name: measured[name] for name in expected} == expected
+    assert "teacher_nn_accuracy" not in measured
     capfd.readouterr()
     assert run(["compare", str(output), "--table"]) == 0
     table = capfd.readouterr().out

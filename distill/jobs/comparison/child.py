@@ -65,7 +65,7 @@ def perform(request: Request) -> int:
         stopped_by = _train(request, run)
         if stopped_by is not None:
             return 130 if stopped_by == "SIGINT" else 143
-        _measure_linear(request, run)
+        _measure(request, run)
         write_outcome(outcome, _outcome(request, run, seconds=time.time() - begun))
     except (DistillError, NonFiniteLossError) as error:
         print(f"distill: error: {error}", file=sys.stderr)
@@ -90,19 +90,30 @@ def _train(request: Request, run: Path) -> str | None:
         return None
     is_begun = (run / "config.yaml").exists()
     options = {**request.options, "output": request.run, "resume": is_begun}
+    if request.linear and options["measure"] == "trained":
+        options["measure"] = "none"  # the pass of the linear classifier serves all three
     return train(configure(options)).stopped_by
 
 
-def _measure_linear(request: Request, run: Path) -> None:
+def _measure(request: Request, run: Path) -> None:
+    """Add the numbers that training has not measured, from one pass over the images."""
     from distill.engine.run_directory import read_metrics
     from distill.jobs.linear import evaluate_linear
     from distill.jobs.linear_options import LinearOptions
+    from distill.jobs.measurement import open_evaluation
 
-    if not request.linear or "linear_accuracy" in read_metrics(run):
+    if not request.linear:
         return
-    shared = ("device", "num_workers", "on_bad_image")
-    options = {name: request.options[name] for name in shared if name in request.options}
-    evaluate_linear(run, LinearOptions(cache=run / "embeddings", **options))
+    shared = ("device", "num_workers", "on_bad_image", "max_bad_images")
+    given = {name: request.options[name] for name in shared if name in request.options}
+    # As exact as what training measures; the folder goes when the run is done.
+    options = LinearOptions(cache=run / "embeddings", cache_dtype="fp32", **given)
+    metrics = read_metrics(run)
+    if "nn_accuracy" not in metrics:
+        evaluation = open_evaluation(run, options)
+        evaluation.keep(evaluation.splits().measure())
+    if "linear_accuracy" not in metrics:
+        evaluate_linear(run, options)
 
 
 def _outcome(request: Request, run: Path, *, seconds: float) -> Outcome:

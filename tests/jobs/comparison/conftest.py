@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,13 +77,26 @@ class Trainer:
         (run.path / "log.jsonl").write_text(json.dumps(line) + "\n")
         run.student.write_bytes(b"weights")
         self._moment(name, "unmeasured")
-        accuracy = 0.5 + 0.01 * config.run.seed + 0.2 * (config.method.variant != "one-queue")
-        values = {"nn_accuracy": accuracy, "cluster_alignment": accuracy / 2}
         before = {"teacher_nn_accuracy": 0.95, "untrained_nn_accuracy": 0.3 + 0.1 * config.run.seed}
-        run.add_metrics({**values, **before, "train_seconds": 60.0})
+        after = self._splits(config).measure()
+        measured = {"none": {}, "trained": after, "all": {**before, **after}}
+        run.add_metrics({**measured[config.run.measure], "train_seconds": 60.0})
         self.finished[name] += 1
         self._moment(name, "trained")
         return RunResult(run.path, {}, None)
+
+    def open_evaluation(self, run: Path, options: Any) -> Any:
+        self._moment(run.name, "evaluation")
+        return SimpleNamespace(
+            splits=lambda: self._splits(self.configs[run.name]),
+            keep=lambda metrics: add_metrics(run, metrics),
+        )
+
+    @staticmethod
+    def _splits(config: Any) -> Any:
+        accuracy = 0.5 + 0.01 * config.run.seed + 0.2 * (config.method.variant != "one-queue")
+        values = {"nn_accuracy": accuracy, "cluster_alignment": accuracy / 2}
+        return SimpleNamespace(measure=lambda: values)
 
     def measure(self, run: Path, options: Any) -> None:
         self._moment(run.name, "linear")
@@ -102,6 +116,8 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
     monkeypatch.setattr("distill.jobs.train.train", found.train)
     monkeypatch.setattr("distill.jobs.linear.evaluate_linear", found.measure)
+    # After the module above has taken the real one.
+    monkeypatch.setattr("distill.jobs.measurement.open_evaluation", found.open_evaluation)
     monkeypatch.setattr(
         "distill.jobs.comparison.job.require_runnable", lambda cells, directory: None
     )

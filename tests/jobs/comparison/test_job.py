@@ -79,9 +79,12 @@ def test_checkpoints_are_kept_when_asked(trainer, write_grid, output):
     assert len(list(output.glob("runs/*/checkpoints/*.safetensors"))) == 4
 
 
-@pytest.mark.parametrize("moment", ["empty", "begun", "half", "unmeasured", "trained", "linear"])
+MOMENTS = ["empty", "begun", "half", "unmeasured", "trained", "evaluation", "linear"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_sitting_that_is_killed_goes_on_and_nothing_is_lost(trainer, write_grid, output, moment):
-    grid, victim = write_grid(), trainer.names[2]
+    grid, victim = write_grid(), trainer.names[1]
     whole = compare(grid, CompareOptions(output.with_name("whole")))
     for counter in (trainer.begun, trainer.finished, trainer.linear):
         counter.clear()
@@ -254,13 +257,13 @@ def test_teacher_and_untrained_student_are_measured_once_a_seed(trainer, write_g
     assert measured == {
         **{
             trainer.name("one", 0): "all",
-            trainer.name("two", 0): "trained",
-            trainer.name("three", 0): "trained",
+            trainer.name("two", 0): "none",
+            trainer.name("three", 0): "none",
         },
         **{
             trainer.name("one", 1): "all",
             trainer.name("three", 1): "all",
-            trainer.name("two", 1): "trained",
+            trainer.name("two", 1): "none",
         },
     }
 
@@ -271,7 +274,7 @@ def test_a_student_that_starts_from_weights_does_not_speak_for_untrained_ones(
     methods = {"warm": {"student_weights": str(tmp_path / "x.safetensors")}, "one": {}, "two": {}}
     result = compare(write_grid(methods=methods, seeds=[0]), CompareOptions(output))
     measured = [trainer.configs[trainer.name(method, 0)].run.measure for method in methods]
-    assert measured == ["all", "all", "trained"]
+    assert measured == ["all", "all", "none"]
     file = output / "cells" / f"{trainer.name('warm', 0)}.json"
     cell = json.loads(file.read_text())
     cell["metrics"]["untrained_nn_accuracy"] = 0.9
@@ -295,7 +298,7 @@ def test_runs_that_an_earlier_sitting_left_started_measure_nothing_for_others(
         shutil.rmtree(output / "runs" / trainer.name(left, 0), ignore_errors=True)
     compare(grid, CompareOptions(output, resume=True))
     measured = [trainer.configs[trainer.name(method, 0)].run.measure for method in ("one", "two")]
-    assert measured == ["all", "trained"]
+    assert measured == ["all", "none"]
 
 
 def test_a_tuning_run_that_fails_loses_and_without_any_the_runs_fail(trainer, write_grid, output):
@@ -342,6 +345,9 @@ def test_one_seed_marks_nothing(trainer, write_grid, output):
 def test_without_the_linear_classifier(trainer, write_grid, output):
     result = compare(write_grid(linear=False), CompareOptions(output))
     assert not trainer.linear
+    measured = [trainer.configs[name].run.measure for name in trainer.names]
+    assert measured == ["all", "trained", "all", "trained"]
+    assert result.content.tables[0].rows[1].values["nn_accuracy"].mean == pytest.approx(0.705)
     assert "linear" not in result.content.tables[0].measures().values()
 
 
