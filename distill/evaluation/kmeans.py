@@ -3,7 +3,10 @@
 As published (CompRess, NeurIPS 2020): Euclidean distance, 20 iterations, every image takes part.
 Spherical k-means scales centroids to unit norm after every iteration (Dhillon and Modha, 2001).
 Departure: k-means starts ten times and the start with the least distances counts, since one start
-gave from 0.61 to 0.79 on scikit-learn's digits, by seed alone. For embeddings beyond memory see
+gave from 0.61 to 0.79 on scikit-learn's digits, by seed alone. The first start begins at random
+images, as published, the others at images that the greedy k-means++ picks (Arthur and
+Vassilvitskii, 2007), which end near the least distances several times as often
+(docs/evaluation.md). For embeddings beyond memory see
 `distill.evaluation.minibatch_kmeans`.
 
 Shapes: N images, D width, K clusters.
@@ -23,6 +26,8 @@ from distill.evaluation.search import exact_index, gpu_is_seen
 
 NUM_ITERATIONS = 20
 NUM_RESTARTS = 10
+# Images that a start is picked from: every pick goes over all of them.
+_LEAST_PART, _PART_PER_CLUSTER = 2**14, 64
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def kmeans(
         num_clusters: From 1 to N.
         seed: Picks the first centroids; from 0 to 2^31 - 1.
         num_iterations: At least 1; with `minibatch`, on its first batch.
-        restarts: Times to begin from other centroids; those with the least distances win.
+        restarts: Times to begin from other centroids; those with the least distances win. The first
+            begins at random images, as published, the others at images far from each other.
         spherical: Whether centroids are scaled to unit norm.
         minibatch: For embeddings beyond memory; None: all are held as float32.
 
@@ -111,19 +117,37 @@ def kmeans(
     features = l2_normalized(features)
     import faiss
 
-    clustering: Any = faiss.Kmeans(
-        features.shape[1],
-        num_clusters,
-        niter=num_iterations,
-        nredo=restarts,
-        seed=seed,
-        spherical=spherical,
-        min_points_per_centroid=1,  # else FAISS warns of small clusters
-        max_points_per_centroid=len(features),  # else FAISS clusters a sample
-        gpu=gpu_is_seen(),
-    )
-    clustering.train(features)
-    return clustering.centroids
+    def run(start: np.ndarray | None) -> tuple[float, np.ndarray]:
+        clustering: Any = faiss.Kmeans(
+            features.shape[1],
+            num_clusters,
+            niter=num_iterations,
+            seed=seed,
+            spherical=spherical,
+            min_points_per_centroid=1,  # else FAISS warns of small clusters
+            max_points_per_centroid=len(features),  # else FAISS clusters a sample
+            gpu=gpu_is_seen(),
+        )
+        clustering.train(features, init_centroids=start)
+        # Spherical k-means counts similarities.
+        return -clustering.obj[-1] if spherical else clustering.obj[-1], clustering.centroids
+
+    best, rng = run(None), np.random.default_rng(seed)
+    for _ in range(restarts - 1):
+        found = run(_far_apart(features, num_clusters, rng))
+        best = min(best, found, key=lambda one: one[0])
+    return best[1]
+
+
+def _far_apart(features: np.ndarray, num_clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the embeddings (K, D) that the greedy k-means++ picks from a random part."""
+    from sklearn.cluster import kmeans_plusplus
+
+    number = max(_LEAST_PART, _PART_PER_CLUSTER * num_clusters)
+    if number < len(features):
+        features = features[np.sort(rng.choice(len(features), number, replace=False))]
+    seed = int(rng.integers(2**31))
+    return np.ascontiguousarray(kmeans_plusplus(features, num_clusters, random_state=seed)[0])
 
 
 def require_clusters(num_clusters: int | None, *, num_images: int, seed: int) -> None:

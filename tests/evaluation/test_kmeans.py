@@ -51,6 +51,26 @@ def test_the_best_of_several_starts_is_taken():
     assert max(gains) > 1
 
 
+def small_and_large_groups() -> tuple[np.ndarray, np.ndarray]:
+    """Return unit rows in 24 tight groups, some with forty times the images of others."""
+    rng, centres = np.random.default_rng(1), unit_rows(24, 16)
+    groups = np.repeat(np.arange(24), [10, 400] * 12)
+    rows = centres[groups] + 0.01 * rng.normal(size=(len(groups), 16))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), groups
+
+
+@pytest.mark.parametrize("part", [10**6, 1000])
+def test_small_groups_are_found_by_starts_that_lie_far_apart(part, monkeypatch):
+    monkeypatch.setattr("distill.evaluation.kmeans._LEAST_PART", part)
+    monkeypatch.setattr("distill.evaluation.kmeans._PART_PER_CLUSTER", 1)
+    features, groups = small_and_large_groups()
+    least = spread(features, np.stack([features[groups == one].mean(axis=0) for one in range(24)]))
+    for seed in range(3):
+        assert spread(features, kmeans(features, 24, seed=seed)) < 1.001 * least
+        # Random images are nearly always of the large groups.
+        assert spread(features, kmeans(features, 24, seed=seed, restarts=1)) > 2 * least
+
+
 def test_few_images_make_no_noise(capfd):
     assert kmeans(unit_rows(5, 3), 4, seed=0).shape == (4, 3)
     assert kmeans(np.ones((5, 3)), 3, seed=0).shape == (3, 3)  # clusters that start out empty
