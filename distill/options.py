@@ -89,6 +89,10 @@ def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
     """
     try:
         content = read_yaml_file(path)
+    except FileNotFoundError as error:
+        raise DistillError(
+            f"{kind} {path} cannot be read: there is no such file; name a YAML file"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DistillError(f"{kind} {path} cannot be read: {error}") from error
     except ValueError as error:

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 Command = TypeVar("Command")
+_NUMBERS: dict[type, tuple[str, str]] = {
+    int: ("INT", "a whole number, such as 10"),
+    float: ("FLOAT", "a number, such as 0.1 or 1e-4"),
+}
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Read numbers, `None` too where it is allowed; tyro's own words list every type it tried."""
+    is_union = info.type_origin in (Union, UnionType)
+    types = set(get_args(info.type)) if is_union else {info.type}
+    is_optional = type(None) in types
+    (kind, *others) = types - {type(None)} or {None}
+    if others or kind not in _NUMBERS:
+        return None
+    metavar, words = _NUMBERS[kind]
+
+    def read(arguments: list[str]) -> Any:
+        (text,) = arguments
+        if is_optional and text == "None":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {words}{', or None' * is_optional}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{None}}|{metavar}" if is_optional else metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, (int, *types)),  # whole numbers are numbers
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def parse(
@@ -30,10 +66,14 @@ def parse(
         default: Values that flags override; None takes the dataclass's own.
     """
     config = (tyro.conf.OmitArgPrefixes,)
-    if default is None:
-        return tyro.cli(command, args=argv, prog=prog, description=description, config=config)
     return tyro.cli(
-        command, args=argv, prog=prog, description=description, default=default, config=config
+        command,
+        args=argv,
+        prog=prog,
+        description=description,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=config,
+        registry=_REGISTRY,
     )
 
 

@@ -302,6 +302,26 @@ def test_flags_that_cannot_be_read_exit_with_2_and_no_traceback(argv: str, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            "--epochs ten",
+            "Error parsing --epochs: 'ten' is not a whole number, such as 10, or None",
+        ),
+        ("--seed 1.5", "Error parsing --seed: '1.5' is not a whole number, such as 10"),
+        ("--learning-rate x", "--learning-rate: 'x' is not a number, such as 0.1 or 1e-4, or None"),
+    ],
+)
+def test_what_is_no_number_is_said_in_words(argv: str, words: str, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(argv.split())
+    assert end.value.code == 2
+    said = " ".join(line.strip("│ ") for line in capsys.readouterr().err.splitlines())
+    assert words in said
+    assert "no type matching" not in said
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         "",
