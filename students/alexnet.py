@@ -2,18 +2,45 @@
 
 The embedding is the 4096-wide fc7 after its ReLU. Source: Krizhevsky, 2014 ("One weird trick"), and
 CompRess, NeurIPS 2020. Limit: three max-pools and an 11 x 11 stride-4 stem need at least 63 px.
+
+Images below 95 px leave one pixel for the pooling to 6 x 6 to copy 36 times, and fc6, which holds
+two thirds of all weights, multiplies every copy. While training, its weights are summed over the
+copies instead: the same product, 36 times smaller (`tools/bench_few_pixels.py`).
 """
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from distill.layout import PyTorchLayout
 from distill.networks import NetworkSpec
 
 # What CompRess's own checkpoints call fc6 and fc7.
 _PUBLISHED = {"classifier.1.": "feats.0.", "classifier.4.": "feats.2."}
-_FC7 = 5  # torchvision's classifier: drop, fc6, relu, drop, fc7, relu, fc8
+_FC6, _FC7 = 1, 5  # torchvision's classifier: drop, fc6, relu, drop, fc7, relu, fc8
+
+
+class Pool(nn.AdaptiveAvgPool2d):
+    """The pooling to 6 x 6; where gradients are wanted, one pixel stays one for `FC6`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool (B, C, H, W) to (B, C, 6, 6), or leave (B, C, 1, 1) as it is."""
+        if torch.is_grad_enabled() and x.shape[2:] == (1, 1):
+            return x
+        return super().forward(x)
+
+
+class FC6(nn.Linear):
+    """`nn.Linear` that takes what would be copied, (B, C), as well as its copies, (B, C 36)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C) or (B, C 36) to (B, 4096)."""
+        if x.shape[1] == self.in_features:
+            return super().forward(x)
+        weight = self.weight.unflatten(1, (x.shape[1], -1)).sum(2)
+        return F.linear(x, weight, self.bias)
 
 
 def build_alexnet(image_size: int) -> nn.Module:
@@ -22,6 +49,7 @@ def build_alexnet(image_size: int) -> nn.Module:
 
     network = models.alexnet(weights=None, dropout=0.0)
     network.classifier = network.classifier[: _FC7 + 1]
+    network.avgpool.__class__, network.classifier[_FC6].__class__ = Pool, FC6
     return network
 
 

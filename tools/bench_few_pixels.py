@@ -19,13 +19,18 @@ from torch import nn
 from distill.few_pixel_convolution import FewPixelConv2d, quicken
 from distill.networks import build_network, place
 from students import STUDENTS
+from students.alexnet import Pool
 
 # channels in, out, pixels on a side, stride: of ResNet-18 at 32, 64 and 96 px
 LAYERS = [
     *((512, 512, 1, 1), (512, 512, 2, 1), (256, 512, 4, 2), (256, 256, 2, 1), (128, 256, 4, 2)),
     *((512, 512, 3, 1), (256, 512, 6, 2)),
 ]
-STEPS = [("resnet18", 32), ("resnet18", 64), ("resnet18", 96), ("resnet50", 64)]
+STEPS = [("resnet18", 32), ("resnet18", 64), ("resnet18", 96), ("resnet50", 64), ("alexnet", 64)]
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    FewPixelConv2d: nn.Conv2d,
+    Pool: nn.AdaptiveAvgPool2d,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(what: str, module: nn.Module, x: torch.Tensor, options: argparse.Namespace) -> None:
     """Print the times of a module as convolutions and as products, measured in turn."""
     quicken(module)
-    layers = [layer for layer in module.modules() if type(layer) is FewPixelConv2d]
+    layers = [(layer, type(layer)) for layer in module.modules() if type(layer) in PLAIN]
     best = [float("inf"), float("inf")]
     for _ in range(options.repeat + 1):  # the first of each warms up
-        for way, kind in enumerate((nn.Conv2d, FewPixelConv2d)):
-            for layer in layers:
-                layer.__class__ = kind
+        for way in range(2):
+            for layer, quick in layers:
+                layer.__class__ = quick if way else PLAIN[quick]
             best[way] = min(best[way], timed(lambda: step(module, x, options.precision)))
     plain, product = (1000 * seconds for seconds in best)
     print(f"{what:30}{plain:14.1f}  {product:10.1f}  {plain / product:5.2f}", flush=True)

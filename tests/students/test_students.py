@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from distill.errors import DistillError, UnknownNameError
 from distill.networks import num_parameters
@@ -39,6 +40,35 @@ def test_alexnet_has_neither_dropout_nor_batch_norm_and_ends_in_a_relu():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
     assert all(m.p == 0 for m in student.modules() if isinstance(m, nn.Dropout))
     assert student(torch.rand(2, 3, 64, 64)).min() >= 0
+
+
+@pytest.mark.parametrize("size", [64, 96])  # one pixel, four
+def test_alexnet_is_torchvisions_for_small_images(size: int):
+    student = build_student("alexnet", image_size=size).backbone.double()
+    expected = models.alexnet(weights=None, dropout=0.0).double()
+    expected.classifier = expected.classifier[:6]
+    expected.load_state_dict(student.state_dict())
+    images = torch.rand(2, 3, size, size, dtype=torch.float64)
+    found = student(images)
+    torch.testing.assert_close(found, expected(images))
+    upstream = torch.randn_like(found)
+    found.backward(upstream)
+    expected(images).backward(upstream)
+    for one, other in zip(student.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_alexnet_multiplies_one_pixel_once_while_training_alone():
+    student = build_student("alexnet", image_size=64)
+    widths = []
+    student.backbone.classifier.register_forward_pre_hook(
+        lambda module, inputs: widths.append(inputs[0].shape[1])
+    )
+    images = torch.rand(2, 3, 64, 64)
+    student(images)
+    with torch.no_grad():
+        student(images)
+    assert widths == [256, 256 * 36]
 
 
 def test_small_images_get_the_small_stem_and_a_map_that_is_not_one_pixel():
