@@ -15,6 +15,7 @@ from distill.data.sources import fingerprints
 from distill.data.views import Batch
 from distill.engine.checkpoint import Progress, load_newest
 from distill.engine.device import make_deterministic, pick_device
+from distill.engine.freed_memory import keep_freed_memory
 from distill.engine.log import RunLog
 from distill.engine.loop import Learner, LoopSettings, fit
 from distill.engine.objective import Objective
@@ -70,6 +71,8 @@ def run_job(
     """
     device = distributed.start(pick_device(config.run.device))
     make_deterministic(config.run.deterministic)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         job = prepare(config, device)
         distributed.barrier()  # all have looked at the run directory before the first writes there
