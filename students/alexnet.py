@@ -4,8 +4,9 @@ The embedding is the 4096-wide fc7 after its ReLU. Source: Krizhevsky, 2014 ("On
 CompRess, NeurIPS 2020. Limit: three max-pools and an 11 x 11 stride-4 stem need at least 63 px.
 
 Images below 95 px leave one pixel for the pooling to 6 x 6 to copy 36 times, and fc6, which holds
-two thirds of all weights, multiplies every copy. While training, its weights are summed over the
-copies instead: the same product, 36 times smaller (`tools/bench_few_pixels.py`).
+two thirds of all weights, multiplies every copy. Its weights are summed over the copies instead:
+the same product, 36 times smaller (`tools/bench_few_pixels.py`). An exported (or compiled) network
+keeps the copies, so that its product has constant weights, which other programs can quantize.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _FC6, _FC7 = 1, 5  # torchvision's classifier: drop, fc6, relu, drop, fc7, relu,
 
 
 class Pool(nn.AdaptiveAvgPool2d):
-    """The pooling to 6 x 6; where gradients are wanted, one pixel stays one for `FC6`."""
+    """The pooling to 6 x 6 of more than one pixel, or for a graph; one stays one for `FC6`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool (B, C, H, W) to (B, C, 6, 6), or leave (B, C, 1, 1) as it is."""
-        if torch.is_grad_enabled() and x.shape[2:] == (1, 1):
+        if x.shape[2:] == (1, 1) and not torch.compiler.is_compiling():
             return x
         return super().forward(x)
 

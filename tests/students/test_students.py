@@ -58,17 +58,21 @@ def test_alexnet_is_torchvisions_for_small_images(size: int):
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_alexnet_multiplies_one_pixel_once_while_training_alone():
-    student = build_student("alexnet", image_size=64)
+def test_alexnet_multiplies_one_pixel_once_and_all_copies_when_exported():
+    network = build_student("alexnet", image_size=64).backbone
+    images = torch.rand(2, 3, 64, 64)
     widths = []
-    student.backbone.classifier.register_forward_pre_hook(
+    hook = network.classifier.register_forward_pre_hook(
         lambda module, inputs: widths.append(inputs[0].shape[1])
     )
-    images = torch.rand(2, 3, 64, 64)
-    student(images)
     with torch.no_grad():
-        student(images)
-    assert widths == [256, 256 * 36]
+        found = network(images)
+    hook.remove()
+    assert widths == [256]
+    exported = torch.export.export(network, (images,))
+    taken = [node.args for node in exported.graph.nodes if "linear" in str(node.target)]
+    assert [x.meta["val"].shape[1] for x, *_ in taken] == [256 * 36, 4096]
+    torch.testing.assert_close(exported.module()(images), found)
 
 
 def test_small_images_get_the_small_stem_and_a_map_that_is_not_one_pixel():
