@@ -48,7 +48,13 @@ def started(
         while not (output / "log.jsonl").exists():
             assert job.poll() is None
             time.sleep(0.1)
-        yield job
+        try:
+            yield job
+        finally:
+            if job.poll() is None:  # a test that fails is not to wait for it
+                for process in psutil.Process(job.pid).children(recursive=True):
+                    process.kill()
+                job.kill()
 
 
 def ranks_of(job: subprocess.Popen[str]) -> dict[int, psutil.Process]:
