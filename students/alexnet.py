@@ -24,7 +24,7 @@ _FC6, _FC7 = 1, 5  # torchvision's classifier: drop, fc6, relu, drop, fc7, relu,
 
 
 class Pool(nn.AdaptiveAvgPool2d):
-    """The pooling to 6 x 6 of more than one pixel, or for a graph; one stays one for `FC6`."""
+    """The pooling to 6 x 6, which leaves a single pixel to `FC6` unless the network is exported."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool (B, C, H, W) to (B, C, 6, 6), or leave (B, C, 1, 1) as it is."""
