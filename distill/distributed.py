@@ -30,22 +30,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
+from distill.rank_meeting import launcher_store, meet
 
 Thing = TypeVar("Thing")
 
 # The others wait while the first rank measures a network, which takes hours on large sets; a rank
 # that died is not waited for, because torchrun ends them all.
 PATIENCE = timedelta(days=1)
-# Gloo connects when it starts, and now and then misses a peer after an elastic restart; the rank
-# that gives up is started again.
+# Gloo connects when it starts. A rank that gives up is started again by an elastic launcher.
 CONNECTING = timedelta(minutes=3)
 
 
 def start(device: torch.device) -> torch.device:
     """Join the ranks that torchrun started, over NCCL for CUDA and gloo for a CPU.
 
-    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Gloo's ranks find each other within
-    `CONNECTING`, or the start fails; from then on `PATIENCE` counts.
+    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Gloo's ranks connect within
+    `CONNECTING` when all have come, or the start fails; from then on `PATIENCE` counts.
 
     Returns:
         The device of this rank: `device`, but for CUDA the one of the rank (LOCAL_RANK).
@@ -59,9 +59,9 @@ def start(device: torch.device) -> torch.device:
     _require_torchrun()
     if device.type == "cuda":
         device = _take_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE)
+        dist.init_process_group("nccl", timeout=PATIENCE, **_meeting())
         return device
-    dist.init_process_group("gloo", timeout=CONNECTING)
+    dist.init_process_group("gloo", timeout=CONNECTING, **_meeting())
     dist.distributed_c10d._set_pg_timeout(PATIENCE)  # there is no public name for it
     return device
 
@@ -265,6 +265,14 @@ def _summed(tensor: Tensor) -> Tensor:
 
 def _is_started() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _meeting() -> dict[str, Any]:
+    store = launcher_store(PATIENCE)
+    if store is None:
+        return {}
+    own, size = int(os.environ["RANK"]), launched_size()
+    return {"store": meet(store, own, size, PATIENCE), "rank": own, "world_size": size}
 
 
 def _require_torchrun() -> None:

@@ -152,7 +152,7 @@ def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_
     """Torchrun starts the same command again, which begins the run at first and then resumes."""
     data, whole, output = str(make_folder()), tmp_path / "whole", tmp_path / "run"
     flags = ["--data", data, "--epochs", "30", "--resume"]
-    launcher = ["--nnodes", "1:1", "--max-restarts", "9", "--rdzv-backend", "c10d"]
+    launcher = ["--nnodes", "1:1", "--max-restarts", "1", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--rdzv-conf", "is_host=1"]
     done = torchrun(2, *TINY, *flags, "--batch-size", "8", "--output", str(whole))
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def test_an_elastic_job_goes_on_without_a_machine_that_is_lost(make_folder, tmp_
     flags = [*TINY, "--data", str(make_folder(num_train=11, num_val=3)), *COMMON]
     flags[flags.index("--epochs") + 1] = "60"
     rest = tmp_path / "rest"
-    launcher = ["--nnodes", "1:2", "--max-restarts", "9", "--rdzv-backend", "c10d"]
+    launcher = ["--nnodes", "1:2", "--max-restarts", "1", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "job"]
     launcher += ["--rdzv-conf", "last_call_timeout=20"]  # as long as the other may take to come
     argv = ["train", *flags, "--output", str(rest), "--resume"]
