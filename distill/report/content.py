@@ -40,6 +40,7 @@ class Curves:
         y_label: With the unit.
         series: At least one.
         is_share: Whether y is a fraction of 1, to be shown in per cent.
+        y_also: Values beside its own that the vertical axis shows, such as those of other figures.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Curves:
     y_label: str
     series: Sequence[Series]
     is_share: bool = False
+    y_also: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def line_chart(curves: Curves) -> LineChart:
     """Lay out curves that share their axes."""
     thin = [thinned(series, MAX_POINTS) for series in curves.series]
     x_axis = _tight(axis_of(value for series in thin for value in series.x), thin)
-    y_axis = axis_of(value for series in thin for value in series.y)
+    y_axis = axis_of([*curves.y_also, *(value for series in thin for value in series.y)])
     lines = [_line(series, number, x_axis, y_axis) for number, series in enumerate(thin)]
     return LineChart(
         curves=curves,

@@ -35,6 +35,13 @@ def test_the_horizontal_axis_ends_with_the_values_and_series_share_it():
     assert [line.style for line in figure.lines] == [0, 1]
 
 
+def test_the_vertical_axis_shows_what_else_it_is_told_to():
+    alone = Series("a", [0, 10], [1.0, 2.0])
+    figure = line_chart(Curves("Loss", "step", "loss", [alone], y_also=[0.0, 4.0]))
+    assert [tick.label for tick in (figure.y_ticks[0], figure.y_ticks[-1])] == ["0", "4"]
+    assert figure.lines[0].marks[0] == (LEFT, BOTTOM + (TOP - BOTTOM) / 4)
+
+
 def test_what_is_not_finite_is_a_gap():
     figure = chart(Series("a", [0, 1, 2, 3], [1.0, math.nan, 2.0, 1.0]))
     path = figure.lines[0].path

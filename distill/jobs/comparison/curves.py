@@ -1,11 +1,13 @@
 """The curves of a comparison: accuracy on held-out training images as training goes on.
 
 Methods have losses of their own, which cannot be drawn on one axis; this check is the same for all.
-A figure has at most seven methods, as many as there are colours and dashes.
+A figure has at most seven methods, as many as there are colours and dashes; all have one vertical
+axis.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
@@ -34,13 +36,16 @@ def held_out_curves(
         for name, runs in by_method.items()
         if (points := _mean(runs))
     ]
-    figures = [series[start : start + _MOST] for start in range(0, len(series), _MOST)]
+    size = math.ceil(len(series) / math.ceil(len(series) / _MOST)) if series else 1
+    figures = [series[start : start + size] for start in range(0, len(series), size)]
+    extremes = [extreme(one.y) for one in series for extreme in (min, max)]
     return [
         Curves(
             "Held-out training images" + (f", {number} of {len(figures)}" if figures[1:] else ""),
             "epoch",
             "nearest-neighbour accuracy, mean over seeds",
             part,
+            y_also=extremes,
         )
         for number, part in enumerate(figures, start=1)
     ]
