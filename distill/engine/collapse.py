@@ -22,7 +22,7 @@ LEAST_SPREAD = 0.02
 LARGEST_LOSS_OVER_CHANCE = 0.99
 
 REMEDIES = (
-    "use --optimizer adamw, a lower --learning-rate, a longer --warmup-epochs, --variant one-queue "
+    "use --optimizer muon, a lower --learning-rate, a longer --warmup-epochs, --variant one-queue "
     "or a student with BatchNorm"
 )
 

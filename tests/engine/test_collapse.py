@@ -25,7 +25,7 @@ def test_when_it_speaks(step, values, num_epochs, message):
     if message is not None:
         assert said.startswith(f"warning: at step {step} the network has ")
         assert message in said
-        for remedy in ("--optimizer adamw", "--warmup-epochs", "--learning-rate"):
+        for remedy in ("--optimizer muon", "--warmup-epochs", "--learning-rate"):
             assert remedy in said
 
 
