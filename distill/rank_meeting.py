@@ -2,7 +2,7 @@
 
 torchrun keeps one store of keys for a job and starts its processes again after a failure. From
 PyTorch 2.5 on the new processes find the old ones' keys there, so that a rank may read the address
-that a dead one left: it is refused, or the others wait for it. Of 31 restarts of two ranks 14
+that a dead one left: it is refused, or the others wait for it. Of 31 restarts of two ranks 13
 failed. The restarts' number (`TORCHELASTIC_RESTART_COUNT`) cannot tell the starts apart, because
 every machine counts its own. So the ranks agree on keys that nobody has used before.
 """
