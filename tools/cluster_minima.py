@@ -1,0 +1,118 @@
+"""Says what keeps k-means from finding the classes of a student: its embeddings or k-means itself.
+
+    python tools/cluster_minima.py runs/photos --data photos
+
+A line for each of three sets of centroids, one for every class: the classes' own means, those of
+`distill clusters`, and what k-means makes of the class means when it begins there. Where the first
+are right and the last two wrong, the embeddings tell the classes apart and the smallest distances
+lie elsewhere. Distances are the mean squares to the nearest centroid on the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.evaluation.cluster_alignment import align
+from distill.evaluation.kmeans import NUM_ITERATIONS, kmeans, nearest_centroids
+from distill.evaluation.row_blocks import l2_normalized
+from distill.jobs.measurement import MeasurementOptions, open_evaluation
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """What ten centroids, or as many as there are classes, do with the images.
+
+    Attributes:
+        name: Where they come from.
+        distance: Mean square to the nearest of them, of training images.
+        accuracy: Share of validation images in the right cluster.
+        largest: Training images of the largest cluster.
+        commonest: Of them those of its commonest class.
+    """
+
+    name: str
+    distance: float
+    accuracy: float
+    largest: int
+    commonest: int
+
+
+def minima(
+    train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray
+) -> list[Minimum]:
+    """Compare the three sets of centroids.
+
+    Args:
+        train: (N, D), any scale.
+        train_labels: (N,) classes, at least 0.
+        val: (M, D), any scale.
+        val_labels: (M,) classes, at least 0.
+    """
+    train = l2_normalized(train)
+    classes = np.unique(train_labels)
+    means = np.stack([train[train_labels == one].mean(axis=0) for one in classes])
+    found = {
+        "class means": means,
+        "k-means": kmeans(train, len(classes), seed=0),
+        "k-means from class means": _settled(train, means),
+    }
+    labels = (train_labels, val_labels)
+    return [_minimum(name, one, (train, val), labels) for name, one in found.items()]
+
+
+def _settled(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    import faiss
+
+    clustering = faiss.Kmeans(
+        features.shape[1],
+        len(centroids),
+        niter=NUM_ITERATIONS,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(features),
+    )
+    clustering.train(features, init_centroids=np.ascontiguousarray(centroids))
+    return clustering.centroids
+
+
+def _minimum(
+    name: str,
+    centroids: np.ndarray,
+    features: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+) -> Minimum:
+    train, val = (nearest_centroids(one, centroids) for one in features)
+    found = align(train, labels[0], val, labels[1], num_clusters=len(centroids))
+    largest = int(found.sizes.argmax())
+    return Minimum(
+        name,
+        distance=float(np.square(features[0] - centroids[train]).sum(axis=1).mean()),
+        accuracy=found.accuracy,
+        largest=int(found.sizes[largest]),
+        commonest=int(found.contingency[largest].max()),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Embed the images unless that is done, and print the lines; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="run directory, or student.safetensors")
+    parser.add_argument("--data", help="as for distill clusters")
+    arguments = parser.parse_args(argv)
+    splits = open_evaluation(arguments.run, MeasurementOptions(data=arguments.data)).splits()
+    train, val = splits.train, splits.val
+    print(f"{'centroids':26}{'distance':>10}{'right':>8}{'largest cluster, of it one class':>36}")
+    for one in minima(train.features, train.labels, val.features, val.labels):
+        largest = f"{one.largest}, {one.commonest}"
+        print(f"{one.name:26}{one.distance:10.5f}{one.accuracy:8.3f}{largest:>36}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
