@@ -24,8 +24,8 @@ from distill.jobs.measurement import MeasurementOptions, open_evaluation
 
 
 @dataclass(frozen=True)
-class Minimum:
-    """What ten centroids, or as many as there are classes, do with the images.
+class CentroidScores:
+    """What a set of centroids, one for each class, does with the images.
 
     Attributes:
         name: Where they come from.
@@ -42,9 +42,9 @@ class Minimum:
     commonest: int
 
 
-def minima(
+def compare_centroids(
     train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray
-) -> list[Minimum]:
+) -> list[CentroidScores]:
     """Compare the three sets of centroids.
 
     Args:
@@ -62,7 +62,7 @@ def minima(
         "k-means from class means": _settled(train, means),
     }
     labels = (train_labels, val_labels)
-    return [_minimum(name, one, (train, val), labels) for name, one in found.items()]
+    return [_scores(name, one, (train, val), labels) for name, one in found.items()]
 
 
 def _settled(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -79,16 +79,16 @@ def _settled(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return clustering.centroids
 
 
-def _minimum(
+def _scores(
     name: str,
     centroids: np.ndarray,
     features: tuple[np.ndarray, np.ndarray],
     labels: tuple[np.ndarray, np.ndarray],
-) -> Minimum:
+) -> CentroidScores:
     train, val = (nearest_centroids(one, centroids) for one in features)
     found = align(train, labels[0], val, labels[1], num_clusters=len(centroids))
     largest = int(found.sizes.argmax())
-    return Minimum(
+    return CentroidScores(
         name,
         distance=float(np.square(features[0] - centroids[train]).sum(axis=1).mean()),
         accuracy=found.accuracy,
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     splits = open_evaluation(arguments.run, MeasurementOptions(data=arguments.data)).splits()
     train, val = splits.train, splits.val
     print(f"{'centroids':26}{'distance':>10}{'right':>8}{'largest cluster, of it one class':>36}")
-    for one in minima(train.features, train.labels, val.features, val.labels):
+    for one in compare_centroids(train.features, train.labels, val.features, val.labels):
         largest = f"{one.largest}, {one.commonest}"
         print(f"{one.name:26}{one.distance:10.5f}{one.accuracy:8.3f}{largest:>36}")
     return 0

@@ -18,7 +18,7 @@ def blobs(rng, counts, places, widths):
 def test_where_k_means_finds_the_classes_all_three_agree(tool):
     rng = np.random.default_rng(0)
     made = [blobs(rng, (90, 60), (0.0, 1.5), (0.1, 0.1)) for _ in "tv"]
-    found = tool("cluster_minima").minima(*made[0], *made[1])
+    found = tool("cluster_minima").compare_centroids(*made[0], *made[1])
     assert [one.name for one in found] == ["class means", "k-means", "k-means from class means"]
     assert [one.accuracy for one in found] == [1, 1, 1]
     assert [(one.largest, one.commonest) for one in found] == [(90, 90)] * 3
@@ -29,7 +29,7 @@ def test_k_means_leaves_the_means_of_a_wide_class_and_two_near_each_other(tool):
     """Splitting the wide class saves more than telling the near ones apart."""
     rng = np.random.default_rng(0)
     made = [blobs(rng, (300, 40, 40), (0.0, 2.2, 2.45), (0.5, 0.03, 0.03)) for _ in "tv"]
-    means, best, settled = tool("cluster_minima").minima(*made[0], *made[1])
+    means, best, settled = tool("cluster_minima").compare_centroids(*made[0], *made[1])
     assert means.accuracy > 0.95
     assert best.accuracy < means.accuracy - 0.2
     assert best.distance < means.distance
