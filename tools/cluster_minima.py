@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.evaluation.cluster_alignment import align
-from distill.evaluation.kmeans import NUM_ITERATIONS, kmeans, nearest_centroids
+from distill.evaluation.kmeans import kmeans, kmeans_once, nearest_centroids
 from distill.evaluation.row_blocks import l2_normalized
 from distill.jobs.measurement import MeasurementOptions, open_evaluation
 
@@ -59,24 +59,10 @@ def compare_centroids(
     found = {
         "class means": means,
         "k-means": kmeans(train, len(classes), seed=0),
-        "k-means from class means": _settled(train, means),
+        "k-means from class means": kmeans_once(train, len(means), start=means)[1],
     }
     labels = (train_labels, val_labels)
     return [_scores(name, one, (train, val), labels) for name, one in found.items()]
-
-
-def _settled(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    import faiss
-
-    clustering = faiss.Kmeans(
-        features.shape[1],
-        len(centroids),
-        niter=NUM_ITERATIONS,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(features),
-    )
-    clustering.train(features, init_centroids=np.ascontiguousarray(centroids))
-    return clustering.centroids
 
 
 def _scores(

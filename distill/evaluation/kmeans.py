@@ -115,28 +115,61 @@ def kmeans(
         how = Clustering(num_clusters, seed, num_iterations, restarts, spherical, minibatch)
         return minibatch_kmeans(features, how)
     features = l2_normalized(features)
+    rng = np.random.default_rng(seed)
+    starts = (_far_apart(features, num_clusters, rng) for _ in range(restarts - 1))
+    found = (
+        kmeans_once(
+            features,
+            num_clusters,
+            seed=seed,
+            num_iterations=num_iterations,
+            spherical=spherical,
+            start=start,
+        )
+        for start in (None, *starts)
+    )
+    return min(found, key=lambda one: one[0])[1]
+
+
+def kmeans_once(
+    features: np.ndarray,
+    num_clusters: int,
+    *,
+    seed: int = 0,
+    num_iterations: int = NUM_ITERATIONS,
+    spherical: bool = False,
+    start: np.ndarray | None = None,
+) -> tuple[float, np.ndarray]:
+    """Run k-means from one start; arguments in range are taken for granted.
+
+    Args:
+        features: (N, D) float32, L2-normalized.
+        num_clusters: From 1 to N.
+        seed: Picks the random images to begin at.
+        num_iterations: At least 1.
+        spherical: Whether centroids are scaled to unit norm.
+        start: (K, D) centroids to begin at; None: random images.
+
+    Returns:
+        The sum of squared distances before the last iteration's move (negative similarities if
+        `spherical`), and the centroids (K, D) float32.
+    """
     import faiss
 
-    def run(start: np.ndarray | None) -> tuple[float, np.ndarray]:
-        clustering: Any = faiss.Kmeans(
-            features.shape[1],
-            num_clusters,
-            niter=num_iterations,
-            seed=seed,
-            spherical=spherical,
-            min_points_per_centroid=1,  # else FAISS warns of small clusters
-            max_points_per_centroid=len(features),  # else FAISS clusters a sample
-            gpu=gpu_is_seen(),
-        )
-        clustering.train(features, init_centroids=start)
-        # Spherical k-means counts similarities.
-        return -clustering.obj[-1] if spherical else clustering.obj[-1], clustering.centroids
-
-    best, rng = run(None), np.random.default_rng(seed)
-    for _ in range(restarts - 1):
-        found = run(_far_apart(features, num_clusters, rng))
-        best = min(best, found, key=lambda one: one[0])
-    return best[1]
+    clustering: Any = faiss.Kmeans(
+        features.shape[1],
+        num_clusters,
+        niter=num_iterations,
+        seed=seed,
+        spherical=spherical,
+        min_points_per_centroid=1,  # else FAISS warns of small clusters
+        max_points_per_centroid=len(features),  # else FAISS clusters a sample
+        gpu=gpu_is_seen(),
+    )
+    clustering.train(features, init_centroids=start)
+    # Spherical k-means counts similarities.
+    distances = clustering.obj[-1]
+    return -distances if spherical else distances, clustering.centroids
 
 
 def _far_apart(features: np.ndarray, num_clusters: int, rng: np.random.Generator) -> np.ndarray:
