@@ -15,6 +15,7 @@ Shapes: N images, D width, K clusters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def kmeans(
             spherical=spherical,
             start=start,
         )
-        for start in (None, *starts)
+        for start in chain([None], starts)  # one at a time: many wide centroids are gigabytes
     )
     return min(found, key=lambda one: one[0])[1]
 
