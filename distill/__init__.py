@@ -1,4 +1,4 @@
-"""Distil frozen self-supervised vision networks into small students that see alike.
+"""Distill frozen self-supervised vision networks into small students that see alike.
 
 The calls below are what the command line makes; see the README for the ten-line version. They are
 imported on first use, so that `import distill` needs neither a GPU nor any heavy package.
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.jobs.cache import CachedSplit
-    from distill.jobs.comparison.job import ComparisonResult
-    from distill.jobs.export import Exported
-    from distill.jobs.fitting import RunResult
-    from distill.networks import EmbeddingNetwork
+    from distill.comparison.job import ComparisonResult
+    from distill.exports.export import Exported
+    from distill.models.networks import EmbeddingNetwork
+    from distill.training.cache import CachedSplit
+    from distill.training.fitting import RunResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,8 +49,8 @@ def train(**options: Any) -> RunResult:
         DistillError: A request that cannot be met; nothing was written then.
         NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
     """
-    from distill.jobs.configure import configure
-    from distill.jobs.train import train as train_job
+    from distill.training.configuration import configure
+    from distill.training.train import train as train_job
 
     return train_job(configure(options))
 
@@ -69,8 +69,8 @@ def pretrain(**options: Any) -> RunResult:
         DistillError: A request that cannot be met; nothing was written then.
         NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
     """
-    from distill.jobs.configure import configure
-    from distill.jobs.pretrain import pretrain as pretrain_job
+    from distill.training.configuration import configure
+    from distill.training.pretrain import pretrain as pretrain_job
 
     return pretrain_job(configure(options, command="pretrain"))
 
@@ -88,9 +88,8 @@ def cache(**options: Any) -> list[CachedSplit]:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.config import CacheConfig
-    from distill.jobs.cache import cache as cache_job
-    from distill.options import updated
+    from distill.config import CacheConfig, updated
+    from distill.training.cache import cache as cache_job
 
     return cache_job(updated(CacheConfig(), options, source="distill.cache"))
 
@@ -108,9 +107,9 @@ def compare(grid: str | Path, **options: Any) -> ComparisonResult:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.comparison.job import compare as compare_job
-    from distill.jobs.comparison.options import CompareOptions
-    from distill.options import as_options
+    from distill.comparison.job import compare as compare_job
+    from distill.comparison.options import CompareOptions
+    from distill.config import as_options
 
     return compare_job(Path(grid), as_options(CompareOptions, options, source="distill.compare"))
 
@@ -129,15 +128,15 @@ def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) 
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.convert import ConvertOptions
-    from distill.jobs.convert import convert as convert_job
+    from distill.training.convert import ConvertOptions
+    from distill.training.convert import convert as convert_job
 
     file = None if weights is None else Path(weights)
     return convert_job(ConvertOptions(teacher, Path(to), file))
 
 
 def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
-    """Measure a student's nearest-neighbour accuracy; the same options as `distill nn`.
+    """Measure a student's nearest-neighbor accuracy; the same options as `distill nn`.
 
     Args:
         run_or_weights: A run directory, a student.safetensors, or other weights with `student`.
@@ -150,13 +149,13 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.nearest_neighbour import NearestNeighbourOptions
-    from distill.jobs.nearest_neighbour import evaluate_nn as evaluate_job
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.nn import NearestNeighborOptions
+    from distill.evaluation.nn import evaluate_nn as evaluate_job
 
     if isinstance(options.get("k"), int):
         options["k"] = (options["k"],)
-    given = as_options(NearestNeighbourOptions, options, source="distill.evaluate_nn")
+    given = as_options(NearestNeighborOptions, options, source="distill.evaluate_nn")
     return evaluate_job(Path(run_or_weights), given).metrics
 
 
@@ -173,9 +172,9 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.clusters import ClusterOptions
-    from distill.jobs.clusters import evaluate_clusters as evaluate_job
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.clusters import ClusterOptions
+    from distill.evaluation.clusters import evaluate_clusters as evaluate_job
 
     given = as_options(ClusterOptions, options, source="distill.evaluate_clusters")
     return evaluate_job(Path(run_or_weights), given).metrics
@@ -194,9 +193,9 @@ def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.linear import evaluate_linear as evaluate_job
-    from distill.jobs.linear_options import LinearOptions
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.linear import LinearOptions
+    from distill.evaluation.linear import evaluate_linear as evaluate_job
 
     given = as_options(LinearOptions, options, source="distill.evaluate_linear")
     return evaluate_job(Path(run_or_weights), given).metrics
@@ -216,8 +215,8 @@ def evaluate_voc(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
         DistillError: A request that cannot be met.
         NonFiniteLossError: The detector's loss is not finite.
     """
-    from distill.jobs.voc import VocOptions, measure_voc
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.voc import VocOptions, measure_voc
 
     given = as_options(VocOptions, options, source="distill.evaluate_voc")
     return measure_voc(Path(run_or_weights), given).metrics()
@@ -236,9 +235,9 @@ def evaluate_robustness(run_or_weights: str | Path, **options: Any) -> dict[str,
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.robustness import evaluate_robustness as evaluate_job
-    from distill.jobs.robustness_options import RobustnessOptions
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.robustness import RobustnessOptions
+    from distill.evaluation.robustness import evaluate_robustness as evaluate_job
 
     given = as_options(RobustnessOptions, options, source="distill.evaluate_robustness")
     return evaluate_job(Path(run_or_weights), given).metrics
@@ -259,9 +258,9 @@ def measure(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.measure import MeasureOptions
-    from distill.jobs.measure import measure as measure_job
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.evaluation.measure import MeasureOptions
+    from distill.evaluation.measure import measure as measure_job
 
     given = as_options(MeasureOptions, options, source="distill.measure")
     return measure_job([Path(run_or_weights)], given)[0].metrics()
@@ -281,9 +280,9 @@ def export(run: str | Path, format: str, **options: Any) -> Exported:
     Raises:
         DistillError: A request that cannot be met; nothing was written then.
     """
-    from distill.jobs.export import ExportOptions
-    from distill.jobs.export import export as export_job
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.exports.export import ExportOptions
+    from distill.exports.export import export as export_job
 
     given = {"format": format, **options}
     return export_job(Path(run), as_options(ExportOptions, given, source="distill.export"))
@@ -302,8 +301,8 @@ def make_report(*runs: str | Path, **options: Any) -> Path:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.jobs.report import ReportOptions, report
-    from distill.options import as_options
+    from distill.config import as_options
+    from distill.reports.report import ReportOptions, report
 
     given = as_options(ReportOptions, options, source="distill.make_report")
     return report([Path(run) for run in runs], given)
@@ -318,6 +317,6 @@ def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:
     Raises:
         DistillError: When there is no such network.
     """
-    from teachers import load_trained
+    from teachers.load import load_trained
 
     return load_trained(Path(run_or_weights))

@@ -1,16 +1,146 @@
-"""The configuration of a distillation run, as frozen dataclasses.
+"""The training methods as data: what each is, which options it has and their published defaults.
+
+`compress` is the toolkit's own; the others are baselines (`distill.losses`), under the same engine,
+data, cache and schedule. An option that is not among a method's is refused with it. Defaults that
+follow the data (sizes of queues, numbers of negatives and clusters) are
+`distill.training.configuration`'s.
+
+The configuration of a distillation run, as frozen dataclasses.
 
 Every option has one name, the same as a flag (`--image-size`), a YAML key (`image_size`), a keyword
-of `distill.train` and a line of `config.yaml`; the groups below only order the help. An option that
-is None follows the data: `distill.engine.resolve` fills it in. Unknown keys are refused. Images,
-optimization and run are shared with pre-training (`distill.pretrain_config`).
+of `distill.train` and a line of `config.yaml`; the groups below only order the help. An option
+that
+is None follows the data: `distill.training.configuration` fills it in. Unknown keys are refused. Images,
+optimization and run are shared with pre-training (`distill.config`).
+
+The configuration of a pre-training run, as frozen dataclasses.
+
+One name per option, as in `distill.config`, with which it shares images, optimization and run. An
+option that is None follows method and data: `distill.training.configuration` fills it in.
+
+Options by name: the flat face of the configuration that flags, YAML and keywords share.
+
+Unknown names and values of the wrong type are refused, with the nearest name or what is allowed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from distill.errors import DistillError, nearest_match
+from distill.parsing import read_yaml_file, shown
+from distill.registry import Registry
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a student.
+
+    Attributes:
+        summary: One line for lists.
+        defaults: Values of its options that do not follow the data, by name.
+        further_options: Names of its other options.
+        teacher: Whether it looks at the teacher at every step, once before training, or never.
+    """
+
+    summary: str
+    defaults: Mapping[str, float | int] = field(default_factory=dict)
+    further_options: tuple[str, ...] = ()
+    teacher: Literal["every step", "once", "never"] = "every step"
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Names of all options that it has, beside those that every run has."""
+        return frozenset((*self.defaults, *self.further_options))
+
+
+METHODS: Registry[Method] = Registry("method", remedy="`distill list methods` describes them")
+
+_PLAIN = {"loss_weight": 1.0}
+
+METHODS.add(
+    "compress",
+    Method(
+        "CompRess: the teacher's neighbors among a queue of anchors (NeurIPS 2020)",
+        {},
+        (
+            *(
+                "temperature",
+                "variant",
+                "queue_size",
+                "queue_init",
+                "queue_dtype",
+                "queue_sharding",
+            ),
+            *("student_temperature", "momentum", "mask_self", "projection_dim"),
+            *("teacher_mean", "regression_share"),
+            *("anchors", "predictor", "compression_beta", "kappa_e", "kappa_b"),
+            "loss_implementation",
+        ),
+    ),
+)
+METHODS.add("reg", Method("regression through a linear layer (in CompRess, 2020)", _PLAIN))
+METHODS.add("reg-bn", Method("regression of standardized embeddings (in CompRess, 2020)", _PLAIN))
+METHODS.add("simreg", Method("SimReg: regression through an MLP (BMVC 2021)", _PLAIN))
+METHODS.add(
+    "cc",
+    Method("CC, correlation congruence: Gaussian similarities in a batch (ICCV 2019)", _PLAIN),
+)
+METHODS.add(
+    "cc-released",
+    Method("CC as its authors' program computes it", {"head_dim": 128, **_PLAIN}),
+)
+METHODS.add(
+    "crd",
+    Method(
+        "CRD: contrast with a memory of all images (ICLR 2020)",
+        {"temperature": 0.07, "head_dim": 128, "memory_momentum": 0.5, **_PLAIN},
+        ("num_negatives",),
+    ),
+)
+METHODS.add(
+    "rkd",
+    Method(
+        "RKD: distances and angles in a batch (CVPR 2019)",
+        {"distance_weight": 25.0, "angle_weight": 50.0, **_PLAIN},
+    ),
+)
+METHODS.add(
+    "sp",
+    # Near 1/B without a weight, where Adam's epsilon would count.
+    Method("SP, similarity preserving: products in a batch (ICCV 2019)", {"loss_weight": 3000.0}),
+)
+METHODS.add(
+    "seed",
+    Method(
+        "SEED: soft cross-entropy with the teacher's own embedding and a queue (ICLR 2021)",
+        {"temperature": 1e-4, "student_temperature": 0.2, **_PLAIN},
+        ("queue_size", "queue_dtype", "mask_self"),
+    ),
+)
+METHODS.add(
+    "clusterfit",
+    Method(
+        "ClusterFit: classes are k-means clusters of the teacher's embeddings (CVPR 2020)",
+        _PLAIN,
+        ("num_clusters",),
+        teacher="once",
+    ),
+)
+METHODS.add(
+    "supervised",
+    Method("cross-entropy on labels, the line to compare with", _PLAIN, teacher="never"),
+)
+
 
 Precision = Literal["auto", "fp32", "bf16"]
 Variant = Literal["two-queue-momentum", "two-queue", "one-queue"]
@@ -37,7 +167,7 @@ class TeacherOptions:
     cache_dtype: CacheDtype = "fp16"
     """Storage of the teacher's embeddings."""
     num_teacher_views: int = 1
-    """Views of an image that the teacher has embedded: the centre crop and random crops, taken in
+    """Views of an image that the teacher has embedded: the center crop and random crops, taken in
     turn over the epochs."""
 
 
@@ -45,7 +175,7 @@ class TeacherOptions:
 class NetworkOptions(TeacherOptions):
     """Which network teaches which."""
 
-    teacher_view: Literal["centre", "student"] = "centre"
+    teacher_view: Literal["center", "student"] = "center"
     """What the teacher sees: views of its own (--num-teacher-views), embedded once; or the
     student's crop, embedded at every step."""
     student: str | None = None
@@ -89,7 +219,7 @@ class ViewOptions:
     """How the student sees the images."""
 
     augmentation: Literal["crop-flip", "crop", "none"] | None = None
-    """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: centre
+    """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: center
     crop; None: by data."""
     min_crop_area: float | None = None
     """Least share of an image's area that a crop shows; None: 0.5 for crop-flip (published: 0.08),
@@ -114,7 +244,7 @@ class MethodOptions:
     """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
     anchors: Literal["queue", "dataset"] | None = None
     """queue: recent images, first in, first out; dataset: every training image, with one queue from
-    the first step on, else from its first visit on (wants --teacher-view centre); None: dataset for
+    the first step on, else from its first visit on (wants --teacher-view center); None: dataset for
     one queue with at most 128,000 images, as far as nothing is said of a queue."""
     queue_size: int | None = None
     """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000
@@ -133,7 +263,7 @@ class MethodOptions:
     """Temperature of the student's softmax; None: the same as the teacher's, 0.2 for seed."""
     teacher_mean: Literal["keep", "subtract"] | None = None
     """What all of the teacher's unit embeddings share. subtract: compare without it (wants
-    --teacher-view centre); keep: as published; None: subtract for one queue where it can be."""
+    --teacher-view center); keep: as published; None: subtract for one queue where it can be."""
     regression_share: float | None = None
     """Share of Reg-BN's regression in the loss, 0 to 1: the student's embedding and the teacher's,
     both standardized over the batch (one queue only); 0: the divergence alone, as published; None:
@@ -236,7 +366,7 @@ class RunOptions(ExecutionOptions):
     recipe: str = "default"
     """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
     nn_every: int | None = None
-    """Epochs between nearest-neighbour checks on held-out images; None: five per run; 0: off."""
+    """Epochs between nearest-neighbor checks on held-out images; None: five per run; 0: off."""
     measure: Literal["all", "trained", "none"] = "all"
     """What is looked up and clustered around training. all: the teacher and the untrained network,
     which the trained one is compared with; trained: the trained one alone."""
@@ -279,3 +409,238 @@ class CacheConfig:
     images: DataOptions = field(default_factory=DataOptions)
     split: SplitOptions = field(default_factory=SplitOptions)
     run: ExecutionOptions = field(default_factory=ExecutionOptions)
+
+
+MethodName = Literal["simclr", "c-simclr", "byol", "c-byol"]
+COMPRESSING = ("c-simclr", "c-byol")
+WITH_TARGET = ("byol", "c-byol")
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Which network is trained."""
+
+    arch: str = "resnet18"
+    """resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    width: float = 1.0
+    """Factor of the width of every stage: 0.125, 0.25, 0.5, 1, 2 or 4."""
+    stem: Literal["imagenet", "small"] | None = None
+    """imagenet: 7 x 7, stride 2, max-pool; small: 3 x 3; None: small below 64 pixels."""
+
+
+@dataclass(frozen=True)
+class TwoViewOptions:
+    """How the two views of an image differ."""
+
+    augmentation: Literal["photo", "glyph", "none"] | None = None
+    """photo: crop, flip, color, blur, solarize, asymmetric as published; glyph: affine, contrast,
+    blur, for digits, letters and signs; None: by data."""
+
+
+@dataclass(frozen=True)
+class PretrainMethodOptions:
+    """The self-supervised method and its compression (Conditional Entropy Bottleneck)."""
+
+    method: MethodName = "c-byol"
+    """simclr, byol, or with explicit compression c-simclr, c-byol."""
+    beta: float | None = None
+    """Weight of the residual information I(X;Z|Y); 0: none; None: 1 for c-simclr and c-byol."""
+    beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """constant; linear: rises from 0 over beta_epochs; cosine: rises from 0 over beta_epochs."""
+    beta_epochs: float | None = None
+    """Epochs over which beta rises; None: a tenth of the epochs."""
+    kappa_e: float | None = None
+    """Concentration of the forward encoder e(z|x); None: 1024 for c-simclr, 16384 for c-byol."""
+    kappa_b: float = 10.0
+    """Concentration of the backward encoder b(z|y); for simclr 1 / temperature."""
+    backward_encoder: Literal["cross-view", "same-view"] = "cross-view"
+    """Which view's target makes b(z|y) in c-byol: the other one, as in the bound, or the same, as
+    in the released program."""
+    regression_weight: float | None = None
+    """Weight w of byol's regression; None: 5, from 1000 epochs on 2."""
+    target_momentum: float | None = None
+    """First momentum of byol's target, rising to 1; None: by the number of steps."""
+    hidden_dim: int = 4096
+    """Hidden width of the heads."""
+    projection_dim: int = 256
+    """Output width of the heads."""
+
+
+@dataclass(frozen=True)
+class AccumulationOptions:
+    """How a step is cut to fit memory."""
+
+    accumulate: int = 1
+    """Parts that a batch is cut into, one after the other, for one step; negatives and batch
+    statistics then come from a part, not from the whole batch."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pre-training run."""
+
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    views: TwoViewOptions = field(default_factory=TwoViewOptions)
+    method: PretrainMethodOptions = field(default_factory=PretrainMethodOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    accumulation: AccumulationOptions = field(default_factory=AccumulationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
+Group = TypeVar("Group", bound="DataclassInstance")  # one whose fields are options
+
+
+def option_names(config_type: type) -> list[str]:
+    """Return the name of every option of a configuration, in the order of the help."""
+    return [name for hints in _groups(config_type).values() for name in hints]
+
+
+def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
+    """Return `config` with `options` (flat: name -> value) replaced.
+
+    Args:
+        config: The configuration to start from.
+        options: Values by option name; hyphens and underscores are the same. Lists become tuples
+            and strings become paths where the option is one.
+        source: Where the options come from, for the error message.
+
+    Raises:
+        DistillError: For an unknown name (with the nearest) or a value of the wrong type.
+    """
+    values = _known(options, option_names(type(config)), source)
+    groups = {}
+    for group, hints in _groups(type(config)).items():
+        mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
+        groups[group] = dataclasses.replace(getattr(config, group), **mine)
+    return type(config)(**groups)
+
+
+def as_options(group: type[Group], options: Mapping[str, Any], *, source: str) -> Group:
+    """Return a dataclass of options with `options` as in `updated` and its own defaults.
+
+    Raises:
+        DistillError: For an unknown name, a value of the wrong type, or a missing option.
+    """
+    hints = get_type_hints(group)
+    values = {
+        name: _coerced(name, value, hints[name], source)
+        for name, value in _known(options, list(hints), source).items()
+    }
+    needed = [one.name for one in fields(group) if _has_no_default(one)]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise DistillError(f"{source} needs {' and '.join(missing)}")
+    return group(**values)
+
+
+def flattened(config: Any) -> dict[str, Any]:
+    """Return every option by name as plain YAML values (paths as strings, tuples as lists)."""
+    flat: dict[str, Any] = {}
+    for group in fields(config):
+        for name, value in vars(getattr(config, group.name)).items():
+            plain = str(value) if isinstance(value, Path) else value
+            flat[name] = list(plain) if isinstance(plain, tuple) else plain
+    return flat
+
+
+def to_yaml(config: Any) -> str:
+    """Return the configuration as flat YAML, in the order of the help."""
+    return yaml.safe_dump(flattened(config), sort_keys=False)
+
+
+def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        DistillError: When the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = read_yaml_file(path)
+    except FileNotFoundError as error:
+        raise DistillError(
+            f"{kind} {path} cannot be read: there is no such file; name a YAML file"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(f"{kind} {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise DistillError(f"{kind} {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DistillError(f"{kind} {path} must be a mapping of option names to values")
+    return content
+
+
+def _known(options: Mapping[str, Any], known: list[str], source: str) -> dict[str, Any]:
+    """Return options by name, with underscores; refuse an unknown one with the nearest."""
+    values = {name.replace("-", "_"): value for name, value in options.items()}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        nearest = nearest_match(unknown[0], known)
+        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
+        raise DistillError(f"{source} has an unknown option {shown(unknown[0])}{hint}")
+    return values
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _groups(config_type: type) -> dict[str, dict[str, Any]]:
+    """Return the options of every group with their types."""
+    return {name: get_type_hints(group) for name, group in get_type_hints(config_type).items()}
+
+
+def _coerced(name: str, value: Any, hint: Any, source: str) -> Any:
+    """Convert a YAML or keyword value to the option's type, refusing what does not fit."""
+    alternatives = get_args(hint) if _is_union(hint) else (hint,)
+    for alternative in alternatives:
+        converted = _as_type(value, alternative)
+        if converted is not _NO_FIT:
+            return converted
+    allowed = ", ".join(described for a in alternatives for described in _described(a))
+    raise DistillError(f"{source} gives {name} the value {shown(value)}; allowed: {allowed}")
+
+
+_NO_FIT = object()
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) is not None and get_origin(hint) not in (Literal, tuple)
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return value if value in get_args(hint) else _NO_FIT
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return _NO_FIT
+        items = tuple(_as_type(item, get_args(hint)[0]) for item in value)
+        return _NO_FIT if _NO_FIT in items else items
+    if hint is Path:
+        return Path(value).expanduser() if isinstance(value, (str, Path)) else _NO_FIT
+    if hint is float:
+        return _as_float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    return value if type(value) is hint else _NO_FIT
+
+
+def _as_float(value: Any) -> Any:
+    """Accept numbers and, since YAML 1.1 reads 1e-3 as text, text that is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return _NO_FIT
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return _NO_FIT
+
+
+def _described(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) is tuple:
+        names = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+        return [f"a list of {names[get_args(hint)[0]]}"]
+    names = {Path: "a path", type(None): "null", int: "a whole number", float: "a number"}
+    return [names.get(hint, hint.__name__)]

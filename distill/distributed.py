@@ -8,18 +8,38 @@ divides the parameters' gradients by the number of ranks, so that with equal loc
 loss that is the mean over the local rows the network receives the gradient of the global mean. It
 does so too, whatever the local batches, where every rank returns the global mean itself.
 
-Rows of which ranks have unequal numbers: `distill.row_exchange`.
+Rows of which ranks have unequal numbers: `distill.distributed`.
 
 `torch.distributed.nn.functional` has the same two operations; newer PyTorch deprecates them.
 
 Shapes: B rows on every rank, W ranks.
+
+Rows of a batch, exchanged between ranks that hold unequal numbers of them.
+
+The backends exchange tensors of one shape only: rows travel padded to the largest number on any
+rank, and the numbers themselves (`row_counts`) are exchanged first, once for a batch. Only
+`all_gather_variable_with_gradient` is differentiable. All of it is valid in one process, where
+there is
+nothing to exchange.
+
+Shapes: b rows on this rank, B rows on all ranks together.
+
+How the ranks of one start find each other in a store that outlives them.
+
+torchrun keeps one store of keys for a job and starts its processes again after a failure. From
+PyTorch 2.5 on the new processes find the old ones' keys there, so that a rank may read the address
+that a dead one left: it is refused, or the others wait for it. Of 31 restarts of two ranks 13
+failed. The restarts' number (`TORCHELASTIC_RESTART_COUNT`) cannot tell the starts apart, because
+every machine counts its own. So the ranks agree on keys that nobody has used before.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -30,7 +50,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
-from distill.rank_meeting import launcher_store, meet
 
 Thing = TypeVar("Thing")
 
@@ -180,7 +199,7 @@ def any_rank(flag: bool) -> bool:
     return bool(highest.item())
 
 
-def union(things: set[Thing]) -> set[Thing]:
+def all_gather_set(things: set[Thing]) -> set[Thing]:
     """Return the things (names, numbers) that any rank has, the same on every rank."""
     if world_size() == 1:
         return things
@@ -189,7 +208,7 @@ def union(things: set[Thing]) -> set[Thing]:
     return set().union(*of_ranks)
 
 
-def from_main(compute: Callable[[], Thing]) -> Thing:
+def broadcast_from_rank0(compute: Callable[[], Thing]) -> Thing:
     """Return what the first rank computes, the same on every rank; the others only wait.
 
     Args:
@@ -272,7 +291,7 @@ def _meeting() -> dict[str, Any]:
     if store is None:
         return {}
     own, size = int(os.environ["RANK"]), launched_size()
-    return {"store": meet(store, own, size, PATIENCE), "rank": own, "world_size": size}
+    return {"store": rendezvous(store, own, size, PATIENCE), "rank": own, "world_size": size}
 
 
 def _require_torchrun() -> None:
@@ -297,3 +316,141 @@ def _take_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def row_counts(num_rows: int) -> list[int]:
+    """Return how many rows every rank has, in the order of the ranks, the same on every rank."""
+    count = torch.tensor([num_rows], device=exchange_device())
+    return all_gather(count).tolist()
+
+
+def own_rows(counts: Sequence[int]) -> slice:
+    """Return where this rank's rows are among those of all ranks."""
+    first = sum(counts[: rank()])
+    return slice(first, first + counts[rank()])
+
+
+def all_gather_variable(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Put the rows of all ranks under each other, in the order of the ranks.
+
+    Args:
+        rows: (b, ...), of the same dtype and trailing shape on every rank; b may be 0.
+        counts: b of every rank, at least one of them above 0.
+
+    Returns:
+        (B, ...), the same on every rank; `rows` itself with one rank.
+    """
+    if len(counts) == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    return _without_padding(all_gather(padded), counts)
+
+
+def all_gather_variable_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
+
+    Arguments and result are those of `all_gather_variable`.
+
+    Returns:
+        (B, ...). The gradient of `rows` is the sum of the gradients that all ranks computed for
+        them: for a loss that every rank computes of all rows, W times its gradient, which
+        DistributedDataParallel's average over W ranks undoes.
+    """
+    if len(counts) == 1:
+        return rows
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    return _without_padding(all_gather(torch.cat([rows, padding])), counts)
+
+
+def _without_padding(gathered: Tensor, counts: Sequence[int]) -> Tensor:
+    parts = gathered.split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Add up what all ranks computed for all rows; return the sums of this rank's rows.
+
+    Args:
+        rows: (B, ...), of one shape and dtype on every rank.
+        counts: b of every rank, at least one of them above 0.
+
+    Returns:
+        (b, ...); `rows` itself with one rank.
+    """
+    if len(counts) == 1:
+        return rows
+    padded = rows.new_zeros(len(counts), max(counts), *rows.shape[1:])
+    for space, part in zip(padded, rows.split(list(counts)), strict=True):
+        space[: len(part)] = part
+    sums = torch.empty_like(padded[0])
+    # The name up to PyTorch 2.12 and the one from there on. gloo has it for equal parts only.
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    reduce_scatter(sums, padded.flatten(0, 1))
+    return sums[: counts[rank()]]
+
+
+_PAUSE = 0.05  # seconds between two looks of the first rank at who has come
+
+
+def launcher_store(timeout: timedelta) -> dist.Store | None:
+    """Return the store that torchrun keeps for this job; None when there is none.
+
+    Args:
+        timeout: How long to wait for it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=timeout)
+
+
+def rendezvous(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.Store:
+    """Return a part of a store that only the ranks of this start use, when all have come.
+
+    Every other rank leaves a name, a new one at every start, and the first rank answers to the name
+    with where to meet. It answers to names of dead ranks as well, whose answers nobody reads, and
+    goes on until it has seen every rank at the meeting place.
+
+    Args:
+        store: Seen by all of them, and by those before them.
+        rank: Of this process.
+        num_ranks: How many there are.
+        timeout: How long to wait for the others.
+
+    Raises:
+        DistStoreError: The others have not come in time.
+    """
+    name = uuid.uuid4().hex
+    if rank == 0:
+        _answer(store, name, set(range(1, num_ranks)), timeout)
+        return dist.PrefixStore(name, store)
+    store.set(_name_of(rank), name)
+    store.wait([_answer_to(name)], timeout)
+    place = store.get(_answer_to(name)).decode()
+    store.set(_is_at(place, rank), "")
+    return dist.PrefixStore(place, store)
+
+
+def _answer(store: dist.Store, place: str, missing: set[int], timeout: timedelta) -> None:
+    deadline = time.monotonic() + timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(missing)} have not come within {timeout}")
+        for rank in missing:
+            if store.check([_name_of(rank)]):
+                store.set(_answer_to(store.get(_name_of(rank)).decode()), place)
+        time.sleep(_PAUSE)
+        missing = {rank for rank in missing if not store.check([_is_at(place, rank)])}
+
+
+def _name_of(rank: int) -> str:
+    return f"distill/name-of-{rank}"
+
+
+def _answer_to(name: str) -> str:
+    return f"distill/answer-to-{name}"
+
+
+def _is_at(place: str, rank: int) -> str:
+    return f"distill/{rank}-is-at-{place}"

@@ -52,6 +52,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; training stopped before the step was applied."""
 
 
+class LoaderDiedError(RuntimeError):
+    """A process that loads images died; what was saved before is intact."""
+
+
 def nearest_match(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice that looks most like `name`, or None when none comes close."""
     by_lower = {choice.lower(): choice for choice in choices}

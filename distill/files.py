@@ -1,15 +1,27 @@
-"""Writes files that are whole or not there, and looks at names of files that others wrote."""
+"""Writes files that are whole or not there, and looks at names of files that others wrote.
+
+Where things lie that may be removed at any time: downloads, embeddings, measured plans.
+
+$DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else ~/.cache/distill.
+
+Opens tar files of others, plain or in gzip, within bounded memory.
+
+`tarfile` reads extended headers whole, whatever size they claim, and would try every decompressor:
+a few bytes of xz claim gigabytes of dictionary.
+"""
 
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import filelock
 
@@ -54,7 +66,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path`; when all went well, flush it to the disk and rename it.
 
     A reader sees the old content or the new one; a failed write leaves the old.
@@ -62,13 +74,13 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The disk refuses; ESTALE where the folder has gone, as a mount may.
     """
-    with replaced_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
-def replaced_whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a writer that wants one; otherwise as `written_whole`."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a writer that wants one; otherwise as `atomic_open`."""
     temporary = path.with_name(path.name + ".partial")
     try:
         temporary.touch()
@@ -100,14 +112,14 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by `written_whole`."""
-    with written_whole(path) as file:
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` to `path` by `atomic_open`."""
+    with atomic_open(path) as file:
         file.write(content)
 
 
 @contextmanager
-def written_together(folder: Path, *, last: str) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, last: str) -> Iterator[Path]:
     """Yield a folder for files that belong together; when all went well, rename them to `folder`.
 
     After a failure none of them is there, nor is `folder` if it was made for them.
@@ -143,3 +155,54 @@ def is_file_name(name: str) -> bool:
         return len(os.fsencode(name)) <= _MAX_NAME
     except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
         return False
+
+
+def cache_folder() -> Path:
+    """Return the folder; it need not exist yet."""
+    if os.environ.get("DISTILL_CACHE"):
+        return Path(os.environ["DISTILL_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
+
+
+MAX_READ = 16 * 2**20  # bytes at once; headers have some hundreds, or thousands with attributes
+_GZIP = b"\x1f\x8b"
+
+
+class _BoundedReads:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_READ:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._stream.read(size)
+
+
+@contextmanager
+def open_tar(stream: IO[bytes]) -> Iterator[tarfile.TarFile]:
+    """Open a tar file without compression.
+
+    Raises:
+        tarfile.TarError: It is none, or has a header of more than `MAX_READ` bytes.
+    """
+    bounded = cast("IO[bytes]", _BoundedReads(stream))
+    with tarfile.open(fileobj=bounded, mode="r:") as file:
+        yield file
+
+
+@contextmanager
+def open_tar_file(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar file, plain or in gzip; see `open_tar`.
+
+    Raises:
+        OSError, EOFError, zlib.error: It cannot be read, or is cut or damaged.
+    """
+    with path.open("rb") as plain:
+        is_compressed = plain.read(len(_GZIP)) == _GZIP
+        plain.seek(0)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if is_compressed else plain
+        with open_tar(stream) as file:
+            yield file

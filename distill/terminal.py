@@ -6,6 +6,7 @@ would be a bar is a line a minute.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import Any
@@ -33,7 +34,7 @@ class _Lines(tqdm):
         """There is nothing to clear in a file."""
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        if not nolock:  # that is `say`, which puts back what it cleared
+        if not nolock:  # that is `tqdm.write`, which puts back what it cleared
             super().refresh(lock_args=lock_args)
 
     def set_postfix(self, *values: Any, **numbers: Any) -> None:
@@ -74,11 +75,24 @@ def progress_bar(
     )
 
 
-def say(message: str) -> None:
-    """Print a line for people on standard output without breaking a progress bar."""
-    if distributed.is_main():
-        tqdm.write(message, file=sys.stdout)
+class ConsoleHandler(logging.Handler):
+    """Prints log records on standard output without breaking a progress bar, on the first rank."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line; a warning begins with that word."""
+        if not distributed.is_main():
+            return
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(prefix + self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+def log_to_console() -> None:
+    """Let the toolkit's log lines appear on standard output, unless that is so already."""
+    toolkit = logging.getLogger("distill")
+    if not any(isinstance(handler, ConsoleHandler) for handler in toolkit.handlers):
+        toolkit.addHandler(ConsoleHandler())
+    toolkit.setLevel(logging.INFO)
 
 
 def described_seconds(seconds: float) -> str:

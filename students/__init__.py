@@ -4,7 +4,6 @@ Source of the layouts: torchvision's; of the embeddings: CompRess, NeurIPS 2020.
 torchvision model can stand in as `timm:NAME` or `torchvision:NAME`.
 """
 
-import distill.torchvision_wheel  # noqa: F401  (before anything imports torchvision)
 from students.registry import STUDENTS, build_student
 
 __all__ = ["STUDENTS", "build_student"]

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.layout import PyTorchLayout
-from distill.networks import NetworkSpec
+from distill.models.layout import PyTorchLayout
+from distill.models.networks import NetworkSpec
 
 # What CompRess's own checkpoints call fc6 and fc7.
 _PUBLISHED = {"classifier.1.": "feats.0.", "classifier.4.": "feats.2."}

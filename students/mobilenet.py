@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from distill.layout import PyTorchLayout
-from distill.networks import NetworkSpec
+from distill.models.layout import PyTorchLayout
+from distill.models.networks import NetworkSpec
 
 
 def build_mobilenet_v2(image_size: int) -> nn.Module:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from distill.libraries import library_spec
-from distill.networks import EmbeddingNetwork, NetworkSpec, build_network
+from distill.models.libraries import library_spec
+from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
+from distill.models.weights import load_weights
 from distill.registry import Registry
-from distill.weights import load_weights
 from students import alexnet, mobilenet, resnet
 
 STUDENTS: Registry[NetworkSpec] = Registry(

@@ -11,8 +11,8 @@ from functools import partial
 
 from torch import nn
 
-from distill.layout import PyTorchLayout
-from distill.networks import NetworkSpec
+from distill.models.layout import PyTorchLayout
+from distill.models.networks import NetworkSpec
 
 SMALL_IMAGE_BELOW = 64
 

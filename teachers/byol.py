@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from teachers.heads import directions, mlp_head
-from teachers.outcome import Outcome
+from teachers.heads import Outcome, directions, mlp_head
 
 
 class BYOL(nn.Module):

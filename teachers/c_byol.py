@@ -29,8 +29,7 @@ from distill.losses.von_mises_fisher import (
     sample,
 )
 from teachers.byol import regression
-from teachers.heads import directions, mlp_head
-from teachers.outcome import Outcome
+from teachers.heads import Outcome, directions, mlp_head
 from teachers.simclr import contrast
 
 

@@ -24,8 +24,7 @@ from distill.losses.von_mises_fisher import (
     log_density_of_cosine,
     sample,
 )
-from teachers.heads import directions, mlp_head
-from teachers.outcome import Outcome
+from teachers.heads import Outcome, directions, mlp_head
 from teachers.simclr import contrast
 
 

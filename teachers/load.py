@@ -1,4 +1,8 @@
-"""Loads a teacher by whatever a person calls it, from wherever its weights are.
+"""Freezes a network so that nothing that happens around it can change it.
+
+Networks that this toolkit trained, rebuilt from what their runs left behind.
+
+Loads a teacher by whatever a person calls it, from wherever its weights are.
 
 A teacher is frozen for good: evaluation mode that `train()` does not leave, no gradient, never
 handed to an optimizer and never written to a checkpoint.
@@ -6,23 +10,79 @@ handed to an optimizer and never written to a checkpoint.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import TypeVar
 
 import filelock
+from torch import nn
 
-from distill.cache_folder import cache_folder
-from distill.checkpoints.archives import is_archive
-from distill.checkpoints.pytorch import is_zip_of_pytorch
-from distill.checkpoints.safetensors_file import SUFFIX
-from distill.download import fetch
-from distill.download.source import Content
 from distill.errors import DistillError
-from distill.networks import EmbeddingNetwork, NetworkSpec, build_network
-from distill.terminal import say
-from distill.weights import load_weights, read_description, save_network
-from teachers.frozen import freeze
-from teachers.registry import NEEDS_NO_DOWNLOAD, teacher_spec
-from teachers.trained import has_trained, load_trained
+from distill.files import cache_folder
+from distill.models.checkpoints.archives import is_archive
+from distill.models.checkpoints.pytorch import is_zip_of_pytorch
+from distill.models.checkpoints.safetensors_file import SUFFIX
+from distill.models.download import Content, fetch
+from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
+from distill.models.weights import load_weights, read_description, rebuild_network, save_network
+from students.registry import student_spec
+from teachers.registry import NEEDS_NO_DOWNLOAD, TEACHERS, teacher_spec
+from teachers.resnet import BACKBONES, PREFIX
+
+logger = logging.getLogger("distill.teachers")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def freeze(network: Network) -> Network:
+    """Freeze `network` in place: evaluation mode for good, no gradient to any parameter.
+
+    A later `train()` on the network or on a module that contains it leaves it in evaluation mode.
+    """
+    network.eval().requires_grad_(False)
+    network.train = lambda mode=True: network  # type: ignore[method-assign]
+    return network
+
+
+FILES = ("student.safetensors", "backbone.safetensors")
+
+
+def has_trained(path: Path) -> bool:
+    """Return whether a run directory holds a trained network, or a path is a network's own file."""
+    return (path.suffix == SUFFIX and path.is_file()) or any(
+        (path / name).exists() for name in FILES
+    )
+
+
+def load_trained(path: Path, *, image_size: int | None = None) -> EmbeddingNetwork:
+    """Rebuild a student, a pre-trained backbone or a converted teacher from its file or its run.
+
+    Args:
+        path: The file or the run directory.
+        image_size: Side of its input in pixels; None takes the side that the file names.
+
+    Returns:
+        The network in evaluation mode, on the CPU.
+
+    Raises:
+        DistillError: When there is no such file or it was not written by this toolkit.
+    """
+    if not path.is_dir():
+        return rebuild_network(path, _spec, image_size=image_size)
+    for name in FILES:
+        if (path / name).exists():
+            return rebuild_network(path / name, _spec, image_size=image_size)
+    raise DistillError(
+        f"{path} holds no {' or '.join(FILES)}; it is written when a run ends: finish the run with "
+        f"--output {path} --resume, or name another directory"
+    )
+
+
+def _spec(name: str) -> NetworkSpec:
+    if name.startswith(PREFIX):
+        return BACKBONES.get(name.removeprefix(PREFIX))
+    return TEACHERS.get(name) if name in TEACHERS else student_spec(name)
+
 
 INSTEAD = (
     "give the weights yourself with --teacher-weights FILE, or use --teacher "
@@ -87,7 +147,7 @@ def _published_file(spec: NetworkSpec) -> Path:
         return file
     with filelock.FileLock(f"{converted}.lock"):
         if not converted.exists():  # else another process was faster
-            say(f"converting {file.name} to {converted}, once")
+            logger.info(f"converting {file.name} to {converted}, once")
             network = build_network(spec)
             load_weights(network, file)
             save_network(network, converted)
@@ -115,7 +175,7 @@ def _compare_with_published(spec: NetworkSpec, weights: Path) -> None:
     if source is None or source.checksum is None or not weights.is_file():
         return
     if weights.suffix != SUFFIX and (difference := Content.of_file(weights, source).mismatch()):
-        say(f"{weights} is not the published file ({difference}); it is read all the same")
+        logger.info(f"{weights} is not the published file ({difference}); it is read all the same")
 
 
 def _trained(path: Path, weights: Path | None, image_size: int | None) -> EmbeddingNetwork:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill import distributed
-from teachers.heads import directions, mlp_head
-from teachers.outcome import Outcome
+from teachers.heads import Outcome, directions, mlp_head
 
 
 class SimCLR(nn.Module):

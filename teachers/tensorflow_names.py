@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from distill.layout import TensorFlowLayout
+from distill.models.layout import TensorFlowLayout
 from teachers.resnet import num_blocks
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

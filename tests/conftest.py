@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-import distill.torchvision_wheel  # noqa: F401  (before a test imports torchvision)
+from distill.terminal import log_to_console
 
 if not torch.cuda.is_available():  # read when Triton is imported, which torch itself does not
     os.environ.setdefault("TRITON_INTERPRET", "1")
+log_to_console()
 torch.set_num_threads(1)  # two test processes share two cores
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -59,9 +60,9 @@ def tool() -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that makes `train/` and `val/` class folders of coloured 24 px images.
+    """Return a function that makes `train/` and `val/` class folders of colored 24 px images.
 
-    Classes differ in hue, images of a class in noise, so that even pixels find their neighbours.
+    Classes differ in hue, images of a class in noise, so that even pixels find their neighbors.
     """
 
     def make(
@@ -150,12 +151,11 @@ def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes what a finished pre-training run of a tiny network leaves."""
     import safetensors.torch
 
-    from distill.engine.run_directory import RunDirectory
-    from distill.jobs.methods import build_method
-    from distill.options import updated
-    from distill.pretrain_config import PretrainConfig
-    from distill.weights import save_network
-    from teachers.backbones import backbone_name, build_backbone
+    from distill.config import PretrainConfig, updated
+    from distill.models.weights import save_network
+    from distill.run_directory import RunDirectory
+    from distill.training.pretrain import build_method
+    from teachers.resnet import backbone_name, build_backbone
 
     follows_method = {
         "simclr": {},
@@ -184,11 +184,11 @@ def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_voc(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that makes a VOC folder of noise with one to three coloured squares each.
+    """Return a function that makes a VOC folder of noise with one to three colored squares each.
 
-    Classes are colours. Every fifth image has one difficult square more. It returns VOCdevkit.
+    Classes are colors. Every fifth image has one difficult square more. It returns VOCdevkit.
     """
-    colours = {"blue": (30, 30, 240), "green": (30, 220, 30), "red": (240, 30, 30)}
+    colors = {"blue": (30, 30, 240), "green": (30, 220, 30), "red": (240, 30, 30)}
 
     def make(name: str = "VOCdevkit", *, num_train: int = 12, num_test: int = 6) -> Path:
         rng = np.random.default_rng(0)
@@ -204,13 +204,13 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
                 kinds = [i % 3, *rng.integers(0, 3, size=int(rng.integers(0, 2)))]
                 objects = ""
                 for place, kind in enumerate([*kinds, *([i % 3] if i % 5 == 4 else [])]):
-                    colour = list(colours)[kind]
+                    color = list(colors)[kind]
                     side = int(rng.integers(20, 28))
                     x = 2 + 31 * place + int(rng.integers(0, 30 - side))
                     y = int(rng.integers(1, 64 - side))
-                    pixels[y - 1 : y - 1 + side, x - 1 : x - 1 + side] = colours[colour]
+                    pixels[y - 1 : y - 1 + side, x - 1 : x - 1 + side] = colors[color]
                     objects += (
-                        f"<object><name>{colour}</name><difficult>{int(place >= len(kinds))}"
+                        f"<object><name>{color}</name><difficult>{int(place >= len(kinds))}"
                         f"</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
                         f"<xmax>{x + side - 1}</xmax><ymax>{y + side - 1}</ymax></bndbox></object>"
                     )

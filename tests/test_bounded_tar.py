@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.bounded_tar import MAX_READ, open_tar, open_tar_file
+from distill.files import MAX_READ, open_tar, open_tar_file
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:

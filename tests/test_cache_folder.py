@@ -1,4 +1,4 @@
-from distill.cache_folder import cache_folder
+from distill.files import cache_folder
 
 
 def test_where_it_is(tmp_path, monkeypatch):

@@ -50,21 +50,21 @@ def exchange(folder: Path) -> dict[str, Any]:
         "untouched": torch.equal(summed_from.detach(), rows(rank)),
         "mean": distributed.mean_over_ranks(rank + 0.1),
         "any": [distributed.any_rank(flag) for flag in (rank == 1, rank == 0, False, True)],
-        "names": distributed.union({"both", f"rank {rank}"}),
-        "numbers": distributed.union({rank, 7}),
+        "names": distributed.all_gather_set({"both", f"rank {rank}"}),
+        "numbers": distributed.all_gather_set({rank, 7}),
         "refused": refused_by_main(),
-        "from main": distributed.from_main(lambda: {"of": distributed.rank()}),
+        "from main": distributed.broadcast_from_rank0(lambda: {"of": distributed.rank()}),
         "waited": arrives_last(folder, rank),
     }
 
 
 def refuse() -> None:
-    raise UnknownNameError("colour", "red", ["green"])  # its constructor takes no message
+    raise UnknownNameError("color", "red", ["green"])  # its constructor takes no message
 
 
 def refused_by_main() -> str:
     with pytest.raises(DistillError) as caught:
-        distributed.from_main(refuse)
+        distributed.broadcast_from_rank0(refuse)
     return str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
         assert result["names"] == {"both", "rank 0", "rank 1"}
         assert result["numbers"] == {0, 1, 7}
         assert result["from main"] == {"of": 0}
-        assert result["refused"] == "unknown colour 'red': known: green"
+        assert result["refused"] == "unknown color 'red': known: green"
         assert result["waited"]
 
 
@@ -124,8 +124,8 @@ def test_one_process_needs_no_start():
     assert torch.equal(distributed.all_reduce_sum(tensor), tensor)
     assert distributed.mean_over_ranks(0.3) == 0.3
     assert [distributed.any_rank(flag) for flag in (True, False)] == [True, False]
-    assert distributed.union({"a"}) == {"a"}
-    assert distributed.from_main(lambda: "a") == "a"
+    assert distributed.all_gather_set({"a"}) == {"a"}
+    assert distributed.broadcast_from_rank0(lambda: "a") == "a"
     assert distributed.num_local_ranks() == 1
     distributed.barrier()
     distributed.stop()

@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from distill.files import is_file_name, replaced_whole, write_whole, written_together
+from distill.files import atomic_folder, atomic_path, atomic_write, is_file_name
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
-    write_whole(tmp_path / "a", b"old")
+    atomic_write(tmp_path / "a", b"old")
 
     def fail(number: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "a", b"new")
+        atomic_write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_the_file_is_as_readable_as_any_other(tmp_path: Path):
-    write_whole(tmp_path / "a", b"x")
+    atomic_write(tmp_path / "a", b"x")
     (tmp_path / "b").touch()
     modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in "ab"]
     assert modes[0] == modes[1]
@@ -29,7 +29,7 @@ def test_the_file_is_as_readable_as_any_other(tmp_path: Path):
 
 
 def test_a_writer_s_private_file_is_like_any_new_one(tmp_path: Path):
-    with replaced_whole(tmp_path / "a") as temporary:
+    with atomic_path(tmp_path / "a") as temporary:
         temporary.unlink()
         temporary.write_bytes(b"new")
         temporary.chmod(0o600)
@@ -43,7 +43,7 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path):
     (tmp_path / "a").write_text("old")
 
     def fail() -> None:
-        with replaced_whole(tmp_path / "a") as temporary:
+        with atomic_path(tmp_path / "a") as temporary:
             temporary.write_bytes(b"ne")
             raise ValueError("halfway")
 
@@ -62,7 +62,7 @@ def test_files_that_belong_together_come_together(tmp_path: Path, monkeypatch):
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", recorded)
-    with written_together(folder, last="b") as staging:
+    with atomic_folder(folder, last="b") as staging:
         for name in "abc":
             (staging / name).write_text(name)
         assert not (folder / "a").exists()
@@ -78,7 +78,7 @@ def test_files_that_belong_together_leave_nothing_after_a_failure(tmp_path: Path
         (folder / "mine").write_text("mine")
 
     def fail() -> None:
-        with written_together(folder, last="a") as staging:
+        with atomic_folder(folder, last="a") as staging:
             (staging / "a").write_text("a")
             raise ValueError("no")
 
@@ -90,7 +90,7 @@ def test_files_that_belong_together_leave_nothing_after_a_failure(tmp_path: Path
 
 def test_a_folder_that_went_away_is_a_refusal_of_the_disk(tmp_path: Path):
     with pytest.raises(OSError, match="its folder is gone") as caught:
-        write_whole(tmp_path / "gone" / "file", b"x")
+        atomic_write(tmp_path / "gone" / "file", b"x")
     assert caught.value.errno == errno.ESTALE
 
 

@@ -3,14 +3,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.checks import check
-from distill.config import TrainConfig
+from distill.config import (
+    METHODS,
+    TrainConfig,
+    as_options,
+    flattened,
+    option_names,
+    read_yaml,
+    to_yaml,
+    updated,
+)
 from distill.errors import DistillError
-from distill.jobs.export import ExportOptions
-from distill.jobs.linear_options import LinearOptions
-from distill.methods import METHODS
-from distill.options import as_options, flattened, option_names, read_yaml, to_yaml, updated
+from distill.evaluation.linear import LinearOptions
+from distill.exports.export import ExportOptions
 from distill.recipes import load_recipe, recipe_names
+from distill.training.configuration import check
 
 
 def with_options(**options) -> TrainConfig:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
+from distill.config import read_yaml
 from distill.errors import DistillError
-from distill.options import read_yaml
 from distill.parsing import as_dataclass, checked, parse_json, read_yaml_file, shown
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from distill.rank_meeting import launcher_store, meet
+from distill.distributed import launcher_store, rendezvous
 
 RANKS = 3
 SOON, LONG = timedelta(seconds=0.3), timedelta(seconds=60)
@@ -30,7 +30,7 @@ def begin(port: int, delays: list[float]) -> list[bytes]:
 
     def one(rank: int) -> bytes:
         time.sleep(delays[rank])
-        place = meet(client(port), rank, RANKS, LONG)
+        place = rendezvous(client(port), rank, RANKS, LONG)
         if rank == 0:
             time.sleep(0.2)  # a rank that reads a former start's key does not wait for it
             place.set("address", str(delays))
@@ -47,15 +47,15 @@ def test_every_start_has_keys_of_its_own_whoever_comes_last(port):
 
 def test_a_start_that_died_before_all_had_come_is_not_mistaken_for_this_one(port):
     with pytest.raises(dist.DistStoreError, match=r"ranks \[1, 2\] have not come within 0:00:00.3"):
-        meet(client(port), 0, RANKS, SOON)
+        rendezvous(client(port), 0, RANKS, SOON)
     for rank in (1, 2):
         with pytest.raises(dist.DistStoreError):
-            meet(client(port), rank, RANKS, SOON)
+            rendezvous(client(port), rank, RANKS, SOON)
     assert begin(port, [0.0, 0.4, 0.2]) == [b"[0.0, 0.4, 0.2]"] * RANKS
 
 
 def test_one_rank_waits_for_nobody(port):
-    meet(client(port), 0, 1, timedelta(0)).set("key", "value")
+    rendezvous(client(port), 0, 1, timedelta(0)).set("key", "value")
 
 
 def test_the_launchers_store_is_used_where_there_is_one(port, monkeypatch):

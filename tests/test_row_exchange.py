@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.row_exchange import gather_rows, own_rows, row_counts, scatter_sum
+from distill.distributed import all_gather_variable, own_rows, row_counts, scatter_sum
 
 COUNTS = [2, 0, 3]
 
@@ -24,9 +24,9 @@ def exchange() -> dict[str, Any]:
     return {
         "counts": row_counts(COUNTS[rank]),
         "own": own_rows(COUNTS),
-        "gathered": gather_rows(mine, COUNTS),
-        "strided": gather_rows(rows(rank).t().contiguous().t(), COUNTS),
-        "indices": gather_rows(rows(rank, torch.int64)[:, 0], COUNTS),
+        "gathered": all_gather_variable(mine, COUNTS),
+        "strided": all_gather_variable(rows(rank).t().contiguous().t(), COUNTS),
+        "indices": all_gather_variable(rows(rank, torch.int64)[:, 0], COUNTS),
         "summed": scatter_sum(sums, COUNTS),
         "untouched": torch.equal(sums, partial_sums(rank)),
     }
@@ -51,5 +51,5 @@ def test_one_process_has_all_rows():
     tensor = torch.randn(3, 2)
     assert row_counts(3) == [3]
     assert own_rows([3]) == slice(0, 3)
-    assert gather_rows(tensor, [3]) is tensor
+    assert all_gather_variable(tensor, [3]) is tensor
     assert scatter_sum(tensor, [3]) is tensor

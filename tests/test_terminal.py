@@ -1,7 +1,11 @@
+import logging
+
 import pytest
 
 from distill import distributed, terminal
-from distill.terminal import progress_bar, say
+from distill.terminal import progress_bar
+
+logger = logging.getLogger("distill.test")
 
 
 def test_bytes_are_shown_with_prefixes():
@@ -21,7 +25,7 @@ def test_a_file_gets_whole_lines(often, capsys):
         for number in range(2):
             bar.set_postfix_str(f"loss {number}")
             bar.update(5)
-            say("a line")
+            logger.info("a line")
     written = capsys.readouterr()
     assert written.out == "a line\n" * 2
     assert "\r" not in written.err
@@ -35,7 +39,7 @@ def test_a_file_gets_nothing_of_what_is_short(capsys):
         bar.set_postfix(loss=1)
         bar.set_postfix_str("loss 1")
         bar.update(2)
-        say("a line")
+        logger.info("a line")
     assert capsys.readouterr().err == ""
 
 

@@ -38,12 +38,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from distill.kernels.fused.configurations import TILES
 from distill.kernels.fused.cost import MERGED_PARTS, MERGED_ROWS
-from distill.kernels.fused.first_pass import first_pass
-from distill.kernels.fused.merge import merge
-from distill.kernels.fused.plan import Dtype, FirstTile, SecondTile
-from distill.kernels.fused.second_pass import second_pass
+from distill.kernels.fused.kernels import first_pass, merge, second_pass
+from distill.kernels.fused.plan import TILES, Dtype, FirstTile, SecondTile
 
 # Bytes of shared memory a program may have and a multiprocessor has, by target.
 SHARED = {80: (163 << 10, 164 << 10), 90: (227 << 10, 228 << 10), 100: (227 << 10, 228 << 10)}

@@ -18,8 +18,7 @@ from itertools import product
 
 import numpy as np
 
-from distill.evaluation.cluster_agreement import cluster_agreement, contingency
-from distill.evaluation.cluster_alignment import align, match_clusters
+from distill.evaluation.clusters import align, cluster_agreement, contingency, match_clusters
 
 NUM_RUNS = 3
 IMAGENET = 1_281_167, 50_000  # images to train and to validate

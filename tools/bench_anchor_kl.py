@@ -12,7 +12,7 @@ that nothing is left of the one before; a contender that would not fit into memo
 GFLOP/s count the products executed, 2 B K (Dt + 2 Ds) in either contender. They are compared with
 square products of the dtype in which the banks are multiplied, measured in the same rounds: `of mm`
 with torch.mm, which some processors run at half of their vector width, `of best` with the faster of
-torch.mm and oneDNN as the loss calls it (`distill.kernels.products`).
+torch.mm and oneDNN as the loss calls it (`distill.kernels.blocked`).
 
 Peak memory is the growth of the resident set (VmHWM, reset before the step) in a fresh process that
 holds the banks; Linux only. Errors are against float64 on the banks that the contender read: of the
@@ -44,7 +44,7 @@ from resident_memory import can_measure, in_fresh_process, peak_growth
 from torch import Tensor
 from yardsticks import BY, Calls, matrix_products, median_seconds, product_dtype
 
-from distill.kernels.products import NUM_IMAGES
+from distill.kernels.blocked import NUM_IMAGES
 
 NAMES = ("plain", "blocked")
 Contender = tuple[str, str]  # one of NAMES, dtype of the banks

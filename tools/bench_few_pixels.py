@@ -17,10 +17,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from distill.few_pixel_convolution import FewPixelConv2d, quicken
-from distill.networks import build_network, place
-from students import STUDENTS
+from distill.models.networks import (
+    FewPixelConv2d,
+    build_network,
+    patch_small_convs,
+    prepare_for_device,
+)
 from students.alexnet import Pool
+from students.registry import STUDENTS
 
 # channels in, out, pixels on a side, stride: of ResNet-18 at 32, 64 and 96 px
 LAYERS = [
@@ -54,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         compare(f"{channels} -> {out}, {side} px, / {stride}", layer, x, options)
     for name, side in STEPS[: options.students]:
-        network = place(build_network(STUDENTS.get(name), image_size=side), torch.device("cpu"))
+        network = prepare_for_device(
+            build_network(STUDENTS.get(name), image_size=side), torch.device("cpu")
+        )
         images = torch.rand(options.batch_size, 3, side, side)
         compare(f"{name}, {side} px, a step", network, images, options)
     return 0
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(what: str, module: nn.Module, x: torch.Tensor, options: argparse.Namespace) -> None:
     """Print the times of a module as convolutions and as products, measured in turn."""
-    quicken(module)
+    patch_small_convs(module)
     layers = [(layer, type(layer)) for layer in module.modules() if type(layer) in PLAIN]
     best = [float("inf"), float("inf")]
     for _ in range(options.repeat + 1):  # the first of each warms up

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 import torch
 
-from distill.engine.device import autocast, pick_precision
-from distill.engine.freed_memory import keep_freed_memory
-from distill.networks import build_network, place
-from students import STUDENTS
+from distill.device import autocast, keep_freed_memory, pick_precision
+from distill.models.networks import build_network, prepare_for_device
+from students.registry import STUDENTS
 
 CPU = torch.device("cpu")
 
@@ -62,7 +61,7 @@ def measure(name: str, kept: bool, options: argparse.Namespace) -> tuple[float, 
     if kept and not keep_freed_memory():
         raise SystemExit("this system's C library cannot be asked to keep freed memory")
     size = options.image_size
-    network = place(build_network(STUDENTS.get(name), image_size=size), CPU)
+    network = prepare_for_device(build_network(STUDENTS.get(name), image_size=size), CPU)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     images = torch.randint(0, 256, (options.batch_size, 3, size, size), dtype=torch.uint8)
     best = float("inf")

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("bench_gpu needs a CUDA GPU, PyTorch sees none; try --tiny", file=sys.stderr)
         return 2
     with interpreted() if device.type == "cpu" else contextlib.nullcontext():
-        reason = fused.why_not(torch.empty(0, device=device))
+        reason = fused.unavailable_reason(torch.empty(0, device=device))
         if reason is not None:
             print(f"bench_gpu cannot run: {reason}", file=sys.stderr)
             return 2

@@ -1,9 +1,9 @@
-"""Measure nearest-neighbour search over embeddings on disk: time, memory, recall of inverted lists.
+"""Measure nearest-neighbor search over embeddings on disk: time, memory, recall of inverted lists.
 
     python tools/bench_search.py --folder /tmp
     python tools/bench_search.py --folder /data --images 1281167 --width 4096 --queries 1000
 
-Embeddings are drawn around as many centres as there are classes, half of their variance within a
+Embeddings are drawn around as many centers as there are classes, half of their variance within a
 class, and lie as float16 in a file that is removed afterwards (10.5 GB at the second command's
 size). Queries are drawn from the same. Times are wall-clock seconds of one call; `memory` is the
 largest growth of what the process itself holds (RssAnon), without pages of the file that the system
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from resident_memory import status_bytes
 
+from distill.embeddings.search import nearest_neighbors
 from distill.evaluation.inverted_lists import InvertedLists
-from distill.evaluation.search import nearest_neighbours
 
 K = 20
 CHUNK = 8192
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(rows: np.ndarray, queries: np.ndarray, probes: Sequence[int]) -> None:
     """Print a line for the exact search and one for every number of probes."""
     where = f"{len(rows):9}  {rows.shape[1]:5}  {len(queries):7}"
-    _, seconds, memory = measured(lambda: nearest_neighbours(rows, queries, k=K))
+    _, seconds, memory = measured(lambda: nearest_neighbors(rows, queries, k=K))
     print(f"{where}  {'exact':15}  {seconds:7.1f}  {memory / 2**20:10.0f}", flush=True)
     for number in probes:
         lists = InvertedLists(num_probes=number)
@@ -68,14 +68,14 @@ def compare(rows: np.ndarray, queries: np.ndarray, probes: Sequence[int]) -> Non
 
 
 def drawn(num_rows: int, width: int, classes: int, file: Path, seed: int) -> np.ndarray:
-    """Return a memory map (num_rows, width) float16 of embeddings around common centres."""
-    centres = np.random.default_rng(0).standard_normal((classes, width), dtype=np.float32)
+    """Return a memory map (num_rows, width) float16 of embeddings around common centers."""
+    centers = np.random.default_rng(0).standard_normal((classes, width), dtype=np.float32)
     rng = np.random.default_rng(seed + 1)
     rows = np.memmap(file, np.float16, "w+", shape=(num_rows, width))
     for start in range(0, num_rows, CHUNK):
         labels = rng.integers(classes, size=min(CHUNK, num_rows - start))
         noise = rng.standard_normal((len(labels), width), dtype=np.float32)
-        rows[start : start + len(labels)] = centres[labels] + noise
+        rows[start : start + len(labels)] = centers[labels] + noise
     return rows
 
 

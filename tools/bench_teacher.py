@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from resident_memory import in_fresh_process, status_bytes
 
-from distill.engine.device import autocast
-from distill.networks import place
-from teachers import load_teacher
+from distill.device import autocast
+from distill.models.networks import prepare_for_device
+from teachers.load import load_teacher
 
 NUM_PASSES = 3
 
@@ -48,7 +48,9 @@ def measured(
     """Return seconds to read, images per second and GiB at the peak of this process."""
     device = torch.device("cpu")
     start = time.perf_counter()
-    network = place(load_teacher(teacher, weights=weights, image_size=image_size), device)
+    network = prepare_for_device(
+        load_teacher(teacher, weights=weights, image_size=image_size), device
+    )
     reading = time.perf_counter() - start
     images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
     seconds = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.checkpoints.tensorflow.table import MAGIC, masked_crc32c
+from distill.models.checkpoints.tensorflow import MAGIC, masked_crc32c
 
 RESTART_INTERVAL = 16  # keys between two that are written in full
 DTYPES = {

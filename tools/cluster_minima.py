@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.evaluation.cluster_alignment import align
+from distill.embeddings.search import l2_normalized
+from distill.evaluation.base import MeasurementOptions, open_evaluation
+from distill.evaluation.clusters import align
 from distill.evaluation.kmeans import kmeans, kmeans_once, nearest_centroids
-from distill.evaluation.row_blocks import l2_normalized
-from distill.jobs.measurement import MeasurementOptions, open_evaluation
 
 
 @dataclass(frozen=True)

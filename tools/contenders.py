@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.kernels import anchor_kl
+from distill.kernels.anchor_kl import anchor_kl
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEMPERATURE = 0.04
@@ -104,15 +104,15 @@ def make_inputs(
 def _clustered_rows(
     cluster: Tensor, num_clusters: int, width: int, generator: torch.Generator
 ) -> Tensor:
-    """Return unit rows (N x D) around random centres, at cosines of 0.7 to 0.97 with them."""
+    """Return unit rows (N x D) around random centers, at cosines of 0.7 to 0.97 with them."""
     drawn = {"generator": generator, "device": cluster.device}
-    centres = F.normalize(torch.randn(num_clusters, width, **drawn))
+    centers = F.normalize(torch.randn(num_clusters, width, **drawn))
     rows = torch.empty(len(cluster), width, device=cluster.device)
     for start in range(0, len(cluster), 4096):
         members = cluster[start : start + 4096]
         spread = 0.25 + 0.75 * torch.rand(len(members), 1, **drawn)
         noise = F.normalize(torch.randn(len(members), width, **drawn))
-        rows[start : start + 4096] = F.normalize(centres[members] + spread * noise)
+        rows[start : start + 4096] = F.normalize(centers[members] + spread * noise)
     return rows
 
 

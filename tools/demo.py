@@ -1,6 +1,6 @@
-"""The quick start: distil the shipped teacher into AlexNet on scikit-learn's digits, and measure.
+"""The quick start: distill the shipped teacher into AlexNet on scikit-learn's digits, and measure.
 
-Ends with a table of nearest-neighbour accuracy and cluster alignment for the teacher, the student
+Ends with a table of nearest-neighbor accuracy and cluster alignment for the teacher, the student
 before and after training, and the bare pixels, and says in words whether training helped.
 """
 
@@ -14,15 +14,14 @@ from typing import Any
 import torch
 
 import distill
-from distill.cli.table import print_table
+from distill.cli.parse import print_table
 from distill.config import ImageOptions
-from distill.data.sources import open_images
-from distill.jobs.images import training_images
-from distill.jobs.setting import evaluator_of
-from teachers import load_teacher
+from distill.data.sources import open_images, training_images
+from distill.training.setting import evaluator_of
+from teachers.load import load_teacher
 
 MEASURES = ("nn_accuracy", "cluster_alignment")
-NAMES = ("nearest neighbour", "cluster alignment")
+NAMES = ("nearest neighbor", "cluster alignment")
 
 
 def measured_pixels() -> dict[str, float]:

@@ -20,13 +20,12 @@ import yaml
 from bundle_writer import write_bundle
 from PIL import Image
 
-from distill.checkpoints.safetensors_file import write_safetensors
-from distill.config import TrainConfig
-from distill.engine.state_file import write_state
-from distill.jobs.comparison.cells import asked_options
-from distill.jobs.comparison.job import make_plan
-from distill.jobs.comparison.options import CompareOptions
-from distill.options import flattened
+from distill.comparison.cells import asked_options
+from distill.comparison.job import make_plan
+from distill.comparison.options import CompareOptions
+from distill.config import TrainConfig, flattened
+from distill.models.checkpoints.safetensors_file import write_safetensors
+from distill.training.checkpoints import write_state
 
 RUN = ("config.yaml", "metrics.json", "log.jsonl", "robustness.json")
 

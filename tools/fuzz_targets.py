@@ -14,34 +14,30 @@ from pathlib import Path
 
 import fuzz_samples
 
-from distill.checkpoints import open_checkpoint
-from distill.config import TrainConfig
-from distill.data.class_map import read_class_map
-from distill.data.frame_groups import read_frame_groups
+from distill.comparison.cells import asked_options
+from distill.comparison.job import make_plan
+from distill.comparison.options import CompareOptions
+from distill.comparison.record import comparison_record
+from distill.comparison.results import read_results
+from distill.comparison.same import require_same_grid
+from distill.config import TrainConfig, flattened, updated
 from distill.data.images import FolderImages
-from distill.data.tar_images import TarImages
-from distill.data.voc import open_voc
-from distill.data.voc_annotation import read_annotation
-from distill.download.record import read_record
-from distill.download.source import DownloadError
-from distill.embedding_cache import EmbeddingStore
-from distill.engine.run_directory import read_circumstances, read_config
-from distill.engine.state_file import read_state
+from distill.data.shards import TarImages
+from distill.data.shifted import read_class_map, read_frame_groups
+from distill.data.voc import open_voc, read_annotation
+from distill.embeddings.store import EmbeddingStore
 from distill.errors import DistillError
-from distill.evaluation.label_subsets import read_names
+from distill.evaluation.linear import read_names
 from distill.exports.record import require_free
-from distill.jobs.comparison.cells import asked_options
-from distill.jobs.comparison.job import make_plan
-from distill.jobs.comparison.options import CompareOptions
-from distill.jobs.comparison.record import comparison_record
-from distill.jobs.comparison.results import read_results
-from distill.jobs.comparison.same import require_same_grid
-from distill.jobs.report_class_names import read_class_names
-from distill.jobs.report_run import read_run
-from distill.options import flattened, updated
+from distill.models.checkpoints.open import open_checkpoint
+from distill.models.download import DownloadError, read_record
 from distill.recipes import load_recipe
-from distill.report.grid_markdown import grid_markdown
-from distill.report.page import Made, grid_page, run_page
+from distill.reports.grid_markdown import grid_markdown
+from distill.reports.page import Made, grid_page, run_page
+from distill.reports.run_facts import read_run
+from distill.reports.sections import read_class_names
+from distill.run_directory import read_config, read_run_metadata
+from distill.training.checkpoints import read_state
 
 MADE = Made("now", "0")
 
@@ -67,7 +63,7 @@ class Target:
 
 def _read_options(file: Path) -> None:
     options = read_config(file.parent)
-    read_circumstances(file.parent)
+    read_run_metadata(file.parent)
     flattened(updated(TrainConfig(), options, source="the run"))
 
 

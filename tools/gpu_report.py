@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from gpu_timing import machine
 
-from distill.kernels.fused.devices import DEVICES, Device
+from distill.kernels.fused.cost import DEVICES, Device
 from distill.kernels.fused.plan import Plan, Problem
 
 
@@ -92,7 +92,13 @@ def tuning_table(rows: list[dict]) -> str:
     for row in sorted(rows, key=lambda row: (row["masked"], row["ms"] or float("inf"))):
         measured = "n/a" if row["ms"] is None else f"{row['ms']:.3f}"
         words = ("masked: " if row["masked"] else "") + plan_in_words(row["plan"])
-        ending = " (kept)" if row["kept"] else f" ({row['why_not']})" if row["why_not"] else ""
+        ending = (
+            " (kept)"
+            if row["kept"]
+            else f" ({row['why_not']})"
+            if row["unavailable_reason"]
+            else ""
+        )
         lines.append(f"{row['predicted_ms']:14.3f}{measured:>9}  {words}{ending}")
     return "\n".join(lines)
 

@@ -9,8 +9,7 @@ from contenders import DTYPES, Inputs
 from gpu_checks import Truth, by_plan
 from gpu_timing import milliseconds
 
-from distill.kernels.fused.cost import predicted_seconds
-from distill.kernels.fused.devices import Device
+from distill.kernels.fused.cost import Device, predicted_seconds
 from distill.kernels.fused.plan import Plan, Problem
 from distill.kernels.fused.tuning import tune
 
@@ -52,18 +51,23 @@ class _Timer:
         """Measure loss and gradient by a plan; infinity when it cannot run or is wrong."""
         from triton.errors import TritonError
 
-        spent, why_not, wrong = None, None, False
+        spent, unavailable_reason, wrong = None, None, False
         try:
             found = self._truth.errors(by_plan(plan, self._truth.inputs))
             wrong = not self._truth.allows(found)
             if wrong:
-                why_not = "WRONG: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items())
+                unavailable_reason = "WRONG: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items())
             else:
                 device = self._inputs.student.device
                 spent = milliseconds(lambda: by_plan(plan, self._inputs), device)
         except (TritonError, torch.OutOfMemoryError) as error:
-            why_not = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            unavailable_reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         predicted = predicted_seconds(plan, self._problem, self._device) * 1e3
-        found = {"predicted_ms": predicted, "ms": spent, "why_not": why_not, "wrong": wrong}
+        found = {
+            "predicted_ms": predicted,
+            "ms": spent,
+            "unavailable_reason": unavailable_reason,
+            "wrong": wrong,
+        }
         self.rows.append({"plan": plan, **found})
         return float("inf") if spent is None else spent / 1e3

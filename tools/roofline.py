@@ -19,18 +19,19 @@ import sys
 
 from gpu_report import plan_in_words
 
-from distill.kernels.fused.choice import candidates, choose
 from distill.kernels.fused.cost import (
     CHAIN_SECONDS,
+    DEVICES,
     LAUNCH_SECONDS,
+    Device,
     costs,
     floor_bytes,
     floor_flop,
     floor_seconds,
     predicted_seconds,
 )
-from distill.kernels.fused.devices import DEVICES, Device
 from distill.kernels.fused.plan import ITEMSIZE, Plan, Problem
+from distill.kernels.fused.tuning import candidates, choose
 
 PUBLISHED = [(256, 128_000, Dt, Ds) for Dt in (2048, 8192) for Ds in (512, 4096)]
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from bundle_writer import write_bundle
 
-from distill.layout import TensorFlowLayout
-from distill.networks import NetworkSpec
-from teachers import TEACHERS
+from distill.models.layout import TensorFlowLayout
+from distill.models.networks import NetworkSpec
+from teachers.registry import TEACHERS
 
 SIMCLR_PREFIX, OBJECT_PREFIX = "model.ckpt-225206", "ckpt-1"
 NUM_CLASSES = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from contenders import DTYPES
 
-from distill.kernels.products import NUM_IMAGES, similarities
+from distill.kernels.blocked import NUM_IMAGES, similarities
 
 Calls = dict[str, Callable[[], object]]
 BY = ("mm", "oneDNN")

@@ -11,7 +11,7 @@ from distill.cli.parse import parse
 from distill.config import CacheConfig
 
 if TYPE_CHECKING:
-    from distill.jobs.cache import CachedSplit
+    from distill.training.cache import CachedSplit
 
 _EXAMPLES = """Keep a teacher's embeddings on disk. Training does so by itself; beforehand it can be
 done on another machine, or in more processes. What was interrupted goes on where it stopped.
@@ -22,7 +22,7 @@ examples:
   distill cache --teacher timm:resnet50 --data photos --teacher-cache embeddings --cache-dtype fp32
       in a folder of your own; give the same two flags to `distill train`
   distill cache --teacher timm:resnet50 --data photos --num-teacher-views 4
-      the centre crop and three random crops of each training image
+      the center crop and three random crops of each training image
   torchrun --nproc-per-node 8 -m distill cache --teacher timm:resnet50 --data imagenet
       images shared by eight processes
 """
@@ -39,8 +39,8 @@ def run(argv: list[str]) -> int:
     """Run `distill cache`; return the exit status."""
     command = parse(CacheCommand, argv, prog="distill cache", description=_EXAMPLES)
     from distill import distributed
-    from distill.cli.table import print_table
-    from distill.jobs.cache import cache
+    from distill.cli.parse import print_table
+    from distill.training.cache import cache
 
     found = cache(command.config)
     if distributed.is_main():

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.clusters import ClusterOptions
+from distill.evaluation.clusters import ClusterOptions
 
 if TYPE_CHECKING:
-    from distill.evaluation.alignment import Alignment
+    from distill.evaluation.clusters import Alignment
 
 _EXAMPLES = """Measure a student: do the clusters of its embeddings agree with classes?
 
@@ -45,8 +45,8 @@ class ClusterCommand:
 def run(argv: list[str]) -> int:
     """Run `distill clusters`; return the exit status."""
     command = parse(ClusterCommand, argv, prog="distill clusters", description=_EXAMPLES)
-    from distill.cli.table import print_metrics
-    from distill.jobs.clusters import evaluate_clusters
+    from distill.cli.parse import print_metrics
+    from distill.evaluation.clusters import evaluate_clusters
 
     result = evaluate_clusters(command.run_or_weights, command.options)
     if command.per_cluster:
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print_clusters(alignment: Alignment, classes: Sequence[str]) -> None:
-    from distill.cli.table import print_table
+    from distill.cli.parse import print_table
 
     def named(label: int) -> str:
         return "-" if label < 0 else classes[label]

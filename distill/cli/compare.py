@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.comparison.options import CompareOptions
+from distill.comparison.options import CompareOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.comparison.job import ComparisonResult
+    from distill.comparison.job import ComparisonResult
 
 INCOMPLETE = 3
 
@@ -51,7 +51,7 @@ class CompareCommand:
 def run(argv: list[str]) -> int:
     """Run `distill compare`; return the exit status."""
     command = parse(CompareCommand, argv, prog="distill compare", description=_EXAMPLES)
-    from distill.jobs.comparison.job import compare
+    from distill.comparison.job import compare
 
     result = compare(command.grid, command.options)
     if command.options.dry_run:
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print_plan(result: ComparisonResult, jobs: int) -> int:
-    from distill.cli.table import print_table
+    from distill.cli.parse import print_table
 
     print_table([(cell.name, cell.state) for cell in result.content.cells])
     left = _time_left(result, jobs)
@@ -70,9 +70,9 @@ def _print_plan(result: ComparisonResult, jobs: int) -> int:
 
 
 def _print_tables(result: ComparisonResult) -> None:
-    from distill.cli.table import print_table
-    from distill.report.grid_content import RULE
-    from distill.report.grid_markdown import table_rows
+    from distill.cli.parse import print_table
+    from distill.reports.grid_content import RULE
+    from distill.reports.grid_markdown import table_rows
 
     for table in result.content.tables:
         header, rows = table_rows(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.export import ExportOptions
+from distill.exports.export import ExportOptions
 
 if TYPE_CHECKING:
     from distill.exports.record import Artifact
@@ -39,8 +39,8 @@ class ExportCommand:
 def run(argv: list[str]) -> int:
     """Run `distill export`; return the exit status."""
     command = parse(ExportCommand, argv, prog="distill export", description=_EXAMPLES)
-    from distill.cli.table import print_table
-    from distill.jobs.export import export
+    from distill.cli.parse import print_table
+    from distill.exports.export import export
 
     done = export(command.run, command.options)
     sizes = list(done.artifacts[0].milliseconds)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.linear_options import LinearOptions
+from distill.evaluation.linear import LinearOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.linear import LinearReport
+    from distill.evaluation.linear import LinearReport
 
 _EXAMPLES = """Measure a student: how well does one linear layer on its embeddings tell classes
 apart?
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
     """Run `distill linear`; return the exit status."""
     command = parse(LinearCommand, argv, prog="distill linear", description=_EXAMPLES)
     from distill.errors import DistillError
-    from distill.jobs.linear import evaluate_linear
+    from distill.evaluation.linear import evaluate_linear
 
     if command.per_class and command.options.layers:
         raise DistillError("--per-class does not go with --layers; leave one out")
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print(report: LinearReport, *, per_class: bool) -> None:
-    from distill.cli.table import print_metrics, print_table
+    from distill.cli.parse import print_metrics, print_table
 
     if report.table is not None:
         print(report.table.title)

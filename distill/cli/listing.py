@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
-    from distill.cli.table import print_table
+    from distill.cli.parse import print_table
 
     print(title)
     print_table([(f"  {name}", summary) for name, summary in rows])
@@ -54,8 +54,8 @@ def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
 
 def _print_published() -> None:
     """Print what is known about the published teachers, and what is wrong with their links."""
-    from distill.cli.table import print_table
-    from teachers import TEACHERS
+    from distill.cli.parse import print_table
+    from teachers.registry import TEACHERS
 
     known = [(name, spec, spec.publication) for name, spec in TEACHERS.items()]
     rows: list[tuple[str, ...]] = []
@@ -70,21 +70,21 @@ def _print_published() -> None:
                 f"ResNet-{published.depth} {published.width:g}x",
                 f"{published.embedding_dim:,}",
                 f"{100 * published.linear_accuracy:.1f} %",
-                published.licence,
+                published.license,
                 f"arxiv.org/abs/{published.paper}",
             )
         )
         if published.source.caveat:
             caveats.setdefault(published.source.caveat, []).append(name)
     print("published teachers (fetched on first use; linear: top-1 accuracy on ImageNet)")
-    header = ("  name", "trained by", "network", "width", "linear", "licence", "paper")
+    header = ("  name", "trained by", "network", "width", "linear", "license", "paper")
     print_table(rows, header)
     for caveat, names in caveats.items():
         print(f"  {', '.join(names)}: {caveat}")
 
 
 def _teachers() -> list[tuple[str, str]]:
-    from teachers import TEACHERS
+    from teachers.registry import TEACHERS
 
     return [
         *((name, spec.summary) for name, spec in TEACHERS.items() if spec.publication is None),
@@ -97,13 +97,13 @@ def _teachers() -> list[tuple[str, str]]:
 
 
 def _students() -> list[tuple[str, str]]:
-    from students import STUDENTS
+    from students.registry import STUDENTS
 
     return [*((name, spec.summary) for name, spec in STUDENTS.items()), *_LIBRARIES]
 
 
 def _methods() -> list[tuple[str, str]]:
-    from distill.methods import METHODS
+    from distill.config import METHODS
 
     return [(name, method.summary) for name, method in METHODS.items()]
 
@@ -113,7 +113,7 @@ def _datasets() -> list[tuple[str, str]]:
         ("digits", "1,797 images of 8 x 8 pixels, shipped with scikit-learn"),
         ("CIFAR10, CIFAR100, STL10", "fetched by torchvision on first use"),
         ("ImageNet", "train/ and val/ class folders under $DISTILL_DATA_ROOT/ImageNet"),
-        ("FOLDER", "train/ and val/ class folders, or unlabelled images at any depth"),
+        ("FOLDER", "train/ and val/ class folders, or unlabeled images at any depth"),
     ]
 
 

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from distill import __version__
-from distill.errors import DistillError, NonFiniteLossError, UnknownNameError
+from distill.errors import DistillError, LoaderDiedError, NonFiniteLossError, UnknownNameError
 
 COMMANDS = {
     "train": ("distill.cli.train", "train a student from a frozen teacher (the default command)"),
     "pretrain": ("distill.cli.pretrain", "train a teacher without labels (SimCLR, C-BYOL, ...)"),
     "cache": ("distill.cli.cache", "keep a teacher's embeddings on disk before training"),
-    "nn": ("distill.cli.nearest_neighbour", "measure a student's nearest-neighbour accuracy"),
+    "nn": ("distill.cli.nearest_neighbor", "measure a student's nearest-neighbor accuracy"),
     "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
     "linear": ("distill.cli.linear", "measure a linear classifier on a student's embeddings"),
     "voc": ("distill.cli.voc", "transfer a student to PASCAL VOC: classification, detection"),
@@ -45,7 +45,7 @@ _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 _USAGE = """usage: distill [COMMAND] [OPTIONS]
 
-Distil a frozen self-supervised network into a small one that sees alike.
+Distill a frozen self-supervised network into a small one that sees alike.
 
 commands:
 {commands}
@@ -78,6 +78,9 @@ def run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"distill {__version__}")
         return 0
+    from distill.terminal import log_to_console
+
+    log_to_console()
     name, rest = ("train", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     try:
         if name not in COMMANDS:
@@ -93,7 +96,7 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader went away, as in `distill list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except NonFiniteLossError as error:
+    except (LoaderDiedError, NonFiniteLossError) as error:
         return _complain(error, 1)
     except OSError as error:
         sentence = _about_files(error)
@@ -112,12 +115,8 @@ def run(argv: list[str]) -> int:
 def _explanation(error: RuntimeError) -> str | None:
     """Return what a process of this job died of, for people; None for errors of the program."""
     # Not before they are needed: they import PyTorch.
-    from distill.data.lasting_batches import REMEDY_AT_THE_END, loader_death
     from distill.distributed import is_lost_peer
 
-    died = loader_death(error)
-    if died is not None:
-        return f"{died}; {REMEDY_AT_THE_END}"
     if "WORLD_SIZE" in os.environ and is_lost_peer(error):
         return (
             f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "

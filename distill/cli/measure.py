@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.measure import MeasureOptions
+from distill.evaluation.measure import MeasureOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.measure import Measurement
+    from distill.evaluation.measure import Measurement
 
 _EXAMPLES = """Measure what networks compress: information between two views in nats, and lower
 bounds on the Lipschitz constant. The definition is fixed and printed: runs of one width and image
@@ -55,8 +55,8 @@ class MeasureCommand:
 def run(argv: list[str]) -> int:
     """Run `distill measure`; return the exit status."""
     command = parse(MeasureCommand, argv, prog="distill measure", description=_EXAMPLES)
-    from distill.jobs.measure import measure
-    from distill.report.sweep import require_plot_path
+    from distill.evaluation.measure import measure
+    from distill.reports.sweep import require_plot_path
 
     if command.plot is not None:
         require_plot_path(command.plot)
@@ -68,8 +68,8 @@ def run(argv: list[str]) -> int:
 
 
 def _print(measurements: list[Measurement]) -> None:
-    from distill.cli.table import print_table
-    from distill.jobs.definition import why_not_comparable
+    from distill.cli.parse import print_table
+    from distill.evaluation.measure import why_not_comparable
 
     for definition in dict.fromkeys(found.definition for found in measurements):
         print("\n".join(definition.lines()), end="\n\n")
@@ -87,7 +87,7 @@ def _row(found: Measurement) -> list[str]:
 
 
 def _plot(measurements: list[Measurement], path: Path) -> None:
-    from distill.report.sweep import SweepPoint, plot_sweep
+    from distill.reports.sweep import SweepPoint, plot_sweep
 
     points = [
         SweepPoint(

@@ -1,13 +1,36 @@
-"""What all subcommands share in reading their flags (tyro does the work)."""
+"""Short tables for people; programs read metrics.json.
+
+What all subcommands share in reading their flags (tyro does the work).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Print one number a line, by name."""
+    print_table([(name, _shown(value)) for name, value in metrics.items()])
+
+
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> None:
+    """Print left-aligned columns."""
+    everything = [*([header] if header else []), *rows]
+    widths = [max(len(row[column]) for row in everything) for column in range(len(everything[0]))]
+    for row in everything:
+        print(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
 
 Command = TypeVar("Command")
 _NUMBERS: dict[type, tuple[str, str]] = {

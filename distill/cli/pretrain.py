@@ -9,7 +9,7 @@ import tyro
 
 from distill.cli.parse import parse
 from distill.cli.training import default_config, print_recipe, report
-from distill.pretrain_config import PretrainConfig
+from distill.config import PretrainConfig
 
 _EXAMPLES = """Pre-train a teacher without labels: SimCLR, C-SimCLR, BYOL or C-BYOL.
 
@@ -46,14 +46,14 @@ def run(argv: list[str]) -> int:
     )
     if command.print_config:
         return _print_config(command.config)
-    from distill.jobs.pretrain import pretrain
+    from distill.training.pretrain import pretrain
 
     return report(pretrain(command.config), command="distill pretrain")
 
 
 def _print_config(config: PretrainConfig) -> int:
-    from distill.engine.device import pick_device
-    from distill.jobs.pretrain import prepare_pretraining
+    from distill.device import pick_device
+    from distill.training.pretrain import prepare_pretraining
 
     device = pick_device(config.run.device)
     return print_recipe(lambda: prepare_pretraining(config, device).config)

@@ -8,9 +8,9 @@ from pathlib import Path
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.report import ReportOptions
+from distill.reports.report import ReportOptions
 
-_EXAMPLES = """Write one HTML file about a run: its numbers, curves, nearest neighbours, clusters
+_EXAMPLES = """Write one HTML file about a run: its numbers, curves, nearest neighbors, clusters
 and a map. It needs no network and no other file.
 
 examples:
@@ -35,7 +35,7 @@ class ReportCommand:
 def run(argv: list[str]) -> int:
     """Run `distill report`; return the exit status."""
     command = parse(ReportCommand, argv, prog="distill report", description=_EXAMPLES)
-    from distill.jobs.report import report
+    from distill.reports.report import report
 
     written = report(command.runs, command.options)
     print(f"the report is in {written} ({written.stat().st_size / 2**20:.1f} MiB)")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.rerun import RerunOptions
+from distill.training.rerun import RerunOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.rerun import Rerun
+    from distill.training.rerun import Rerun
 
 _EXAMPLES = """Train a finished run again as its directory says, and compare.
 
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     command = parse(RerunCommand, argv, prog="distill rerun", description=_EXAMPLES)
     from distill import distributed
     from distill.cli.training import report
-    from distill.jobs.rerun import Rerun, changed_versions, rerun
+    from distill.training.rerun import Rerun, changed_versions, rerun
 
     found = rerun(command.run, command.options)
     if not isinstance(found, Rerun):
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
 
 
 def _print(found: Rerun) -> None:
-    from distill.cli.table import print_table
+    from distill.cli.parse import print_table
 
     rows = [
         [name, f"{then:.4f}", f"{now:.4f}", f"{now - then:+.4f}"]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.robustness_options import RobustnessOptions
+from distill.evaluation.robustness import RobustnessOptions
 
 if TYPE_CHECKING:
-    from distill.jobs.corruption_errors import CorruptionResult
-    from distill.jobs.natural_shifts import ShiftRow
+    from distill.evaluation.robustness import CorruptionResult
+    from distill.evaluation.shifts import ShiftRow
 
 _EXAMPLES = """Measure a student, and its teacher, on images that are not as those of training.
 
@@ -24,11 +24,11 @@ examples:
   distill robustness runs/first --data photos --corruptions fog snow --severities 3
       two of them
   distill robustness runs/first --data photos --head linear --no-teacher
-      with a logistic regression instead of nearest neighbours, of the student alone
+      with a logistic regression instead of nearest neighbors, of the student alone
   distill robustness runs/first --data imagenet --corruptions none --shifted imagenet-a imagenet-r
       images from elsewhere only
   distill robustness runs/first --data imagenet --corruptions none --frames vid/frames.csv
-      video frames that all must be right with their neighbours
+      video frames that all must be right with their neighbors
 """
 
 
@@ -45,8 +45,8 @@ class RobustnessCommand:
 def run(argv: list[str]) -> int:
     """Run `distill robustness`; return the exit status."""
     command = parse(RobustnessCommand, argv, prog="distill robustness", description=_EXAMPLES)
-    from distill.cli.table import print_table
-    from distill.jobs.robustness import evaluate_robustness
+    from distill.cli.parse import print_table
+    from distill.evaluation.robustness import evaluate_robustness
 
     result = evaluate_robustness(command.run_or_weights, command.options)
     if result.corrupted:
@@ -62,7 +62,7 @@ def _corruption_table(
     results: Sequence[CorruptionResult],
 ) -> tuple[list[list[str]], list[str]]:
     """Return rows and header: a row per corruption, error and gap to clean of every network."""
-    from distill.evaluation.corruption_error import mean_corruption_error, mean_error
+    from distill.evaluation.robustness import mean_corruption_error, mean_error
 
     header = ["error"]
     columns = [["clean", *results[0].errors, "mean"]]

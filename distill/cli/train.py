@@ -17,7 +17,7 @@ examples:
   distill --teacher pixels --student resnet18 --epochs 2
       on scikit-learn's digits, nothing to download
   distill --teacher timm:resnet50 --student resnet18 --data photos
-      a timm teacher on a folder with train/ and val/ class folders, or on unlabelled images
+      a timm teacher on a folder with train/ and val/ class folders, or on unlabeled images
   distill --teacher r50x4 --student alexnet --data imagenet --recipe published
       a published checkpoint (SimCLR ResNet-50 4x, fetched on first use), the paper's settings
   torchrun --nproc-per-node 8 -m distill train --teacher timm:resnet50 --student resnet18
@@ -47,13 +47,13 @@ def run(argv: list[str]) -> int:
     )
     if command.print_config:
         return _print_config(command.config)
-    from distill.jobs.train import train
+    from distill.training.train import train
 
     return report(train(command.config), command="distill")
 
 
 def _print_config(config: TrainConfig) -> int:
-    from distill.engine.device import pick_device
-    from distill.jobs.prepare import prepare
+    from distill.device import pick_device
+    from distill.training.setup import prepare
 
     return print_recipe(lambda: prepare(config, pick_device(config.run.device)).config)

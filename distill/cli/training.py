@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.cli.parse import flag_value, given_options
-from distill.jobs.configure import STANDS_WITH, base_config, run_to_continue
+from distill.training.configuration import STANDS_WITH, base_config, run_to_continue
 
 if TYPE_CHECKING:
-    from distill.jobs.fitting import RunResult
+    from distill.training.fitting import RunResult
 
 
 def default_config(argv: Sequence[str], *, command: str) -> Any:
@@ -43,7 +43,7 @@ def report(result: RunResult, *, command: str) -> int:
         command: What the person typed to start it, as in `distill pretrain`.
     """
     from distill import distributed
-    from distill.cli.table import print_metrics
+    from distill.cli.parse import print_metrics
 
     if result.stopped_by is not None:
         if distributed.is_main():
@@ -58,7 +58,7 @@ def report(result: RunResult, *, command: str) -> int:
 
 def print_recipe(resolve: Callable[[], Any]) -> int:
     """Print the configuration that `resolve` returns as a recipe; return the exit status."""
-    from distill.options import to_yaml
+    from distill.config import to_yaml
 
     with contextlib.redirect_stdout(sys.stderr):  # standard output is the recipe alone
         resolved = resolve()

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from distill.cli.parse import parse
-from distill.jobs.voc import VocOptions
+from distill.evaluation.voc import VocOptions
 
 _EXAMPLES = """Transfer a student to PASCAL VOC, or to a dataset of your own in its layout.
 
@@ -35,8 +35,8 @@ class VocCommand:
 def run(argv: list[str]) -> int:
     """Run `distill voc`; return the exit status."""
     command = parse(VocCommand, argv, prog="distill voc", description=_EXAMPLES)
-    from distill.cli.table import print_metrics, print_table
-    from distill.jobs.voc import measure_voc
+    from distill.cli.parse import print_metrics, print_table
+    from distill.evaluation.voc import measure_voc
 
     measured = measure_voc(command.run_or_weights, command.options)
     rows = [

@@ -2,7 +2,7 @@
 
 Layout: `train/CLASS/**/image` and optionally `val/CLASS/**/image`; labels follow the code-point
 order of the class names, files the order of their relative paths. A folder without `train/`, or a
-`train/` without class folders, is read as unlabelled images. Deliberate limits: names that start
+`train/` without class folders, is read as unlabeled images. Deliberate limits: names that start
 with "." are skipped, extensions decide what an image is, and nothing is opened: a broken link with
 an image's name is listed, so that checking or loading it reports it.
 """
@@ -38,20 +38,20 @@ def read_splits(root: Path) -> tuple[FolderImages, FolderImages | None]:
     """
     _refuse_misnamed(root, "train")
     if not (root / "train").is_dir():
-        return read_unlabelled(root, name=root.name), None
+        return read_unlabeled(root, name=root.name), None
     _refuse_misnamed(root, "val")
     has_val = (root / "val").is_dir()
     train_classes = class_folders(root / "train")
     if not train_classes:
-        train = read_unlabelled(root / "train", name=f"{root.name}/train")
-        return train, read_unlabelled(root / "val", name=f"{root.name}/val") if has_val else None
+        train = read_unlabeled(root / "train", name=f"{root.name}/train")
+        return train, read_unlabeled(root / "val", name=f"{root.name}/val") if has_val else None
     train = read_class_folders(root / "train", train_classes, name=f"{root.name}/train")
     if not has_val:
         return train, None
     return train, read_class_folders(root / "val", train_classes, name=f"{root.name}/val")
 
 
-def read_unlabelled(folder: Path, *, name: str) -> FolderImages:
+def read_unlabeled(folder: Path, *, name: str) -> FolderImages:
     """Take all images at any depth below `folder`, without labels.
 
     Raises:
@@ -66,7 +66,7 @@ def read_unlabelled(folder: Path, *, name: str) -> FolderImages:
 
 
 def read_class_folders(folder: Path, classes: Sequence[str], *, name: str) -> FolderImages:
-    """Take the images at any depth below each class folder, labelled by the position in `classes`.
+    """Take the images at any depth below each class folder, labeled by the position in `classes`.
 
     Args:
         folder: holds the class folders; not all of `classes` need to be there.

@@ -1,4 +1,9 @@
-"""Ordered, indexable sets of images: files in folders, arrays in memory, torchvision datasets.
+"""Hashes that stand for a set of images, so that what was computed from it is known again.
+
+A set of files is read in part only: all paths and sizes, and the content of up to 2,000 evenly
+spaced files. A change of other files that keeps their sizes is not seen. Labels do not count.
+
+Ordered, indexable sets of images: files in folders, arrays in memory, torchvision datasets.
 
 What every set promises: image `i` is the same picture in every process and every run, it comes as
 an 8-bit RGB `PIL.Image`, and one that cannot be read raises `BadImageError` with its name.
@@ -11,9 +16,10 @@ Shapes: N images, H x W pixels.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +27,76 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from distill.data.fingerprint import decoded_fingerprint, files_fingerprint, pixels_fingerprint
 from distill.errors import BadImageError, DistillError
+
+MAX_READ = 2000
+
+
+def files_fingerprint(root: str, relative_path: Callable[[int], str], num_files: int) -> str:
+    """Return the SHA-256 of files by path, size and partly content, in hexadecimal.
+
+    Args:
+        root: The folder.
+        relative_path: Gives the path of file i below it.
+        num_files: How many there are.
+    """
+    digest = hashlib.sha256(b"files\n")
+    for i in range(num_files):
+        path = relative_path(i)
+        digest.update(os.fsencode(path) + b"\0" + _size(os.path.join(root, path)) + b"\n")
+    for i in evenly_spaced(num_files):
+        digest.update(_content(os.path.join(root, relative_path(i))))
+    return digest.hexdigest()
+
+
+def pixels_fingerprint(pixels: np.ndarray) -> str:
+    """Return the SHA-256 of an array of pixels and its shape, in hexadecimal."""
+    digest = hashlib.sha256(f"pixels {pixels.dtype.str} {pixels.shape}\n".encode())
+    for image in pixels:  # a part at a time: the array may not be contiguous
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def decoded_fingerprint(name: str, load: Callable[[int], Image.Image], num_images: int) -> str:
+    """Return the SHA-256 of a set's name, its length and up to 2,000 of its images.
+
+    Args:
+        name: Of the set.
+        load: Decodes image i.
+        num_images: How many there are.
+    """
+    digest = hashlib.sha256(f"images {name} {num_images}\n".encode())
+    for i in evenly_spaced(num_images):
+        try:
+            image = load(i)
+            digest.update(f"{image.size}\n".encode() + image.tobytes())
+        except BadImageError:
+            digest.update(b"cannot be read\n")
+    return digest.hexdigest()
+
+
+def evenly_spaced(number: int, most: int | None = None) -> list[int]:
+    """Return the first `number` places, or `most` (None: 2,000) of them at equal distances."""
+    most = MAX_READ if most is None else most
+    if number <= most:
+        return list(range(number))
+    return np.linspace(0, number - 1, most).round().astype(np.int64).tolist()
+
+
+def _size(path: str) -> bytes:
+    try:
+        return str(os.stat(path).st_size).encode()
+    except OSError:  # loading the image reports it
+        return b"missing"
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).digest()
+    except OSError:
+        return b"missing"
+
 
 # The machine ran out of something: no picture is to blame.
 _NOT_THE_IMAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -67,7 +141,7 @@ class Images(ABC):
         return f"{self.name}[{i}]"
 
     def fingerprint(self) -> str:
-        """Return a hash of the images in their order; see `distill.data.fingerprint`."""
+        """Return a hash of the images in their order; see `distill.data.images`."""
         return decoded_fingerprint(self.name, self.load, len(self))
 
     def _require_one_label_each(self) -> None:
@@ -126,7 +200,7 @@ class FolderImages(Images):
         return self.path(i)
 
     def fingerprint(self) -> str:
-        """Return a hash of the files; see `distill.data.fingerprint`."""
+        """Return a hash of the files; see `distill.data.images`."""
         return files_fingerprint(self.root, self.relative_path, len(self))
 
     def load(self, i: int) -> Image.Image:
@@ -143,7 +217,7 @@ class ArrayImages(Images):
     """Images held as one array.
 
     Args:
-        pixels: uint8 (N, H, W, 3) in RGB, or (N, H, W) in grey.
+        pixels: uint8 (N, H, W, 3) in RGB, or (N, H, W) in gray.
         labels: N class indices, or None.
         classes: class names by label, or None.
         name: see `Images`.
@@ -161,8 +235,8 @@ class ArrayImages(Images):
         name: str,
     ) -> None:
         super().__init__(name, labels, classes, in_memory=True)
-        is_grey = pixels.ndim == 3
-        if pixels.dtype != np.uint8 or not (is_grey or (pixels.ndim == 4 and pixels.shape[3] == 3)):
+        is_gray = pixels.ndim == 3
+        if pixels.dtype != np.uint8 or not (is_gray or (pixels.ndim == 4 and pixels.shape[3] == 3)):
             raise DistillError(
                 f"{name}: pixels are {pixels.dtype} {pixels.shape}; "
                 "they must be uint8 (N, H, W, 3) or (N, H, W)"
@@ -216,10 +290,10 @@ class TorchvisionImages(Images):
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB; 16-bit grey, which Pillow's own conversion turns white, too.
+    """Convert to 8-bit RGB; 16-bit gray, which Pillow's own conversion turns white, too.
 
     Raises:
-        BadImageError: 32-bit grey, whose range no file states.
+        BadImageError: 32-bit gray, whose range no file states.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

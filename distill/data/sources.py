@@ -1,28 +1,158 @@
-"""Opens what `--data` names: the embedded digits, a torchvision dataset, a folder or tar shards.
+"""Finds images that cannot be decoded, before hours of training do.
+
+Every image is decoded once, in threads (Pillow releases the interpreter's lock while it decodes).
+Deliberate limit: only what the decoder reports is found; some corrupt JPEGs decode to a wrong
+picture without complaint.
+
+Opens what `--data` names: the embedded digits, a torchvision dataset, a folder or tar shards.
 
 A spec that is a known name, whatever its case, is that dataset; one that contains a path
 separator, starts with "." or "~", or exists on disk is a folder (layouts: `distill.data.folders`).
 A folder that happens to be called `digits` is therefore written `./digits`. Deliberate limits:
-ImageNet cannot be downloaded and is read as a folder; of STL10 the labelled part is used.
+ImageNet cannot be downloaded and is read as a folder; of STL10 the labeled part is used.
+
+The images of a job: where they come from, which are trained on, what a bad file means.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
-from distill.cache_folder import cache_folder
+from distill import distributed
+from distill.config import ImageOptions
 from distill.data.folders import read_splits
-from distill.data.images import ArrayImages, Images, TorchvisionImages
-from distill.data.shards import expanded, is_local, matching
-from distill.data.tar_images import TarImages
-from distill.errors import DistillError, UnknownNameError
+from distill.data.images import ArrayImages, FolderImages, Images, TorchvisionImages
+from distill.data.loader import num_usable_cores
+from distill.data.shards import TarImages, expanded, is_local, matching
+from distill.errors import BadImageError, DistillError, UnknownNameError
+from distill.files import cache_folder
+
+logger = logging.getLogger(__name__)
+
+_CHEAP_COUNT = 20_000
+_CHEAP_BYTES = 256 * 2**20
+_CHUNK = (
+    64  # images per task: few enough for a smooth progress bar, many enough for little overhead
+)
+
+
+def scan_images(
+    images: Images, *, indices: np.ndarray | None = None, progress: bool = False
+) -> list[int]:
+    """Decode the images and return the indices of those that cannot be decoded, in the given order.
+
+    Args:
+        images: the images.
+        indices: which of them, int64 (n,); None for all.
+        progress: show a bar on a terminal.
+    """
+    wanted = (np.arange(len(images)) if indices is None else np.asarray(indices)).tolist()
+    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
+    bad: list[int] = []
+    hidden = None if progress else True  # None: tqdm hides the bar by itself without a terminal
+    with (
+        ThreadPoolExecutor(num_usable_cores()) as pool,
+        tqdm(total=len(wanted), desc="checking images", unit="img", disable=hidden) as bar,
+    ):
+        for chunk, bad_in_chunk in zip(
+            chunks, pool.map(lambda chunk: _bad_among(images, chunk), chunks), strict=True
+        ):
+            bad += bad_in_chunk
+            bar.update(len(chunk))
+    return bad
+
+
+def scan_is_cheap(images: Images) -> bool:
+    """Tell whether checking the images takes seconds: at most 20,000 of them, 256 MiB together."""
+    if images.in_memory:
+        return True
+    if len(images) > _CHEAP_COUNT:
+        return False
+    if isinstance(images, TarImages):
+        return images.is_local and images.num_bytes <= _CHEAP_BYTES
+    if not isinstance(images, FolderImages):
+        return True
+    return sum(_size(images.path(i)) for i in range(len(images))) <= _CHEAP_BYTES
+
+
+def check_images(
+    images: Images,
+    *,
+    on_bad: Literal["fail", "skip"],
+    indices: np.ndarray | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Decode the images and return the indices of the good ones.
+
+    Images held in memory are not decoded: all are good.
+
+    Args:
+        images: the images.
+        on_bad: "fail" to raise where there is a bad one, "skip" to leave the bad ones out.
+        indices: which images, int64 (n,); None for all.
+        progress: show a bar on a terminal.
+
+    Returns:
+        int64, the readable ones among `indices`, in their order.
+
+    Raises:
+        BadImageError: with "fail", a bad image; with "skip", not one is good.
+        DistillError: another `on_bad`.
+    """
+    if on_bad not in ("fail", "skip"):
+        raise DistillError(f"on_bad is {on_bad!r}; it must be 'fail' or 'skip'")
+    wanted = np.asarray(np.arange(len(images)) if indices is None else indices, dtype=np.int64)
+    if images.in_memory:
+        return wanted
+    bad = scan_images(images, indices=wanted, progress=progress)
+    if bad and (on_bad == "fail" or len(bad) == len(wanted)):
+        raise BadImageError(_complaint(images, bad, len(wanted)))
+    return wanted[~np.isin(wanted, bad)]
+
+
+def _complaint(images: Images, bad: Sequence[int], num_checked: int) -> str:
+    try:
+        images.load(bad[0])
+        first = f"cannot read image {images.describe(bad[0])}: it could not be read a moment ago"
+    except BadImageError as error:
+        first = str(error)
+    if len(bad) == num_checked:
+        return f"{first}; none of the {num_checked:,} images can be read"
+    return (
+        f"{first}; {len(bad):,} of {num_checked:,} images cannot be read: repair or remove them, "
+        "or pass --on-bad-image skip to leave them out"
+    )
+
+
+def _bad_among(images: Images, indices: Sequence[int]) -> list[int]:
+    return [i for i in indices if not _is_readable(images, i)]
+
+
+def _is_readable(images: Images, i: int) -> bool:
+    try:
+        images.load(i)
+    except BadImageError:
+        return False
+    return True
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # the scan reports it
+        return 0
+
 
 _NUM_TRAIN_DIGITS = 1437
 _NAME_OF_SHARDS = re.compile(r"[-_.]?(\{[^{}]*\}|\*)?\.tar$")
@@ -35,7 +165,7 @@ class ImageData:
     Attributes:
         name: what to call it.
         train: the training images.
-        val: the validation images, labelled by the classes of `train`; None where there are none.
+        val: the validation images, labeled by the classes of `train`; None where there are none.
         native_size: side in pixels where all images are small squares of one size, else None.
         horizontal_flip: whether a mirrored image still shows the same thing.
     """
@@ -54,7 +184,7 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
         spec: "digits", "CIFAR10", "CIFAR100", "STL10" or "ImageNet" in any case, a folder, or tar
             shards: a pattern that ends in .tar, or the folder or URL where train*.tar lie.
         download_root: where torchvision datasets are kept; by default the environment variable
-            DISTILL_DATA_ROOT, else data/ in the cache folder (`distill.cache_folder`).
+            DISTILL_DATA_ROOT, else data/ in the cache folder (`distill.files`).
 
     Returns:
         The dataset, images not yet decoded.
@@ -77,7 +207,7 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
 
 
 def fingerprints(data: ImageData) -> dict[str, str]:
-    """Return the fingerprint of each split that there is; see `distill.data.fingerprint`."""
+    """Return the fingerprint of each split that there is; see `distill.data.images`."""
     splits = {"train": data.train, "val": data.val}
     return {name: images.fingerprint() for name, images in splits.items() if images is not None}
 
@@ -258,3 +388,150 @@ _NAMED: dict[str, Callable[[Path], ImageData]] = {
     "imagenet": _open_imagenet,
 }
 DATASETS = ("digits", "CIFAR10", "CIFAR100", "STL10", "ImageNet")
+
+
+_FEW = 10
+
+
+def data_or_default(spec: str | None) -> str:
+    """Return `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
+    if spec is not None:
+        return spec
+    named = os.environ.get("DISTILL_DATA")
+    if named is not None:
+        logger.info(f"no --data: using DISTILL_DATA, {named}")
+        return named
+    logger.info("no --data: showing the pipeline on scikit-learn's 1,797 digits")
+    return "digits"
+
+
+class BadImages:
+    """Fails at the first image that cannot be read, or counts and skips them, up to a bound.
+
+    Args:
+        policy: `fail` or `skip`.
+        most: How many may be skipped; None: a hundredth of the images, and at least ten. More are
+            no accident: a mount that went away, a folder of something else.
+    """
+
+    def __init__(self, policy: Literal["fail", "skip"], most: int | None = None) -> None:
+        self.policy = policy
+        self.skipped: set[str] = set()
+        self._most, self._num_images = most, 0
+
+    @property
+    def most(self) -> int:
+        """How many may be skipped."""
+        return max(_FEW, self._num_images // 100) if self._most is None else self._most
+
+    def expect(self, num_images: int) -> None:
+        """Count images of which some may be skipped."""
+        self._num_images += num_images
+
+    def good_indices(self, images: Images | None) -> np.ndarray:
+        """Return the images to use: decoded once when that is cheap, else all of them unseen.
+
+        No images give no indices.
+
+        Raises:
+            BadImageError: Policy `fail` and an image that cannot be read.
+        """
+        if images is None:
+            return np.arange(0)
+        everything = np.arange(len(images))
+        self.expect(len(images))
+        if not scan_is_cheap(images):
+            return everything
+        good = check_images(images, on_bad=self.policy, progress=True)
+        missing = np.setdiff1d(everything, good)
+        self(tuple(images.describe(int(i)) for i in missing))
+        return good
+
+    def __call__(self, descriptions: Sequence[str]) -> None:
+        """Receive the names of images that could not be read.
+
+        Raises:
+            BadImageError: Policy `fail` and at least one name, or more of them than may be skipped.
+        """
+        if descriptions and self.policy == "fail":
+            raise BadImageError(
+                f"{descriptions[0]} cannot be read as an image; remove it, or pass "
+                "--on-bad-image skip"
+            )
+        self._add(set(descriptions))
+
+    def share(self) -> None:
+        """Let every rank know what any of them skipped; all ranks call it together."""
+        self._add(distributed.all_gather_set(self.skipped))
+
+    def recall(self, descriptions: Sequence[str]) -> None:
+        """Count what an earlier sitting of the run skipped, and has named already."""
+        self.skipped.update(descriptions)
+
+    def _add(self, descriptions: set[str]) -> None:
+        for description in sorted(descriptions - self.skipped):
+            logger.info(f"skipped {description}: cannot be read as an image")
+            self.skipped.add(description)
+            if len(self.skipped) > self.most:
+                raise BadImageError(
+                    f"{len(self.skipped)} images cannot be read, the last of them {description}, "
+                    f"and at most {self.most} may be skipped; look what happened to them, or pass "
+                    "--max-bad-images"
+                )
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training job.
+
+    Attributes:
+        data: The dataset.
+        train_index: The training images that can be read.
+        val_index: The validation images that can be read.
+        trained: Those of `train_index` that are trained on.
+        held_out: Those that are not.
+        bad_images: What happens to files that cannot be read.
+    """
+
+    data: ImageData
+    train_index: np.ndarray
+    val_index: np.ndarray
+    trained: np.ndarray
+    held_out: np.ndarray
+    bad_images: BadImages
+
+
+def training_images(data: ImageData, options: ImageOptions, *, seed: int) -> TrainingImages:
+    """Find the readable images of a dataset and hold a part of the training images out.
+
+    Raises:
+        BadImageError: An image that cannot be read, when that is to end the job.
+        DistillError: Fewer than two images are left to train on.
+    """
+    bad_images = BadImages(options.on_bad_image, options.max_bad_images)
+    usable = bad_images.good_indices(data.train)
+    trained, held_out = hold_out(data.train, options.holdout, seed=seed)
+    trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)
+    if len(trained) < 2:
+        raise DistillError(
+            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
+            "folder with more images or lower --holdout"
+        )
+    return TrainingImages(
+        data=data,
+        train_index=usable,
+        val_index=bad_images.good_indices(data.val),
+        trained=trained,
+        held_out=held_out,
+        bad_images=bad_images,
+    )
+
+
+def default_augmentation(data: ImageData) -> str:
+    """Return the augmentation that suits the data: "crop" where a mirrored image means another."""
+    return "crop-flip" if data.horizontal_flip else "crop"
+
+
+def default_pretraining_augmentation(data: ImageData) -> str:
+    """Return what suits the data: "glyph" where a mirrored image means another, else "photo"."""
+    return "photo" if data.horizontal_flip else "glyph"

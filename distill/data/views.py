@@ -1,287 +1,237 @@
-"""Datasets of views and the loaders of batches that training and evaluation iterate over.
+"""Views of an image: what training and evaluation cut out of it.
 
-A training view depends on (seed, epoch, index) alone: not on the number of workers, on the order or
-on any generator's state, so a resumed or differently parallel run sees the very same pictures. One
-loader lasts for a whole run and prefetches across epoch boundaries: workers start once. An image
-that cannot be read never raises in a worker; its name comes back in `Batch.bad`. Deliberate limits:
-views must draw from torch's generator only (torchvision's do); every rank reads the images it needs
-by itself.
+A view is a uint8 tensor (3, S, S): networks convert to float and normalize for themselves, since
+each was trained with statistics of its own. The published training view is RandomResizedCrop with
+torchvision's defaults (at least 8 % of the area) and a horizontal flip, nothing else (CompRess,
+section 4); what a student sees by default is milder (`distill.training.configuration`). Deliberate
+limits:
+geometry only, on PIL images, whose resampling is always antialiased; no color augmentation.
+
+Shapes: S side of the view in pixels.
+
+The two views of an image that self-supervised pre-training compares.
+
+The geometry is cut here, from PIL images; the color is drawn here and applied later to whole
+batches, see `distill.data.distortions`. "photo" is the published, asymmetric augmentation (SimCLR,
+appendix A; BYOL, appendix B): what differs between the views is blur and solarization alone.
+
+Shapes: S side of the views in pixels, P parameters of one view's distortion.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-import numpy as np
-import torch
-from PIL.Image import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
 
-from distill import distributed
-from distill.data.batch import BadItem, Batch, Item, collate
-from distill.data.epochs import NO_IMAGE, EpochSampler
-from distill.data.images import Images
-from distill.data.transforms import View
-from distill.errors import BadImageError
+from distill.data.distortions import DistortionRanges, draw_distortions
+from distill.errors import DistillError, UnknownNameError
 
-_MAX_WORKERS = 8
-_SMALL_SET = 10_000
+View = Callable[[Image.Image], Tensor]
 
+AUGMENTATIONS = ("crop-flip", "crop", "none")
 
-class TrainingViews(Dataset):
-    """Random views of a set of images.
-
-    An item's key is (epoch, index); its views are drawn with torch's generator seeded from (seed,
-    epoch, index), whose state is put back afterwards. A further view has its number in the seed,
-    too, so that it does not depend on what else is drawn.
-
-    Args:
-        images: the images.
-        indices: which of them to train on.
-        view: makes the view.
-        second_view: makes the second one, if there is to be one.
-        distortion: draws the distortions float32 (2, P) of both views, if there are to be any, see
-            `distill.data.distortions`.
-        further_views: make more views of the network that is trained, numbered from 1.
-        seed: of the views and of the order of `training_loader`; at least 0.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        indices: np.ndarray,
-        view: View,
-        second_view: View | None = None,
-        *,
-        distortion: Callable[[], Tensor] | None = None,
-        further_views: Sequence[View] = (),
-        seed: int,
-    ) -> None:
-        self.images = images
-        self.indices = np.asarray(indices, dtype=np.int64)
-        self.further_views = further_views
-        self.view = view
-        self.second_view = second_view
-        self.distortion = distortion
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
-        with _drawing_from(_view_seed(self.seed, *key)):
-            views = (self.view, self.second_view, self.distortion)
-            return _make_item(self.images, key, *views, further=self._further)
-
-    def _further(self, image: Image, key: tuple[int, int]) -> tuple[Tensor, ...]:
-        views = []
-        for number, view in enumerate(self.further_views, start=1):
-            with _drawing_from(_view_seed(self.seed, *key, number)):
-                views.append(view(image))
-        return tuple(views)
+_INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+# Least share of an image that a training view shows, by augmentation.
+PUBLISHED_MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
+_SMALL_SCALE = (0.05, 0.14)
 
 
-class EvaluationViews(Dataset):
-    """One view of each image, in order.
-
-    Args:
-        images: the images.
-        indices: which of them, in which order; None for all.
-        view: makes the view.
-        draw: (seed, number) of a random view, which then depends on both and on the image; None
-            for a view without randomness.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        indices: np.ndarray | None,
-        view: View,
-        *,
-        draw: tuple[int, int] | None = None,
-    ) -> None:
-        self.images = images
-        everything = np.arange(len(images)) if indices is None else indices
-        self.indices = np.asarray(everything, dtype=np.int64)
-        self.view = view
-        self.draw = draw
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Item | BadItem:
-        key = (0, int(self.indices[position]))
-        if self.draw is None:
-            return _make_item(self.images, key, self.view)
-        # Not the crop that training draws of this image in some epoch: unlike it, "teacher".
-        with _drawing_from(_view_seed("teacher", *self.draw, key[1])):
-            return _make_item(self.images, key, self.view)
-
-
-def training_loader(
-    views: TrainingViews,
+def training_view(
+    image_size: int,
+    augmentation: str = "crop-flip",
     *,
-    batch_size: int,
-    num_epochs: int,
-    start_epoch: int = 0,
-    start_batch: int = 0,
-    num_workers: int | None = None,
-    drop_last: bool = False,
-    pin_memory: bool = False,
-    shard: tuple[int, int] = (0, 1),
-) -> DataLoader[Batch]:
-    """Return a loader over all batches from a position in a run to the run's end.
+    min_crop_area: float | None = None,
+    crop_fraction: float = 0.875,
+    interpolation: str = "bilinear",
+) -> View:
+    """Return the view a student learns from.
 
     Args:
-        views: the training views; their seed decides the order, too.
-        batch_size: images in a batch, all ranks together.
-        num_epochs: epochs in the whole run; `Batch.epoch` tells where one ends.
-        start_epoch: epoch of the first batch.
-        start_batch: the first batch within that epoch; the one after the epoch's last is allowed.
-        num_workers: loader processes; None for `default_num_workers`.
-        drop_last: leave out an epoch's last batch when it is smaller.
-        pin_memory: for copies to a GPU; `Batch.bad` is then a list.
-        shard: (rank, world size); every rank gets its part of each batch.
+        image_size: S, side of the view in pixels.
+        augmentation: "crop-flip", the published one: a crop of 8 to 100 % of the image's area,
+            stretched by up to 4:3, mirrored half of the time. "crop": a crop of 60 to 100 % and
+            never mirrored, for digits, letters or signs: mirrored they say something else or
+            nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
+            view.
+        min_crop_area: least share of the image's area that a crop shows, in (0, 1]; None: that of
+            the augmentation. Not for "none".
+        crop_fraction: for "none", see `evaluation_view`.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
-        A loader of `Batch`; torch's global generator is not drawn from.
+        A function from an RGB image to a uint8 tensor (3, S, S); random ones draw from torch's
+        global generator.
 
     Raises:
-        DistillError: no batch in an epoch, or a start beyond the epoch's batches.
+        UnknownNameError: an augmentation that is not in `AUGMENTATIONS`, or another interpolation.
+        DistillError: `image_size`, `min_crop_area` or `crop_fraction` out of range.
     """
-    batches = EpochSampler(
-        views.indices,
-        batch_size=batch_size,
-        num_epochs=num_epochs,
-        seed=views.seed,
-        start=(start_epoch, start_batch),
-        drop_last=drop_last,
-        shard=shard,
-    )
-    return DataLoader(
-        views,
-        batch_sampler=batches,
-        collate_fn=partial(
-            collate,
-            has_second_view=views.second_view is not None,
-            has_distortion=views.distortion is not None,
-            num_further_views=len(views.further_views),
-        ),
-        pin_memory=pin_memory,
-        **worker_settings(views.images, num_workers),
-    )
+    _require_positive(image_size)
+    if augmentation not in AUGMENTATIONS:
+        raise UnknownNameError("augmentation", augmentation, AUGMENTATIONS)
+    if augmentation == "none":
+        return evaluation_view(image_size, crop_fraction=crop_fraction, interpolation=interpolation)
+    least = PUBLISHED_MIN_CROP_AREA[augmentation] if min_crop_area is None else min_crop_area
+    if not 0 < least <= 1:
+        raise DistillError(
+            f"the least area of a crop is {least:g} of the image; it must be in (0, 1]"
+        )
+    mode = _interpolation(interpolation)
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(image_size, scale=(least, 1.0), interpolation=mode)
+    ]
+    if augmentation == "crop-flip":
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose([*steps, v2.PILToTensor()])
 
 
-def evaluation_loader(
-    images: Images,
-    view: View,
-    *,
-    indices: np.ndarray | None = None,
-    batch_size: int,
-    num_workers: int | None = None,
-    draw: tuple[int, int] | None = None,
-) -> DataLoader[Batch]:
-    """Return a loader over images in order, each once.
+def small_view(image_size: int) -> View:
+    """Return a small crop: 5 to 14 % of the image's area, mirrored half of the time.
+
+    Source: Caron et al., SwAV, NeurIPS 2020, section 3.3 and appendix A.
 
     Args:
-        images: the images.
-        view: makes the view, see `evaluation_view`.
-        indices: which images, in which order; None for all.
-        batch_size: images in a batch; the last may be smaller.
-        num_workers: loader processes; None for `default_num_workers`.
-        draw: (seed, number) of a random view, see `EvaluationViews`.
+        image_size: side of the view in pixels; of a network for 224 px, SwAV's is 96.
+
+    Raises:
+        DistillError: `image_size` below 1.
+    """
+    _require_positive(image_size)
+    crop = v2.RandomResizedCrop(image_size, scale=_SMALL_SCALE)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def evaluation_view(
+    image_size: int, *, crop_fraction: float = 0.875, interpolation: str = "bilinear"
+) -> View:
+    """Return the view that embeddings are evaluated on: resized, then cropped at the center.
+
+    Args:
+        image_size: S, side of the view in pixels.
+        crop_fraction: S over the length the shorter side is resized to, in (0, 1]; 0.875 is the
+            published 224 of 256, 1 keeps the whole of a square image.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
-        A loader of `Batch`, the views in `Batch.view`.
+        A function from an RGB image to a uint8 tensor (3, S, S), without randomness.
+
+    Raises:
+        UnknownNameError: another interpolation.
+        DistillError: `image_size` or `crop_fraction` out of range.
     """
-    return DataLoader(
-        EvaluationViews(images, indices, view, draw=draw),
-        batch_size=batch_size,
-        collate_fn=collate,
-        **worker_settings(images, num_workers),
-    )
+    _require_positive(image_size)
+    if not 0 < crop_fraction <= 1:
+        raise DistillError(f"the crop fraction is {crop_fraction}; it must be in (0, 1]")
+    resize = v2.Resize(round(image_size / crop_fraction), _interpolation(interpolation))
+    return v2.Compose([resize, v2.CenterCrop(image_size), v2.PILToTensor()])
 
 
-def default_num_workers(images: Images) -> int:
-    """Return how many loader processes suit the images: none for a small set held in memory.
+def _interpolation(name: str) -> InterpolationMode:
+    if name not in _INTERPOLATIONS:
+        raise UnknownNameError("interpolation", name, _INTERPOLATIONS)
+    return _INTERPOLATIONS[name]
 
-    Otherwise one for each core this process may use, at most eight; ranks share out the cores.
+
+def _require_positive(image_size: int) -> None:
+    if image_size < 1:
+        raise DistillError(f"the image size is {image_size} pixels; it must be at least 1")
+
+
+PRETRAINING_AUGMENTATIONS = ("photo", "glyph")
+
+PUBLISHED_SIZE = 224  # pixels; the blur's sigma is meant for this side
+PHOTO_DISTORTIONS = DistortionRanges(
+    jitter_probability=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    gray_probability=0.2,
+    blur_probability=(1.0, 0.1),
+    sigma=(0.1, 2.0),
+    solarize_probability=(0.0, 0.2),
+)
+GLYPH_DISTORTIONS = DistortionRanges(
+    jitter_probability=0.8,
+    brightness=0.2,
+    contrast=0.4,
+    blur_probability=(0.5, 0.5),
+    sigma=(0.1, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """How to make two views of an image; everything random draws from torch's global generator.
+
+    Attributes:
+        view: from an RGB image to a uint8 tensor (3, S, S), without the distortion.
+        second_view: the same for the second view.
+        draw: draws both views' distortions float32 (2, P), see `distill.data.distortions`.
     """
-    if images.in_memory and len(images) <= _SMALL_SET:
-        return 0
-    return min(_MAX_WORKERS, max(1, num_usable_cores() // distributed.num_local_ranks()))
+
+    view: View
+    second_view: View
+    draw: Callable[[], Tensor]
 
 
-def num_usable_cores() -> int:
-    """Return the cores this process may run on, which a container or scheduler may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def two_views(image_size: int, augmentation: str) -> TwoViews:
+    """Return how pre-training makes its two views.
+
+    Args:
+        image_size: S, side of the views in pixels.
+        augmentation: "photo", the published one: a bicubic crop of 8 to 100 % of the image's area,
+            stretched by up to 4:3, mirrored half of the time, with `PHOTO_DISTORTIONS`, whose blur
+            is scaled with S. "glyph",
+            for digits, letters or signs on black, where a mirror image means something else and a
+            small crop nothing: the whole image turned by up to 15 degrees, scaled by 0.75 to 1.2,
+            moved by up to 10 % of S and sheared by up to 10 degrees, with `GLYPH_DISTORTIONS`.
+
+    Raises:
+        UnknownNameError: an augmentation that is not in `PRETRAINING_AUGMENTATIONS`.
+        DistillError: `image_size` below 1.
+    """
+    if image_size < 1:
+        raise DistillError(f"the image size is {image_size} pixels; it must be at least 1")
+    if augmentation == "photo":
+        view, ranges = _random_crop(image_size), _photo_distortions(image_size)
+    elif augmentation == "glyph":
+        view, ranges = _random_affine(image_size), GLYPH_DISTORTIONS
+    else:
+        raise UnknownNameError("augmentation", augmentation, PRETRAINING_AUGMENTATIONS)
+    return TwoViews(view, view, partial(draw_distortions, ranges))
 
 
-def worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
-    """Return the DataLoader arguments that all loaders share."""
-    return {
-        "num_workers": default_num_workers(images) if num_workers is None else num_workers,
-        "worker_init_fn": _start_worker,
-        # A loader draws a seed for its workers when iteration starts: not from the global
-        # generator, whose state the run saves and restores.
-        "generator": torch.Generator(),
-    }
+def _photo_distortions(image_size: int) -> DistortionRanges:
+    """Keep the blur that is published for 224 px the same for the eye at another side."""
+    factor = image_size / PUBLISHED_SIZE
+    low, high = PHOTO_DISTORTIONS.sigma
+    return replace(PHOTO_DISTORTIONS, sigma=(factor * low, factor * high))
 
 
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)  # the workers are the parallelism
-    # A terminal and a cluster's queue send these to every process of a job: the parent, which ends
-    # its loaders when it is done with them, is the one to finish a step and to keep a checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _make_item(
-    images: Images,
-    key: tuple[int, int],
-    view: View,
-    second_view: View | None = None,
-    distortion: Callable[[], Tensor] | None = None,
-    *,
-    further: Callable[[Image, tuple[int, int]], tuple[Tensor, ...]] | None = None,
-) -> Item | BadItem:
-    epoch, index = key
-    if index == NO_IMAGE:
-        return BadItem(None, epoch)
-    try:
-        image = images.load(index)
-    except BadImageError:
-        return BadItem(images.describe(index), epoch)
-    return Item(  # what is drawn first does not depend on whether more is drawn
-        view=view(image),
-        second_view=None if second_view is None else second_view(image),
-        label=-1 if images.labels is None else int(images.labels[index]),
-        index=index,
-        epoch=epoch,
-        distortion=None if distortion is None else distortion(),
-        further_views=() if further is None else further(image, key),
+def _random_crop(image_size: int) -> View:
+    crop = v2.RandomResizedCrop(
+        image_size,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation=InterpolationMode.BICUBIC,
     )
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
-def _view_seed(*parts: int | str) -> int:
-    """Hash numbers that say which view it is, so that neighbouring ones start unrelated streams."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Let torch's generator draw from a seed, and put its state back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
-        torch.default_generator.manual_seed(seed)
-        yield
+def _random_affine(image_size: int) -> View:
+    affine = v2.RandomAffine(
+        degrees=15,
+        translate=(0.1, 0.1),
+        scale=(0.75, 1.2),
+        shear=(-10, 10, -10, 10),
+        interpolation=InterpolationMode.BILINEAR,
+        fill=0,
+    )
+    resize = v2.Resize((image_size, image_size), InterpolationMode.BICUBIC)
+    return v2.Compose([resize, affine, v2.PILToTensor()])

@@ -1,14 +1,14 @@
-"""Approximate nearest-neighbour search through inverted lists (IVF), with its recall measured.
+"""Approximate nearest-neighbor search through inverted lists (IVF), with its recall measured.
 
 K-means divides the indexed embeddings into lists (Sivic and Zisserman, ICCV 2003); a query is
 compared with the rows of the few lists whose centroids are nearest to it. Lists hold row numbers
 and the rows are read where they lie, so that memory does not grow with the embeddings, nothing is
-quantized, and similarities are exact: only neighbours in other lists are missed. What share of
+quantized, and similarities are exact: only neighbors in other lists are missed. What share of
 them is found is measured on some queries by exact search.
 
 Queries whose lists hold fewer than k rows are searched exactly.
 
-Shapes: N indexed images, M queries, D width, L lists, P probes, k neighbours.
+Shapes: N indexed images, M queries, D width, L lists, P probes, k neighbors.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.errors import DistillError
-from distill.evaluation.kmeans import kmeans, nearest_centroids
-from distill.evaluation.requirements import require_k, require_same_width, require_seed
-from distill.evaluation.row_blocks import (
+from distill.embeddings.search import (
     BLOCK_BYTES,
     Rows,
-    l2_normalized,
-    normalized_blocks,
-    rows_per_block,
-)
-from distill.evaluation.search import (
     empty_index,
     exact_index,
     found_in,
+    l2_normalized,
     merged,
     nearest_rows,
+    normalized_blocks,
     num_shared,
+    require_k,
+    require_same_width,
+    require_seed,
+    rows_per_block,
 )
+from distill.errors import DistillError
+from distill.evaluation.kmeans import kmeans, nearest_centroids
 
 _TRAINING_ROWS = 64  # per list, of k-means
 _ITERATIONS = 10  # of k-means: lists need not be settled
@@ -50,7 +50,7 @@ class InvertedLists:
         num_probes: Lists that a query is compared with, at least 1; as many as lists is exact.
         num_sampled: Queries that the recall is measured on, at least 1.
         seed: Of k-means and of the sample; from 0 to 2^31 - 1.
-        block_bytes: Of a block of rows as float32, see `nearest_neighbours`.
+        block_bytes: Of a block of rows as float32, see `nearest_neighbors`.
     """
 
     num_lists: int | None = None
@@ -71,7 +71,7 @@ class InvertedLists:
 
         Returns:
             Row numbers (M, k) int64, nearest first, similarities (M, k) float32, and the recall:
-            the share of the k true neighbours that is among them, over the sampled queries.
+            the share of the k true neighbors that is among them, over the sampled queries.
 
         Raises:
             DistillError: k outside 1..N, lists or probes that there cannot be, or embeddings that
@@ -81,12 +81,12 @@ class InvertedLists:
         require_same_width(indexed, queries)
         self._require(len(indexed))
         lists = self._build(indexed)
-        neighbours = np.empty((len(queries), k), np.int64)
+        neighbors = np.empty((len(queries), k), np.int64)
         similarities = np.empty((len(queries), k), np.float32)
         for start, block in normalized_blocks(queries, self.block_bytes):
             rows = slice(start, start + len(block))
-            neighbours[rows], similarities[rows] = self._search_block(lists, indexed, block, k)
-        return neighbours, similarities, self._recall(indexed, queries, neighbours)
+            neighbors[rows], similarities[rows] = self._search_block(lists, indexed, block, k)
+        return neighbors, similarities, self._recall(indexed, queries, neighbors)
 
     def _require(self, num_indexed: int) -> None:
         require_seed(self.seed)
@@ -116,7 +116,7 @@ class InvertedLists:
         self, lists: _Lists, indexed: Rows, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compare a block of queries, list by list, so that every list is read once."""
-        neighbours = np.full((len(queries), k), -1, np.int64)
+        neighbors = np.full((len(queries), k), -1, np.int64)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         index = empty_index(queries.shape[1], metric="inner product", k=k)
         size = rows_per_block(queries.shape[1], self.block_bytes)
@@ -124,25 +124,25 @@ class InvertedLists:
             for part in np.split(rows, range(size, len(rows), size)):
                 block = l2_normalized(indexed[part])
                 found = found_in(index, block, part, queries[asking], k)
-                best = neighbours[asking], similarities[asking]
-                neighbours[asking], similarities[asking] = merged(best, found, k)
-        short = np.flatnonzero(neighbours[:, -1] < 0)
+                best = neighbors[asking], similarities[asking]
+                neighbors[asking], similarities[asking] = merged(best, found, k)
+        short = np.flatnonzero(neighbors[:, -1] < 0)
         if len(short):
-            neighbours[short], similarities[short] = nearest_rows(
+            neighbors[short], similarities[short] = nearest_rows(
                 indexed, queries[short], k=k, block_bytes=self.block_bytes
             )
-        return neighbours, similarities
+        return neighbors, similarities
 
-    def _recall(self, indexed: Rows, queries: Rows, neighbours: np.ndarray) -> float:
+    def _recall(self, indexed: Rows, queries: Rows, neighbors: np.ndarray) -> float:
         rng = np.random.default_rng(self.seed)
         sample = np.sort(rng.permutation(len(queries))[: self.num_sampled])
         true, _ = nearest_rows(
             indexed,
             l2_normalized(queries[sample]),
-            k=neighbours.shape[1],
+            k=neighbors.shape[1],
             block_bytes=self.block_bytes,
         )
-        return num_shared(neighbours[sample], true) / true.size
+        return num_shared(neighbors[sample], true) / true.size
 
 
 @dataclass(frozen=True)

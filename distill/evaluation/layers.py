@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import DistillError, UnknownNameError
-from distill.networks import EmbeddingNetwork
+from distill.models.networks import EmbeddingNetwork
 
 MAX_DIM = 9000
 ALL = "all"

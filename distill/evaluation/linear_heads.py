@@ -1,4 +1,14 @@
-"""Linear classifiers trained by SGD, several settings at once on the same batches.
+"""What a linear classifier is given: rows of unit norm, standardized per dimension, in float32.
+
+Protocol (CompRess, NeurIPS 2020): L2-normalize, then subtract the mean and divide by the standard
+deviation of the training rows, which stay fixed. As in the published program the variance is the
+unbiased one and `EPSILON` is added to it, which matters: a row of unit norm has a variance of at
+most 1 / D per dimension. Embeddings may lie on the disk, of any floating dtype; they are read in
+chunks or by index, and are held standardized only where that fits into memory.
+
+Shapes: N rows, B rows of a batch, D width.
+
+Linear classifiers trained by SGD, several settings at once on the same batches.
 
 G heads are one tensor (G, C, D): a batch is read once and multiplied once for all of them, and a
 head is what it would be alone, up to the rounding of a matrix product of another size. All start
@@ -13,19 +23,157 @@ Published setting (CompRess, NeurIPS 2020): learning rate 0.01, momentum 0.9, we
 the bias too), batches of 256, 40 epochs, learning rate x 0.1 after 15 and after 30.
 
 Shapes: G heads, B batch, D width, C classes.
+
+What linear heads learn from when every step sees new views: the published program's way.
+
+A frozen network embeds a random view (random resized crop and flip) of every image at every step;
+mean and variance stay those of the evaluation views. A view follows from (seed, epoch, image), as
+in training. Deliberate limit: nothing is kept, so that 40 epochs embed every image 40 times.
+
+Shapes: N training rows, B images of a batch, D width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.images import Images
+from distill.data.loader import Batch, TrainingViews, guarded_batches, training_loader
+from distill.data.views import training_view
+from distill.device import autocast, free_memory
+from distill.embeddings.embed import InferenceConfig
+from distill.embeddings.search import Rows
 from distill.errors import DistillError
+from distill.models.networks import EmbeddingNetwork
+from distill.terminal import progress_bar
+
+EPSILON = 1e-5
+_CHUNK_BYTES = 64 * 2**20  # of float32 rows that are worked on at a time
+_SHARE_OF_MEMORY = 0.3  # that standardized rows may take
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Per-dimension statistics of training rows of unit norm.
+
+    Attributes:
+        mean: (D,) float32.
+        scale: (D,) float32, what is multiplied by; 0 for a dimension that is constant in training,
+            which then says nothing about any image.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Normalize and standardize rows (B, D) of any floating dtype, to float32 (B, D)."""
+        return (unit_norm(rows) - self.mean) * self.scale
+
+
+def fit_standardizer(features: Rows, rows: np.ndarray, *, device: torch.device) -> Standardizer:
+    """Return the statistics of some rows, read in chunks in two passes.
+
+    Args:
+        features: (N, D), any scale and floating dtype, finite.
+        rows: Which of them, at least one.
+        device: Where the statistics lie.
+    """
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
+    for chunk in chunks(features, rows, device=device):
+        total += unit_norm(chunk).double().sum(0)
+    mean = total / len(rows)
+    squares = torch.zeros_like(mean)
+    for chunk in chunks(features, rows, device=device):
+        squares += (unit_norm(chunk).double() - mean).square().sum(0)
+    variance = squares / max(len(rows) - 1, 1)
+    # The rounding of float32 rows around a constant is not a variance.
+    is_constant = variance <= (1e-6 * mean).square()
+    scale = (variance + EPSILON).rsqrt().masked_fill(is_constant, 0.0)
+    return Standardizer(mean.float(), scale.float())
+
+
+class StandardizedRows:
+    """Some rows of a set of embeddings, standardized, by their place among the chosen ones.
+
+    They are computed once where they fit into memory on the device, else batch by batch; either way
+    they are the same.
+
+    Args:
+        features: (N, D), any scale and floating dtype, finite.
+        rows: The chosen ones.
+        standardizer: On `device`.
+        device: Where rows are wanted.
+    """
+
+    def __init__(
+        self,
+        features: Rows,
+        rows: np.ndarray,
+        standardizer: Standardizer,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.features = features
+        self.rows = rows
+        self.standardizer = standardizer
+        self.device = device
+        width = features.shape[1]
+        fits = 4 * len(rows) * width <= _SHARE_OF_MEMORY * free_memory(device)
+        self._all = torch.empty(len(rows), width, device=device) if fits else None
+        if self._all is not None:
+            end = 0
+            for chunk in chunks(features, rows, device=device):
+                self._all[end : end + len(chunk)] = standardizer(chunk)
+                end += len(chunk)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, places: np.ndarray) -> Tensor:
+        """Return rows by place, float32 (B, D)."""
+        if self._all is not None:
+            return self._all[torch.from_numpy(places).to(self.device)]
+        return self.standardizer(gathered(self.features, self.rows[places], device=self.device))
+
+
+def unit_norm(rows: Tensor) -> Tensor:
+    """Scale rows (B, D) to unit norm, float32; rows of zeros stay."""
+    rows = rows.float()
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def chunks(features: Rows, rows: np.ndarray, *, device: torch.device) -> Iterator[Tensor]:
+    """Yield the chosen rows in order, as many at a time as stay small."""
+    at_once = max(1, _CHUNK_BYTES // (4 * max(1, features.shape[1])))
+    for start in range(0, len(rows), at_once):
+        yield gathered(features, rows[start : start + at_once], device=device)
+
+
+def gathered(features: Rows, rows: np.ndarray, *, device: torch.device) -> Tensor:
+    """Copy rows by number to the device, in their own dtype."""
+    return torch.from_numpy(np.ascontiguousarray(features[rows])).to(device)
+
+
+def require_finite(features: Rows) -> None:
+    """Refuse embeddings of which a row is not finite; reads them in chunks.
+
+    Raises:
+        DistillError: Saying how many are not.
+    """
+    everything = chunks(features, np.arange(len(features)), device=torch.device("cpu"))
+    num_bad = sum(int((~chunk.float().norm(dim=1).isfinite()).sum()) for chunk in everything)
+    if num_bad:
+        raise DistillError(
+            f"{num_bad} of {len(features)} embeddings are not finite; the network's weights are "
+            "damaged or its training diverged"
+        )
 
 
 class HeadBatch(NamedTuple):
@@ -170,3 +318,71 @@ def _gradients(heads: LinearHeads, batch: HeadBatch) -> tuple[Tensor, Tensor]:
     surplus /= len(batch.labels)
     weight = (surplus.flatten(1).T @ batch.rows).view_as(heads.weight)
     return weight, surplus.sum(0)
+
+
+@dataclass(frozen=True)
+class AugmentedBatches:
+    """Embeds random views of training images; a `distill.evaluation.linear.MakeBatches`.
+
+    Attributes:
+        network: Frozen, on the device of `how`; its mode is restored after the batches.
+        images: The training images, with labels.
+        index: (N,) which image a training row is of.
+        how: Device, precision, workers; the batch size is the schedule's.
+        augmentation: As `distill.data.views.training_view` knows them.
+        schedule: Epochs and batch size.
+        seed: Of views and order, from 0.
+    """
+
+    network: EmbeddingNetwork
+    images: Images
+    index: np.ndarray
+    how: InferenceConfig
+    augmentation: str
+    schedule: LinearSchedule
+    seed: int
+
+    def __call__(self, rows: np.ndarray, standardizer: Standardizer) -> Iterator[HeadBatch]:
+        """Yield all batches of all epochs over the training rows `rows`.
+
+        Raises:
+            BadImageError: From `how.on_bad_images`.
+        """
+        seen = self.network.input
+        view = training_view(
+            seen.image_size,
+            self.augmentation,
+            crop_fraction=seen.crop_fraction,
+            interpolation=seen.interpolation,
+        )
+        views = TrainingViews(self.images, self.index[rows], view, seed=self.seed)
+        size = self.schedule.batch_size
+
+        def batches() -> Iterable[Batch]:
+            return training_loader(
+                views,
+                batch_size=size,
+                num_epochs=self.schedule.num_epochs,
+                num_workers=self.how.num_workers,
+            )
+
+        was_training = self.network.training
+        self.network.eval()
+        total = self.schedule.num_epochs * len(rows)
+        try:
+            with progress_bar(total, description="linear, augmented") as bar:
+                for batch in guarded_batches(batches):
+                    if batch.bad and self.how.on_bad_images is not None:
+                        self.how.on_bad_images(batch.bad)
+                    bar.update(len(batch.index) + len(batch.bad))
+                    if len(batch.index):
+                        embedded = self._embedded(batch.view)
+                        labels = batch.label.to(self.how.device)
+                        yield HeadBatch(batch.epoch, standardizer(embedded), labels)
+        finally:
+            self.network.train(was_training)
+
+    @torch.no_grad()
+    def _embedded(self, view: torch.Tensor) -> torch.Tensor:
+        with autocast(self.how.device, self.how.precision):
+            return self.network(view.to(self.how.device))

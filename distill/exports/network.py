@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.networks import EmbeddingNetwork
+from distill.models.networks import EmbeddingNetwork
 
 INPUT, OUTPUT = "pixels", "embeddings"
 Embed = Callable[[Tensor], Tensor]  # float32 (B, 3, S, S) in [0, 1] -> float32 (B, D)

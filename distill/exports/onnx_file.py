@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.exports.network import INPUT, OUTPUT, Embed, ExportedNetwork
-from distill.networks import num_parameters
+from distill.models.networks import num_parameters
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MAX_BYTES = 2**31 - 2**24  # protobuf's limit less what the graph itself takes

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.exports.network import Embed
-from distill.libraries import AUXILIARY_HEADS, remove_auxiliary_heads
-from distill.networks import EmbeddingNetwork, InputSpec
+from distill.models.libraries import AUXILIARY_HEADS, remove_auxiliary_heads
+from distill.models.networks import EmbeddingNetwork, InputSpec
 
 _SMALL_STEM = (
     "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",

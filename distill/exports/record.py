@@ -31,7 +31,7 @@ class Artifact:
         sha256: Of its content, in hexadecimal.
         num_bytes: Its size.
         l2_normalize: Whether its embeddings have length 1.
-        absolute_difference: See `distill.exports.comparison.Difference`.
+        absolute_difference: See `distill.exports.export.Difference`.
         relative_difference: The same.
         milliseconds: Time for an image by batch size, original and exported; empty when not timed.
         versions: Of what wrote it.

@@ -9,10 +9,23 @@ This file checks the operands, picks an implementation and joins it to autograd;
 in `reference.py` (float64, obvious), `blocked.py` (any device) and `fused/` (CUDA, in Triton), and
 `sharded.py` spreads either of the last two over the ranks that hold the anchors.
 Limits: differentiable once, in the student only; rows are used as given, so the caller normalizes.
+
+Refuses operands that the anchor KL cannot use, one sentence each.
+
+A scan over anchors that are spread over ranks: any implementation, each rank over its shard.
+
+The student's rows of all ranks are gathered; every rank scans them against its own anchors; the
+statistics of the shards, 3 numbers a row, are gathered and merged; the second pass gives every rank
+its share of the gradient of all rows, and the shares are added up where the rows came from. All of
+it happens before the loss is returned: a backward pass exchanges nothing.
+
+The arithmetic per rank is that of one process over K / W anchors. Shapes: B rows of the batch, b of
+them on this rank, K anchors, W ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,13 +35,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill import distributed
+from distill.distributed import all_gather_variable, scatter_sum
 from distill.errors import DistillError, UnknownNameError
 from distill.kernels import fused
 from distill.kernels.blocked import BlockedScan
-from distill.kernels.operands import check_mask, check_num_real, check_operands, check_temperature
 from distill.kernels.reference import reference_anchor_kl
-from distill.kernels.scan import Scan, divergence
-from distill.kernels.sharded import ShardedScan
+from distill.kernels.scan import Scan, divergence, merged
 
 
 def anchor_kl(
@@ -40,7 +52,7 @@ def anchor_kl(
     teacher_temperature: float = 0.04,
     student_temperature: float = 0.04,
     self_mask: tuple[Tensor, Tensor] | None = None,
-    num_real: int | None = None,
+    num_valid: int | None = None,
     implementation: str = "auto",
     row_counts: Sequence[int] | None = None,
 ) -> Tensor:
@@ -82,9 +94,9 @@ def anchor_kl(
     if self_mask is not None:
         check_mask(self_mask, teacher, student_anchors)
     banks = (teacher_anchors, student_anchors)
-    if num_real is not None:
-        check_num_real(num_real, student_anchors)
-        banks, self_mask = _first(num_real, banks, self_mask)
+    if num_valid is not None:
+        check_num_valid(num_valid, student_anchors)
+        banks, self_mask = _first(num_valid, banks, self_mask)
     options = {
         "temperatures": (float(teacher_temperature), float(student_temperature)),
         "self_mask": self_mask,
@@ -165,3 +177,148 @@ def _first(
     student = teacher if banks[0] is banks[1] else banks[1][:number]
     mask = None if self_mask is None else (self_mask[0], self_mask[1][:number])
     return (teacher, student), mask
+
+
+BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_operands(
+    teacher: Tensor,
+    student: Tensor,
+    teacher_anchors: Tensor,
+    student_anchors: Tensor,
+    row_counts: Sequence[int] | None = None,
+) -> None:
+    """Raise `DistillError` unless embeddings and banks fit each other; see `anchor_kl`."""
+    named = {
+        "teacher": teacher,
+        "student": student,
+        "teacher_anchors": teacher_anchors,
+        "student_anchors": student_anchors,
+    }
+    for name, tensor in named.items():
+        # A rank may have no row of the batch, or no anchor yet.
+        needed = tensor.shape[1:] if row_counts and tensor is not teacher else tensor.shape
+        if tensor.ndim != 2 or 0 in needed:
+            raise DistillError(
+                f"{name} has shape {tuple(tensor.shape)}; it must be a matrix with at least one "
+                "row and one column"
+            )
+        if not tensor.is_floating_point():
+            raise DistillError(f"{name} is {tensor.dtype}; it must hold floating-point numbers")
+        if tensor.device != student.device:
+            raise DistillError(
+                f"{name} is on {tensor.device} and student on {student.device}; move them together"
+            )
+    if row_counts is None:
+        _check_equal("rows", 0, teacher=teacher, student=student)
+    else:
+        _check_row_counts(teacher, student, row_counts)
+    _check_equal("rows", 0, teacher_anchors=teacher_anchors, student_anchors=student_anchors)
+    _check_equal("columns", 1, teacher=teacher, teacher_anchors=teacher_anchors)
+    _check_equal("columns", 1, student=student, student_anchors=student_anchors)
+    dtypes = (teacher_anchors.dtype, student_anchors.dtype)
+    if dtypes[0] not in BANK_DTYPES or dtypes[0] != dtypes[1]:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in BANK_DTYPES)
+        raise DistillError(
+            f"teacher_anchors are {dtypes[0]} and student_anchors {dtypes[1]}; both must have one "
+            f"dtype out of {allowed}"
+        )
+
+
+def _check_row_counts(teacher: Tensor, student: Tensor, row_counts: Sequence[int]) -> None:
+    found, wanted = (len(teacher), len(student)), (sum(row_counts), row_counts[distributed.rank()])
+    if found != wanted:
+        raise DistillError(
+            f"teacher has {found[0]} rows and student {found[1]}; over ranks with "
+            f"{list(row_counts)} rows rank {distributed.rank()} must bring {wanted[0]} (of all "
+            f"ranks) and {wanted[1]} (its own)"
+        )
+
+
+def _check_equal(what: str, axis: int, **pair: Tensor) -> None:
+    (first, a), (second, b) = pair.items()
+    if a.shape[axis] != b.shape[axis]:
+        raise DistillError(
+            f"{first} has shape {tuple(a.shape)} and {second} {tuple(b.shape)}; they must have "
+            f"equally many {what}"
+        )
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raise `DistillError` unless a temperature is positive and finite."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise DistillError(f"{name} is {temperature}; it must be positive and finite")
+
+
+def check_num_valid(num_valid: int, anchors: Tensor) -> None:
+    """Raise `DistillError` unless so many of the anchors (K x D) can be the real ones."""
+    if not 1 <= num_valid <= len(anchors):
+        raise DistillError(f"num_valid is {num_valid}; it must be from 1 to {len(anchors)}")
+
+
+def check_mask(mask: tuple[Tensor, Tensor], teacher: Tensor, anchors: Tensor) -> None:
+    """Raise `DistillError` unless a self-mask fits embeddings and bank; see `anchor_kl`."""
+    for name, index, owner in zip(
+        ("image_index", "anchor_index"), mask, (teacher, anchors), strict=True
+    ):
+        if index.shape != owner.shape[:1] or index.dtype != torch.int64:
+            raise DistillError(
+                f"self_mask's {name} is {index.dtype} of shape {tuple(index.shape)}; it must be "
+                f"int64 of shape {tuple(owner.shape[:1])}"
+            )
+        if index.device != owner.device:
+            raise DistillError(
+                f"self_mask's {name} is on {index.device} and the embeddings on {owner.device}; "
+                "move them together"
+            )
+
+
+class ShardedScan:
+    """The scan of all ranks' anchors; see `Scan`.
+
+    The statistics are those of all B rows, the same to the last bit on every rank. The gradient is
+    that of this rank's b rows, times W: what `distill.distributed` expects of a loss that is the
+    same on every rank.
+
+    Args:
+        scan: Makes the scan of this rank's anchors.
+        row_counts: b of every rank.
+        *operands: The teacher's embeddings of all rows, B x Dt; the student's of this rank's rows,
+            b x Ds, b may be 0; this rank's shards of both banks, which may hold no anchor.
+        **options: Further ones of the scan; the image indices of the self-mask are of all rows.
+    """
+
+    def __init__(
+        self,
+        scan: Callable[..., Scan],
+        row_counts: Sequence[int],
+        *operands: Tensor,
+        **options: Any,
+    ) -> None:
+        teacher, student, *banks = operands
+        rows = all_gather_variable(student, row_counts)
+        if len(banks[1]):
+            self._scan = scan(teacher, rows, *banks, **options)
+        else:
+            self._scan = _EmptyScan(rows, banks[1].dtype)
+        self._row_counts = row_counts
+        self.statistics = merged(distributed.all_gather(self._scan.statistics[None]))
+
+    def gradient(self, lse: Tensor) -> Tensor:
+        """Return this rank's rows of W sum_j (q_ij - p_ij) A_s[j], b x Ds; see `Scan`."""
+        share = self._scan.gradient(lse)
+        return scatter_sum(share, self._row_counts).mul_(len(self._row_counts))
+
+
+class _EmptyScan:
+    """What a rank contributes while none of the anchors is its own."""
+
+    def __init__(self, rows: Tensor, bank_dtype: torch.dtype) -> None:
+        no_lse = torch.full((2, len(rows)), -torch.inf, dtype=torch.float64, device=rows.device)
+        self.statistics = torch.cat([no_lse, torch.zeros_like(no_lse[:1])])
+        dtype = torch.promote_types(torch.float32, bank_dtype)
+        self._gradient = torch.zeros_like(rows, dtype=dtype)
+
+    def gradient(self, lse: Tensor) -> Tensor:
+        return self._gradient

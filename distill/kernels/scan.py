@@ -8,7 +8,7 @@ both logits under the teacher's distribution, from which
 
 The second pass turns the log-sum-exps into the gradient. Between the two, statistics over several
 parts of the anchors can be merged: that is all that a bank spread over processes needs
-(`distill.kernels.sharded`).
+(`distill.kernels.anchor_kl`).
 """
 
 from __future__ import annotations

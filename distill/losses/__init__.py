@@ -1,10 +1,10 @@
 """Losses: CompRess and the baselines it is compared with, one file per method."""
 
+from distill.losses.base import DistillationLoss
 from distill.losses.cc import CC, CCReleased
 from distill.losses.clusterfit import ClusterFit
 from distill.losses.compress import CompRess
 from distill.losses.crd import CRD
-from distill.losses.imitation import ImitationLoss
 from distill.losses.reg import Reg
 from distill.losses.reg_bn import RegBN
 from distill.losses.rkd import RKD
@@ -22,7 +22,7 @@ __all__ = [
     "CCReleased",
     "ClusterFit",
     "CompRess",
-    "ImitationLoss",
+    "DistillationLoss",
     "Reg",
     "RegBN",
     "SimReg",

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.losses.embeddings import check_counts, check_rows, unit_rows
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
 
 
-class CC(ImitationLoss):
+class CC(DistillationLoss):
     """Squared difference of the two matrices of Gaussian similarities.
 
     Args:
@@ -49,7 +48,7 @@ class CC(ImitationLoss):
         self.gamma, self.order = gamma, order
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return F.mse_loss(self._similarities(student), self._similarities(teacher))
 
@@ -61,7 +60,7 @@ class CC(ImitationLoss):
         return math.exp(-2 * self.gamma) * torch.stack(terms).sum(0)
 
 
-class CCReleased(ImitationLoss):
+class CCReleased(DistillationLoss):
     """Products of the differences of rows that follow each other, through two linear maps.
 
     Args:
@@ -80,7 +79,7 @@ class CCReleased(ImitationLoss):
         self.student_head = nn.Linear(student_dim, head_dim)
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         difference = (self.student_head(student) - self.teacher_head(teacher)).abs()
         return (difference[:-1] * difference[1:]).sum(1).mean()

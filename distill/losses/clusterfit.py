@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.losses.embeddings import check_counts
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts
 
 
-class ClusterFit(ImitationLoss):
+class ClusterFit(DistillationLoss):
     """Cross-entropy of a linear classifier of clusters.
 
     Args:
@@ -47,5 +46,5 @@ class ClusterFit(ImitationLoss):
         self.register_buffer("cluster", cluster.to(torch.int64))
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which teacher and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which teacher and label are not used."""
         return F.cross_entropy(self.head(student), self.cluster[index])

@@ -1,4 +1,4 @@
-"""CompRess: the student keeps the teacher's neighbours among a queue of anchors.
+"""CompRess: the student keeps the teacher's neighbors among a queue of anchors.
 
 Source: Abbasi Koohpayegani, Tejankar, Pirsiavash, CompRess: Self-Supervised Learning by Compressing
 Representations, NeurIPS 2020. Teacher and student embeddings of a batch are compared with the
@@ -22,11 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.anchors import AnchorMemory
-from distill.kernels.anchor_kl import anchor_kl, check_implementation
-from distill.kernels.operands import check_temperature
-from distill.losses.embeddings import unit_rows
-from distill.row_exchange import own_rows
+from distill.distributed import own_rows
+from distill.kernels.anchor_kl import anchor_kl, check_implementation, check_temperature
+from distill.losses.anchors import AnchorMemory
+from distill.losses.base import unit_rows
 
 
 class CompRess(nn.Module):
@@ -93,7 +92,7 @@ class CompRess(nn.Module):
         Raises:
             DistillError: Shapes, dtypes or devices do not fit each other or the queue.
         """
-        if self.queue.num_real == 0:
+        if self.queue.num_valid == 0:
             return None
         if row_counts is None or self.queue.is_sharded:
             return self._divergence(teacher, student, image_index, row_counts)
@@ -118,7 +117,7 @@ class CompRess(nn.Module):
         Returns:
             0-d float32; None while the queue holds no anchor. All ranks call it together.
         """
-        if self.queue.num_real == 0:
+        if self.queue.num_valid == 0:
             return None
         counts = None
         num_rows = len(teacher)

@@ -29,12 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.kernels.operands import check_temperature
-from distill.losses.embeddings import check_counts, check_rows, unit_rows
-from distill.losses.imitation import ImitationLoss
+from distill.kernels.anchor_kl import check_temperature
+from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
 
 
-class CRD(ImitationLoss):
+class CRD(DistillationLoss):
     """Noise contrastive estimation against memories of both sides.
 
     Args:
@@ -91,7 +90,7 @@ class CRD(ImitationLoss):
         self._to_remember: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which label is not used.
+        """Return the loss; see `DistillationLoss`, of which label is not used.
 
         The first call fixes the normalization constants.
         """

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distill.losses.embeddings import check_counts, check_rows, unit_rows
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
 
 
-class Reg(ImitationLoss):
+class Reg(DistillationLoss):
     """Squared error of unit vectors, through a linear map of the student's.
 
     Args:
@@ -33,7 +32,7 @@ class Reg(ImitationLoss):
         self.head = nn.Linear(student_dim, teacher_dim)
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return squared_error(self.head(student), teacher)
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.losses.embeddings import check_counts, check_rows
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts, check_rows
 
 
-class RegBN(ImitationLoss):
+class RegBN(DistillationLoss):
     """Squared error of standardized vectors, through a linear map of the student's.
 
     Args:
@@ -38,7 +37,7 @@ class RegBN(ImitationLoss):
         self.head = nn.Linear(student_dim, teacher_dim)
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return standardized_error(teacher, self.head(student))
 

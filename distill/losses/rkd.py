@@ -9,7 +9,7 @@ by their mean over the pairs of different images and h the Huber loss (smooth L1
     loss = distance_weight distance + angle_weight angle.
 
 As in the authors' program the means are over all B^2 pairs and B^3 triplets, those with an image
-twice included, which add nothing. Distances and angles come from the products of the centred rows.
+twice included, which add nothing. Distances and angles come from the products of the centered rows.
 Pairs nearer than a thousandth of the root mean square distance, which float32 cannot tell apart,
 count as equal: distance 0, and 0 for the cosine of an angle with such a side.
 Limits: memory grows with B^3, some 70 MB a tensor at B = 256.
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.losses.embeddings import check_rows, check_weights
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_rows, check_weights
 
 _NEAR = 1e-6  # of the mean squared distance
 
 
-class RKD(ImitationLoss):
+class RKD(DistillationLoss):
     """Huber losses of distances and of angles.
 
     Args:
@@ -45,7 +44,7 @@ class RKD(ImitationLoss):
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         of_teacher, of_student = _relations(teacher), _relations(student)
         distance = F.smooth_l1_loss(of_student[0], of_teacher[0])

@@ -26,14 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.anchors import AnchorQueue
 from distill.errors import DistillError
-from distill.kernels.operands import check_temperature
-from distill.losses.embeddings import check_counts, check_rows, unit_rows
-from distill.losses.imitation import ImitationLoss
+from distill.kernels.anchor_kl import check_temperature
+from distill.losses.anchors import AnchorQueue
+from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
 
 
-class SEED(ImitationLoss):
+class SEED(DistillationLoss):
     """Soft cross-entropy over the positive and a queue.
 
     Args:
@@ -76,10 +75,10 @@ class SEED(ImitationLoss):
     def forward(
         self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor
     ) -> Tensor | None:
-        """Return the loss, or None while the queue is empty; see `ImitationLoss`."""
+        """Return the loss, or None while the queue is empty; see `DistillationLoss`."""
         check_rows(teacher, student)
         self._to_enqueue = (teacher, index)
-        if self.queue.num_real == 0:
+        if self.queue.num_valid == 0:
             return None
         t, z = unit_rows(teacher), unit_rows(self.head(student))
         with torch.no_grad():
@@ -97,7 +96,7 @@ class SEED(ImitationLoss):
 
     def metrics(self) -> dict[str, float]:
         """Return the number of anchors that are real."""
-        return {"num_anchors": self.queue.num_real}
+        return {"num_anchors": self.queue.num_valid}
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the queue's state."""

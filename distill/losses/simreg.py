@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distill.losses.embeddings import check_counts, check_rows
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts, check_rows
 from distill.losses.reg import squared_error
 
 
-class SimReg(ImitationLoss):
+class SimReg(DistillationLoss):
     """Squared error of unit vectors, through an MLP after the student.
 
     Args:
@@ -46,6 +45,6 @@ class SimReg(ImitationLoss):
         )
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return squared_error(self.head(student), teacher)

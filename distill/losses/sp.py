@@ -15,14 +15,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.losses.embeddings import check_rows, unit_rows
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_rows, unit_rows
 
 
-class SP(ImitationLoss):
+class SP(DistillationLoss):
     """Squared difference of the two matrices of products, row by row of unit norm."""
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which index and label are not used."""
+        """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return F.mse_loss(unit_rows(student @ student.T), unit_rows(teacher @ teacher.T))

@@ -10,11 +10,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.losses.embeddings import check_counts
-from distill.losses.imitation import ImitationLoss
+from distill.losses.base import DistillationLoss, check_counts
 
 
-class Supervised(ImitationLoss):
+class Supervised(DistillationLoss):
     """Cross-entropy of a linear classifier.
 
     Args:
@@ -31,5 +30,5 @@ class Supervised(ImitationLoss):
         self.head = nn.Linear(student_dim, num_classes)
 
     def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        """Return the loss; see `ImitationLoss`, of which teacher and index are not used."""
+        """Return the loss; see `DistillationLoss`, of which teacher and index are not used."""
         return F.cross_entropy(self.head(student), label)

@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import TrainConfig
+from distill.config import PretrainConfig, TrainConfig, read_yaml, updated
 from distill.errors import UnknownNameError
-from distill.options import read_yaml, updated
-from distill.pretrain_config import PretrainConfig
 
 _FOLDER = Path(__file__).parent
 CONFIGS: dict[str, type[Any]] = {"train": TrainConfig, "pretrain": PretrainConfig}

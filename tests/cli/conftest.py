@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distill.engine import loop
+from distill.training import loop
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.engine.checkpoint import load_newest
-from distill.methods import METHODS
-from distill.weights import read_state_dict
-from students import build_student
+from distill.config import METHODS
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import load_newest
+from students.registry import build_student
 
 STUDENT = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
 BASELINES = [name for name, _ in METHODS.items() if name != "compress"]
@@ -61,7 +61,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     def not_again(*_: object) -> None:
         raise AssertionError("the clusters are in the checkpoint")
 
-    monkeypatch.setattr("distill.jobs.imitation._clusters", not_again)
+    monkeypatch.setattr("distill.training.setup._clusters", not_again)
     assert run(["--output", str(tmp_path / "parts"), "--resume"]) == 0
     whole, parts = (
         read_state_dict(tmp_path / n / "student.safetensors") for n in ("whole", "parts")
@@ -79,8 +79,8 @@ def test_clusterfit_s_classes_are_clusters_of_what_the_teacher_sees(make_folder,
     assert run(short("clusterfit", make_folder(), output, *flags)) == 0
     cluster = load_newest(output / "checkpoints").state["objective"]["loss"]["cluster"]
     assert (cluster < 0).sum() == 4  # of 36 images, held out
-    colours = cluster.view(3, 12)  # the classes differ in hue
-    seen = [set(row[row >= 0].tolist()) for row in colours]
+    colors = cluster.view(3, 12)  # the classes differ in hue
+    seen = [set(row[row >= 0].tolist()) for row in colors]
     assert all(len(one) == 1 for one in seen)
     assert set().union(*seen) == {0, 1, 2}
 
@@ -153,9 +153,9 @@ def test_mistakes_are_one_sentence(make_folder, tmp_path, capsys, flags, message
 
 
 def test_labels_that_the_supervised_student_needs(make_folder, tmp_path, capsys):
-    unlabelled = make_folder() / "train" / "class0"
-    assert run(short("supervised", unlabelled, tmp_path / "run")) == 2
+    unlabeled = make_folder() / "train" / "class0"
+    assert run(short("supervised", unlabeled, tmp_path / "run")) == 2
     error = capsys.readouterr().err
     assert "--method supervised learns from labels, and 11 of the 11 images" in error
-    assert run(["--method", "reg", *STUDENT, "--data", str(unlabelled)]) == 2
+    assert run(["--method", "reg", *STUDENT, "--data", str(unlabeled)]) == 2
     assert "--teacher is missing" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill.cli.main import run
-from distill.embedding_cache import open_table
+from distill.embeddings.store import open_table
 
 TINY = ["cache", "--teacher", "pixels", "--num-workers", "0"]
 
@@ -24,7 +24,7 @@ def test_digits_without_a_word_about_data(cold_cache, capsys, monkeypatch):
     assert run(TINY) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "showing the pipeline on scikit-learn's 1,797 digits" in lines[0]
-    assert lines[1].startswith("teacher, digits/train, centre: 0 of 1,437 embeddings are in ")
+    assert lines[1].startswith("teacher, digits/train, center: 0 of 1,437 embeddings are in ")
     header, *rows = map(str.split, lines[-3:])
     assert header == ["split", "images", "width", "dtype", "size", "images/s", "seconds", "folder"]
     assert [row[:4] for row in rows] == [
@@ -36,7 +36,7 @@ def test_digits_without_a_word_about_data(cold_cache, capsys, monkeypatch):
     assert rows[0][4:6] == ["0.5", "MiB"]
     assert run(TINY) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "digits/train, centre: all 1,437 embeddings are in" in lines[1]
+    assert "digits/train, center: all 1,437 embeddings are in" in lines[1]
     assert lines[-1].split()[6:8] == ["-", "-"]
 
 

@@ -8,10 +8,10 @@ import torch
 
 import distill
 from distill.cli.main import run
-from distill.evaluation.cluster_alignment import align_clusters
+from distill.evaluation import clusters
+from distill.evaluation.clusters import align_clusters
 from distill.evaluation.kmeans import Clustering, Minibatch
-from distill.jobs import clusters
-from students import build_student
+from students.registry import build_student
 
 NETWORK = {"student": "timm:test_resnet", "image_size": 32}
 FLAGS = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]

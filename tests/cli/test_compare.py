@@ -18,10 +18,10 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.jobs.comparison import sitting
-from distill.jobs.comparison.child import perform
-from distill.jobs.measurement import MeasurementOptions, open_evaluation
-from distill.weights import read_state_dict
+from distill.comparison import sitting
+from distill.comparison.child import perform
+from distill.evaluation.base import MeasurementOptions, open_evaluation
+from distill.models.weights import read_state_dict
 
 COMMON = {"image_size": 16, "batch_size": 128, "num_workers": 0, "precision": "fp32"}
 METHODS = {"one queue": {}, "two queues": {"variant": "two-queue-momentum"}}
@@ -86,8 +86,8 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
     together = before + printed
     # Validation images are of use to the one run of each seed that measures the teacher.
     for split, number, least in (("train", "1,437", 3), ("val", "360", 1)):
-        assert together.count(f"teacher, digits/{split}, centre: 0 of {number}") == 1
-        assert together.count(f"teacher, digits/{split}, centre: all {number}") >= least
+        assert together.count(f"teacher, digits/{split}, center: 0 of {number}") == 1
+        assert together.count(f"teacher, digits/{split}, center: all {number}") >= least
     found = json.loads((output / "comparison.json").read_text())
     assert [cell["state"] for cell in found["cells"]] == ["done"] * 4
     measures = ("linear_accuracy", "nn_accuracy", "cluster_alignment")

@@ -7,7 +7,8 @@ import torch
 
 from distill.cli.main import run
 from distill.errors import DistillError
-from teachers import TEACHERS, load_teacher
+from teachers.load import load_teacher
+from teachers.registry import TEACHERS
 
 
 @pytest.fixture

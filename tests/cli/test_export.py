@@ -11,15 +11,15 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.config import TrainConfig
-from distill.engine.run_directory import RunDirectory
+from distill.config import TrainConfig, updated
 from distill.errors import DistillError
-from distill.exports import onnx_file, timing
-from distill.jobs import export as jobs_export
-from distill.jobs import export_formats
-from distill.options import updated
-from distill.weights import save_network
-from students import build_student
+from distill.exports import export as export_formats
+from distill.exports import export as jobs_export
+from distill.exports import export as timing
+from distill.exports import onnx_file
+from distill.models.weights import save_network
+from distill.run_directory import RunDirectory
+from students.registry import build_student
 
 FORMATS = {
     "onnx": ["student.onnx"],

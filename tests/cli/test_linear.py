@@ -10,13 +10,12 @@ import torch
 
 import distill
 from distill.cli.main import run
-from distill.evaluation import standardize
-from distill.evaluation.class_scores import ClassScores
-from distill.evaluation.label_subsets import class_balanced_subset
+from distill.embeddings.cache import StoredEmbeddings
+from distill.evaluation import linear as linear_probe
+from distill.evaluation import linear_heads as standardize
+from distill.evaluation.linear import ClassScores, class_balanced_subset
 from distill.evaluation.linear_heads import PUBLISHED_SCHEDULE
-from distill.evaluation.stored import StoredEmbeddings
-from distill.jobs import linear_probe
-from students import build_student
+from students.registry import build_student
 
 NETWORK = {"student": "timm:test_resnet", "image_size": 32}
 FLAGS = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
@@ -180,7 +179,7 @@ def test_a_list_of_names(measure, tmp_path, monkeypatch, capsys):
     assert "1 of 1 names are not among the training images" in capsys.readouterr().err
     listed.write_text("class0/001.png\n")
     assert run([*argv, "--labels", str(listed)]) == 2
-    assert "the labelled training images are of 1 class" in capsys.readouterr().err
+    assert "the labeled training images are of 1 class" in capsys.readouterr().err
     assert run([*argv, "--data", "digits", "--labels", str(listed)]) == 2
     assert "digits/train are not files" in capsys.readouterr().err
 
@@ -206,7 +205,7 @@ def test_the_last_layer_is_the_embedding(weights, tmp_path, make_folder):
 
 def test_layers_that_memory_does_not_hold(measure, weights, tmp_path, monkeypatch, capsys):
     measure("--layers", "stage4")
-    monkeypatch.setattr("distill.engine.device.free_memory", lambda device: 1000)
+    monkeypatch.setattr("distill.device.free_memory", lambda device: 1000)
     argv = ["linear", str(weights), *FLAGS, "--data", str(tmp_path / "photos")]
     assert run([*argv, "--layers", "all"]) == 2
     assert "name fewer of them with --layers" in capsys.readouterr().err

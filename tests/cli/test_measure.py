@@ -14,8 +14,8 @@ from PIL import Image
 import distill
 from distill.cli.main import run
 from distill.errors import DistillError
-from distill.evaluation import ascent
-from distill.jobs import measure as job
+from distill.evaluation import lipschitz as ascent
+from distill.evaluation import measure as job
 
 FEW = ["--data", "digits", "--num-images", "12", "--num-workers", "0", "--device", "cpu"]
 FEW_OPTIONS = {"data": "digits", "num_images": 12, "num_workers": 0, "device": "cpu"}
@@ -65,10 +65,10 @@ def test_numbers_are_printed_kept_and_the_same_again(make_pretraining_run, capsy
 
 def test_the_numbers_are_those_of_the_two_views(make_pretraining_run, monkeypatch):
     from distill.data.distortions import distort
+    from distill.data.loader import TrainingViews
     from distill.data.sources import open_images
-    from distill.data.two_views import two_views
-    from distill.data.views import TrainingViews
-    from distill.jobs.projection import load_projection
+    from distill.data.views import two_views
+    from distill.evaluation.measure import load_projection
     from distill.losses.von_mises_fisher import mean_cosine
 
     path = make_pretraining_run()
@@ -147,8 +147,8 @@ def test_the_augmentation_follows_the_data_unless_given(make_pretraining_run, ma
     assert "(photo) of 12 images of photos/val" in distill.measure(path, **few)[definition]
     glyph = distill.measure(path, **few, augmentation="glyph")
     assert "(glyph) of 12" in glyph[definition]
-    unlabelled = {**few, "data": f"{data}/train/class0"}
-    found = distill.measure(path, **unlabelled)
+    unlabeled = {**few, "data": f"{data}/train/class0"}
+    found = distill.measure(path, **unlabeled)
     assert "of 12 images of class0" in found[f"{NAMES[-1]}@class0"]
     # Numbers of other images stand beside the run's own.
     own = distill.measure(path, **FEW_OPTIONS)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from distill.cli.main import run
-from students import build_student
+from students.registry import build_student
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
 TINY += ["--image-size", "32", "--num-workers", "0"]
@@ -65,11 +65,11 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("--teacher pixels --student resnet18 --num-teacher-views 0", "views is 0, it must be at"),
         (
             "--teacher pixels --student resnet18 --teacher-view student --num-teacher-views 2",
-            "--num-teacher-views 2 goes with --teacher-view centre",
+            "--num-teacher-views 2 goes with --teacher-view center",
         ),
         (
             "--teacher pixels --student resnet18 --teacher-view student --teacher-cache c",
-            "--teacher-cache goes with --teacher-view centre",
+            "--teacher-cache goes with --teacher-view center",
         ),
         (
             "--teacher pixels --student resnet18 --anchors dataset --queue-size 9",
@@ -77,7 +77,7 @@ def mistake(tmp_path, capsys, monkeypatch):
         ),
         (
             "--teacher pixels --student resnet18 --anchors dataset --teacher-view student",
-            "--anchors dataset goes with --teacher-view centre",
+            "--anchors dataset goes with --teacher-view center",
         ),
         (
             "--teacher pixels --student resnet18 --anchors dataset --queue-init prefill",
@@ -85,7 +85,7 @@ def mistake(tmp_path, capsys, monkeypatch):
         ),
         (
             "--teacher pixels --student resnet18 --teacher-mean subtract --teacher-view student",
-            "--teacher-mean subtract goes with --teacher-view centre",
+            "--teacher-mean subtract goes with --teacher-view center",
         ),
         (
             "--teacher pixels --student resnet18 --predictor none --projection-dim 5",
@@ -188,12 +188,12 @@ def test_an_empty_folder(mistake, tmp_path: Path):
 @pytest.mark.parametrize("command", ["nn", "clusters", "linear"])
 def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder, command: str):
     data = make_folder(classes=1)
-    unlabelled = data / "train" / "class0"
+    unlabeled = data / "train" / "class0"
     torch.save(
         build_student("timm:test_resnet", image_size=32).backbone.state_dict(), tmp_path / "w.pth"
     )
     evaluate = [command, "w.pth", "--student", "timm:test_resnet", "--image-size", "32", "--data"]
-    assert "has no validation images" in mistake(*evaluate, str(unlabelled))
+    assert "has no validation images" in mistake(*evaluate, str(unlabeled))
     assert "are of 1 class" in mistake(*evaluate, str(data))
     assert "name the architecture with --student" in mistake(command, "w.pth", "--data", str(data))
     assert "leave out --student" in mistake(command, ".", *evaluate[2:], str(data))
@@ -213,7 +213,7 @@ def test_labels_that_an_evaluation_needs(mistake, tmp_path: Path, make_folder, c
         ("linear --labels nan", "--labels is nan, it must be a share above 0 and at most 1"),
         ("linear --labels absent.txt", "neither a number nor a list that can be read (No such"),
         ("linear --labels 0.1 --label-seeds 0", "--label-seeds is 0, it must be at least 1"),
-        ("linear --labels 0.01 --sweep", "none of 3 labelled images can be held out"),
+        ("linear --labels 0.01 --sweep", "none of 3 labeled images can be held out"),
         ("linear --sweep --learning-rates 0", "a learning rate is 0, it must be positive"),
         ("linear --sweep --weight-decays -1", "a weight decay is -1, it must be at least 0"),
         ("linear --sweep --learning-rates", "--sweep needs a value of --learning-rates"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 import distill
 from distill.cli.main import run
-from students import build_student
+from students.registry import build_student
 
 STUDENT = "timm:test_resnet"
 RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)  # of class0, class1, class2
@@ -33,17 +33,17 @@ def measure(make_folder, tmp_path):
     return command
 
 
-def paint(file: Path, colour: tuple[int, int, int]) -> None:
+def paint(file: Path, color: tuple[int, int, int]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((24, 24, 3), colour, np.uint8)
+    pixels = np.full((24, 24, 3), color, np.uint8)
     Image.fromarray(pixels).save(file)
 
 
 @pytest.fixture
 def other(tmp_path) -> Path:
     folder = tmp_path / "Other-Set"
-    for number, colour in enumerate((RED, RED, RED, GREEN)):
-        paint(folder / "class0" / f"{number}.png", colour)
+    for number, color in enumerate((RED, RED, RED, GREEN)):
+        paint(folder / "class0" / f"{number}.png", color)
     for number in range(2):
         paint(folder / "class1" / f"{number}.png", GREENISH_BLUE)
     return folder
@@ -89,10 +89,10 @@ def test_a_class_map_says_what_names_mean(measure, other, tmp_path, capsys):
     assert "1 class folders stand for no training class" in capsys.readouterr().out
 
 
-def test_frames_with_their_neighbours(measure, tmp_path, capsys):
-    for name, colour in {"a": RED, "b": RED, "c": GREEN, "d": BLUE, "e": GREENISH_BLUE}.items():
-        paint(tmp_path / "vid" / f"{name}.png", colour)
-    # Anchor b: right, c two frames on is not. Anchor d: right, with its neighbour. Anchor c: of
+def test_frames_with_their_neighbors(measure, tmp_path, capsys):
+    for name, color in {"a": RED, "b": RED, "c": GREEN, "d": BLUE, "e": GREENISH_BLUE}.items():
+        paint(tmp_path / "vid" / f"{name}.png", color)
+    # Anchor b: right, c two frames on is not. Anchor d: right, with its neighbor. Anchor c: of
     # two labels one is right, alone.
     # Anchor e as class1: wrong, unless class2 is no choice, which it is.
     rows = ["b.png,a.png,class0,-1", "b.png,b.png,class0,0", "b.png,c.png,class0,2"]

@@ -13,7 +13,7 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
 
 TINY = ["pretrain", "--width", "0.125", "--image-size", "32", "--num-workers", "0"]
 TINY += ["--hidden-dim", "16", "--projection-dim", "8", "--batch-size", "8"]

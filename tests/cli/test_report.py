@@ -11,8 +11,8 @@ import pytest
 import distill
 from distill.cli.main import run
 from distill.data.sources import open_images
-from distill.embedding_cache import EmbeddingStore
-from distill.jobs import report as report_job
+from distill.embeddings.store import EmbeddingStore
+from distill.reports import report as report_job
 
 TINY = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
 
@@ -32,7 +32,7 @@ def train(tmp_path: Path) -> Callable[..., Path]:
 
 def sections(page: str) -> dict[str, str]:
     """Return the HTML of every section by its name."""
-    found = re.findall(r'<section aria-labelledby="(\w+)">(.*?)</section>', page, re.DOTALL)
+    found = re.findall(r'<section aria-labeledby="(\w+)">(.*?)</section>', page, re.DOTALL)
     return dict(found)
 
 
@@ -48,13 +48,13 @@ def test_a_report_of_a_run_has_every_section(make_folder, train, capsys, tmp_pat
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;" in page
     found = sections(page)
-    assert list(found) == ["summary", "training", "neighbours", "clusters", "map"]
+    assert list(found) == ["summary", "training", "neighbors", "clusters", "map"]
     assert "Left out" not in page
     assert "left out" not in page
-    assert found["neighbours"].count(">teacher</h4>") == found["neighbours"].count(">student</h4>")
-    assert found["neighbours"].count('class="query"') >= 8
-    assert "of photos/val with their nearest of 36 images of photos/train" in found["neighbours"]
-    assert "Nearest neighbour accuracy" in found["summary"]
+    assert found["neighbors"].count(">teacher</h4>") == found["neighbors"].count(">student</h4>")
+    assert found["neighbors"].count('class="query"') >= 8
+    assert "of photos/val with their nearest of 36 images of photos/train" in found["neighbors"]
+    assert "Nearest neighbor accuracy" in found["summary"]
     assert "Loss" in found["training"]
     assert "in 3 clusters" in found["clusters"]
     assert "12 points of 3 classes" in found["map"]
@@ -69,9 +69,9 @@ def test_images_without_labels(make_folder, train, tmp_path):
     found = sections((path / "report.html").read_text())
     assert "Left out: the images of flat have no labels" in found["clusters"]
     assert "Left out: flat has no validation images" in found["summary"]
-    assert "000.png" in found["neighbours"]
-    assert "✓" not in found["neighbours"]
-    assert ">teacher</h4>" in found["neighbours"]
+    assert "000.png" in found["neighbors"]
+    assert "✓" not in found["neighbors"]
+    assert ">teacher</h4>" in found["neighbors"]
     assert "12 points;" in found["map"]
 
 
@@ -79,28 +79,28 @@ def test_a_teacher_that_is_not_at_hand_is_left_out(make_folder, train, cache, mo
     path = train(make_folder(), "run", "--teacher-cache", str(cache / "own"))
     shutil.rmtree(cache / "own" / "val")
     assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbours = sections((path / "report.html").read_text())["neighbours"]
-    assert "left out: its embeddings of the val images are not on this disk" in neighbours
-    assert ">teacher</h4>" not in neighbours
-    assert ">student</h4>" in neighbours
+    neighbors = sections((path / "report.html").read_text())["neighbors"]
+    assert "left out: its embeddings of the val images are not on this disk" in neighbors
+    assert ">teacher</h4>" not in neighbors
+    assert ">student</h4>" in neighbors
     store = EmbeddingStore.find(cache / "own" / "train")
     store.unmark([0])
     assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbours = sections((path / "report.html").read_text())["neighbours"]
-    assert "left out: its embeddings of the train images are not on this disk" in neighbours
+    neighbors = sections((path / "report.html").read_text())["neighbors"]
+    assert "left out: its embeddings of the train images are not on this disk" in neighbors
     assert not store.done().any()  # nothing was embedded
     config = (path / "config.yaml").read_text()
     (path / "config.yaml").write_text(config.replace("teacher: pixels", "teacher: absent"))
     assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbours = sections((path / "report.html").read_text())["neighbours"]
-    assert "left out: unknown teacher &#39;absent&#39;" in neighbours
+    neighbors = sections((path / "report.html").read_text())["neighbors"]
+    assert "left out: unknown teacher &#39;absent&#39;" in neighbors
 
 
 def test_a_teacher_that_saw_the_students_views(make_folder, train):
     path = train(make_folder(), "run", "--teacher-view", "student")
     assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbours = sections((path / "report.html").read_text())["neighbours"]
-    assert "left out: the teacher looked at the student" in neighbours
+    neighbors = sections((path / "report.html").read_text())["neighbors"]
+    assert "left out: the teacher looked at the student" in neighbors
 
 
 def test_large_data_are_sampled(make_folder, train, tmp_path):
@@ -110,10 +110,10 @@ def test_large_data_are_sampled(make_folder, train, tmp_path):
     argv += ["--class-names", str(tmp_path / "names.txt")]
     assert run([*argv, "--num-workers", "0", "--seed", "1"]) == 0
     found = sections(output.read_text())
-    assert "10 images of photos/train" in found["neighbours"]
+    assert "10 images of photos/train" in found["neighbors"]
     assert "10 images of photos/train" in found["clusters"]
     assert "10 images of photos/val" in found["map"]
-    for name in ("neighbours", "clusters", "map"):
+    for name in ("neighbors", "clusters", "map"):
         assert "goldfish" in found[name]
         assert "class0" not in found[name]
     assert not (path / "report.html").exists()
@@ -124,7 +124,7 @@ def test_a_run_that_has_not_finished(make_folder, train):
     (path / "student.safetensors").unlink()
     assert run(["report", str(path), "--data", "never-opened"]) == 0
     found = sections((path / "report.html").read_text())
-    for name in ("neighbours", "clusters", "map"):
+    for name in ("neighbors", "clusters", "map"):
         assert "Left out: the run has not finished" in found[name]
     assert "Loss" in found["training"]
 
@@ -139,7 +139,7 @@ def test_several_runs_are_compared(make_folder, train, tmp_path, monkeypatch):
     assert written == Path("report.html")
     page = written.read_text()
     assert list(sections(page)) == ["numbers", "curves", "differences"]
-    assert page.count('<th scope="row">Nearest neighbour accuracy</th>') == 1
+    assert page.count('<th scope="row">Nearest neighbor accuracy</th>') == 1
     assert ">other</th>" in page
     assert f">{first}</th>" in page  # two are called run
     assert f">{third}</th>" in page
@@ -149,11 +149,11 @@ def test_several_runs_are_compared(make_folder, train, tmp_path, monkeypatch):
 def test_a_report_of_pre_training(make_pretraining_run, monkeypatch):
     digits = open_images("digits")
     few = replace(digits, train=digits.val)
-    monkeypatch.setattr("distill.jobs.measurement.open_images", lambda spec: few)
+    monkeypatch.setattr("distill.evaluation.base.open_images", lambda spec: few)
     path = make_pretraining_run()
     assert distill.make_report(path, num_workers=0) == path / "report.html"
     found = sections((path / "report.html").read_text())
-    assert "left out: the run has no teacher." in found["neighbours"]
+    assert "left out: the run has no teacher." in found["neighbors"]
     assert "in 10 clusters" in found["clusters"]
     assert "Left out: the run has logged no step yet." in found["training"]
 
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_written(make_pretraining_run, tmp_path, monkeypat
     def refuse(path, content):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(report_job, "write_whole", refuse)
+    monkeypatch.setattr(report_job, "atomic_write", refuse)
     path = make_pretraining_run()
     (path / "backbone.safetensors").unlink()
     assert run(["report", str(path)]) == 2

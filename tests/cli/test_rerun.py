@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from distill.cli.main import run
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
 
 TINY = ["--image-size", "32", "--num-workers", "0", "--batch-size", "8", "--epochs", "2"]
 

@@ -12,12 +12,10 @@ import distill
 from distill.cli.main import run
 from distill.data.corruptions import corrupt
 from distill.data.images import ArrayImages
-from distill.evaluation import corrupted_view
-from distill.jobs.corruption_errors import _describe
-from distill.jobs.frozen_classifier import FrozenClassifier
-from distill.jobs.robustness import _sample
-from distill.jobs.robustness_options import RobustnessOptions
-from students import build_student
+from distill.evaluation import robustness as corrupted_view
+from distill.evaluation.frozen_classifier import FrozenClassifier
+from distill.evaluation.robustness import RobustnessOptions, _describe, _sample
+from students.registry import build_student
 
 STUDENT = "timm:test_resnet"
 NETWORK = {"student": STUDENT, "image_size": 32, "num_workers": 0}
@@ -186,8 +184,8 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
 
 
 def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("distill.jobs.corruption_errors.why_no_mce", lambda *given: None)
-    monkeypatch.setattr("distill.jobs.corruption_errors.prepare", lambda corruptions: "a package")
+    monkeypatch.setattr("distill.evaluation.robustness.why_no_mce", lambda *given: None)
+    monkeypatch.setattr("distill.evaluation.robustness.prepare", lambda corruptions: "a package")
     monkeypatch.setattr(FrozenClassifier, "error", lambda self, view=None, **_: 0.5)
     data = make_folder()
     found = distill.evaluate_robustness(weights, data=str(data), **NETWORK)
@@ -228,13 +226,13 @@ def test_without_the_package_labels_or_val(make_folder, weights, tmp_path, capsy
     assert "has no validation images" in capsys.readouterr().err
     assert run([*argv, str(no_val / "train" / "class0")]) == 2
     assert "has no validation images" in capsys.readouterr().err
-    unlabelled = tmp_path / "unlabelled"
+    unlabeled = tmp_path / "unlabeled"
     (no_val / "train" / "class0").rename(tmp_path / "loose")
-    (unlabelled / "train").mkdir(parents=True)
+    (unlabeled / "train").mkdir(parents=True)
     for image in (tmp_path / "loose").iterdir():
-        image.rename(unlabelled / "train" / image.name)
-    (unlabelled / "val").symlink_to(unlabelled / "train")
-    assert run([*argv, str(unlabelled)]) == 2
+        image.rename(unlabeled / "train" / image.name)
+    (unlabeled / "val").symlink_to(unlabeled / "train")
+    assert run([*argv, str(unlabeled)]) == 2
     assert "have no labels" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     assert run([*argv, str(make_folder())]) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.cli.main import run
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
 TINY += ["--batch-size", "8", "--epochs", "2", "--log-every", "1", "--holdout", "0"]

@@ -16,8 +16,8 @@ from PIL import Image
 
 import distill
 from distill.cli.main import run
-from distill.engine.checkpoint import checkpoints
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import checkpoints
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
 TINY += ["--image-size", "32", "--num-workers", "0"]
@@ -143,12 +143,12 @@ def test_options_that_change_the_path(make_folder, tmp_path, flags):
     assert "nn_accuracy" in json.loads((output / "metrics.json").read_text())
 
 
-def test_unlabelled_images_are_enough(make_folder, tmp_path, capsys):
+def test_unlabeled_images_are_enough(make_folder, tmp_path, capsys):
     folder = make_folder() / "train" / "class0"
     output = tmp_path / "run"
     assert run(short(folder, output, "--epochs", "1")) == 0
     printed = capsys.readouterr().out
-    assert "nearest neighbour and cluster alignment are skipped" in printed
+    assert "nearest neighbor and cluster alignment are skipped" in printed
     assert "nn_accuracy" not in json.loads((output / "metrics.json").read_text())
     assert (output / "student.safetensors").exists()
 
@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
 
 
 def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monkeypatch, capsys):
-    from distill.engine.distillation import Distillation
+    from distill.training.distillation import Distillation
 
     output, after_step, calls = tmp_path / "run", Distillation.after_step, []
 
@@ -328,7 +328,7 @@ def test_bad_images_fail_or_are_skipped(make_folder, tmp_path, capsys):
 
 def test_an_image_that_breaks_during_training_is_named(make_folder, tmp_path, monkeypatch, capsys):
     data = make_folder()
-    monkeypatch.setattr("distill.jobs.images.scan_is_cheap", lambda images: False)
+    monkeypatch.setattr("distill.data.sources.scan_is_cheap", lambda images: False)
     (data / "train" / "class1" / "000.png").write_bytes(b"not an image")
     assert run(short(data, tmp_path / "a", "--epochs", "1")) == 2
     assert "000.png cannot be read as an image" in capsys.readouterr().err
@@ -340,7 +340,7 @@ def test_a_run_that_goes_on_remembers_what_it_skipped(
     make_folder, tmp_path, monkeypatch, stop_after, capsys
 ):
     data, output = make_folder(), tmp_path / "run"
-    monkeypatch.setattr("distill.jobs.images.scan_is_cheap", lambda images: False)
+    monkeypatch.setattr("distill.data.sources.scan_is_cheap", lambda images: False)
     image = data / "train" / "class1" / "000.png"
     whole = image.read_bytes()
     image.write_bytes(b"not an image")

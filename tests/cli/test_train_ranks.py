@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from distill.cli.main import run
-from distill.engine.checkpoint import checkpoints, load_newest
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import checkpoints, load_newest
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
 TINY += ["--num-workers", "0", "--precision", "fp32", "--optimizer", "sgd"]
@@ -172,10 +172,10 @@ def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, caps
     output = tmp_path / "run"
     flags = ["--data", str(make_folder(num_train=9, num_val=3)), "--batch-size", "8"]
     assert run([*TINY, *flags, "--epochs", "1", "--output", str(output)]) == 0
-    unlabelled = tmp_path / "photos" / "train" / "class0"
+    unlabeled = tmp_path / "photos" / "train" / "class0"
     measures = {
-        "neighbours": ["nn", "--k", "1", "3"],
-        "agreement": ["nn", "--agreement", "--data", str(unlabelled)],
+        "neighbors": ["nn", "--k", "1", "3"],
+        "agreement": ["nn", "--agreement", "--data", str(unlabeled)],
         "clusters": ["clusters", "--num-clusters", "3"],
         "linear": ["linear"],
         "layers": ["linear", "--layers", "layer1"],

@@ -1,4 +1,4 @@
-"""Transfer to VOC from the command line, on folders of a few images of coloured squares."""
+"""Transfer to VOC from the command line, on folders of a few images of colored squares."""
 
 import json
 import math
@@ -11,12 +11,12 @@ import torch
 
 import distill
 from distill.cli.main import run
+from distill.data.sources import BadImages
 from distill.data.voc import open_voc
 from distill.evaluation import detection
-from distill.jobs import voc as job
-from distill.jobs.images import BadImages
-from distill.jobs.voc import VocMeasurement
-from students import build_student
+from distill.evaluation import voc as job
+from distill.evaluation.voc import VocMeasurement
+from students.registry import build_student
 
 NETWORK = {"student": "timm:test_resnet", "image_size": 32}
 FLAGS = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
@@ -63,7 +63,7 @@ def test_classification_is_printed_kept_and_the_same_from_python(
         "voc_classification_definition",
     ]
     definition = measured["voc_classification_definition"]
-    assert re.fullmatch(r"12 images of .*test.*, learnt from 24 of .*trainval.*", definition)
+    assert re.fullmatch(r"12 images of .*test.*, learned from 24 of .*trainval.*", definition)
     by_class = measured["voc_classification_ap"]
     assert list(by_class) == ["blue", "green", "red"]
     for name, rule in (("map", "voc07"), ("map_area", "area")):

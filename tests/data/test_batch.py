@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from distill.data.batch import BadItem, Batch, Item, collate
+from distill.data.loader import BadItem, Batch, Item, collate
 
 
 def whole_batch(size, *, second=False, bad=("broken.jpg",)):

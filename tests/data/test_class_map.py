@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from distill.data.class_map import is_imagenet, match_classes, read_class_map
+from distill.data.shifted import is_imagenet, match_classes, read_class_map
 from distill.errors import DistillError
 
 # As training folders come: in code-point order, which here is not the order of the numbers.

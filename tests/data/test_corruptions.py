@@ -57,7 +57,7 @@ def test_numpys_generator_goes_on_as_if_nothing_had_been():
     [
         # 0.4 of the distance from the channel's mean stays; the mean of 0 and 200 is 100.
         ("contrast", 1, [60, 140]),
-        # A tenth is added to the value (HSV) of a grey pixel: 25.5 of 255, cut to whole numbers.
+        # A tenth is added to the value (HSV) of a gray pixel: 25.5 of 255, cut to whole numbers.
         ("brightness", 1, [25, 225]),
     ],
 )

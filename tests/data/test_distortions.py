@@ -11,7 +11,7 @@ import torch
 from distill.data import distortions as distortions_module
 from distill.data.distortions import Distortion, DistortionRanges, distort, draw_distortions
 
-UNCHANGED = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0, "order": 0, "grey": 0}
+UNCHANGED = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0, "order": 0, "gray": 0}
 UNCHANGED |= {"sigma": 0, "solarize": 0}
 STRONG = DistortionRanges(0.9, 0.5, 0.6, 0.7, 0.4, 0.2, (0.8, 0.5), (0.1, 2.0), (0.3, 0.6))
 
@@ -58,7 +58,7 @@ JITTERS = {
     "hue": of_pixels(change_hue),
 }
 REST = {
-    "grey": of_pixels(
+    "gray": of_pixels(
         lambda pixel, _: [0.2989 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]] * 3
     ),
     "sigma": plain_blur,
@@ -82,7 +82,7 @@ def parameters(*rows):
 
 
 def noise(num_images, size, seed=0):
-    """Random images whose first pixels are grey, black, white and pure or half-mixed colours."""
+    """Random images whose first pixels are gray, black, white and pure or half-mixed colors."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_images, 3, size, size)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -105,7 +105,7 @@ def draws(num_images, view=0, seed=0, ranges=STRONG):
         ("contrast", (0, 0.6, 1.4)),
         ("saturation", (0, 0.8, 1.2, 3)),
         ("hue", (-0.5, -0.1, 0.07, 0.4)),
-        ("grey", (1,)),
+        ("gray", (1,)),
         ("sigma", (0.1, 0.6, 2)),
         ("solarize", (1,)),
     ],
@@ -120,7 +120,7 @@ def test_each_operation_is_the_plain_one(name, amounts, size):
         assert not torch.equal(ours, image / 255)
 
 
-def test_every_order_is_honoured():
+def test_every_order_is_honored():
     strong = {"brightness": 0.3, "contrast": 1.4, "saturation": 0.6, "hue": 0.1}
     rows = parameters(*[{**strong, "order": order} for order in range(24)])
     images = noise(1, 6).expand(24, -1, -1, -1)
@@ -172,8 +172,8 @@ def test_results_stay_within_0_and_1():
     assert (result.min(), result.max()) == (0, 1)
 
 
-def test_grey_makes_the_channels_equal():
-    red, green, blue = distort(noise(1, 8), parameters({"grey": 1, "hue": 0.1}))[0]
+def test_gray_makes_the_channels_equal():
+    red, green, blue = distort(noise(1, 8), parameters({"gray": 1, "hue": 0.1}))[0]
     assert torch.equal(red, green)
     assert torch.equal(red, blue)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.data.epochs import NO_IMAGE, EpochSampler, num_batches
+from distill.data.loader import NO_IMAGE, EpochSampler, num_batches
 from distill.errors import DistillError
 
 INDICES = np.array([3, 5, 8, 13, 21, 34, 55])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data import fingerprint
+from distill.data import images as fingerprint
 from distill.data.images import ArrayImages, FolderImages, TorchvisionImages
 from distill.data.sources import open_images
 
@@ -98,8 +98,8 @@ class Dataset:
         return self.images[i], 0
 
 
-def picture(colour: int, side: int = 4) -> Image.Image:
-    return Image.new("RGB", (side, side), (colour, 0, 0))
+def picture(color: int, side: int = 4) -> Image.Image:
+    return Image.new("RGB", (side, side), (color, 0, 0))
 
 
 def test_other_sets_by_name_length_and_pixels(monkeypatch):

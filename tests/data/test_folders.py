@@ -71,7 +71,7 @@ def test_flat_val_beside_class_folders_is_refused(tmp_path, write_image):
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
-def test_unlabelled_images(tmp_path, write_image, prefix):
+def test_unlabeled_images(tmp_path, write_image, prefix):
     write_image(f"{prefix}b.png")
     write_image(f"{prefix}a.png")
     train, val = read_splits(tmp_path)
@@ -79,7 +79,7 @@ def test_unlabelled_images(tmp_path, write_image, prefix):
     assert files_of(train) == ["a.png", "b.png"]
 
 
-def test_folder_without_train_is_unlabelled_at_any_depth(tmp_path, write_image):
+def test_folder_without_train_is_unlabeled_at_any_depth(tmp_path, write_image):
     write_image("x/y/b.png")
     write_image("a.png")
     assert files_of(read_splits(tmp_path)[0]) == ["a.png", "x/y/b.png"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.data.frame_groups import read_frame_groups
+from distill.data.shifted import read_frame_groups
 from distill.errors import DistillError
 
 CLASSES = ("cat", "dog", "fox")

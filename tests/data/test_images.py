@@ -48,14 +48,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert (image.mode, image.size) == ("RGB", (6, 5))
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
-def test_16_bit_grey_keeps_its_shades(tmp_path, name):
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif"])
+def test_16_bit_gray_keeps_its_shades(tmp_path, name):
     Image.fromarray(np.array([[0, 1000, 40000, 65535]], np.uint16)).save(tmp_path / name)
     image = FolderImages(tmp_path, [name], name="set").load(0)
     assert np.asarray(image)[0, :, 0].tolist() == [0, 3, 156, 255]
 
 
-def test_32_bit_grey_is_refused(tmp_path):
+def test_32_bit_gray_is_refused(tmp_path):
     Image.fromarray(np.array([[0.5, 2.0]], np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(BadImageError, match="32 bits per pixel"):
         FolderImages(tmp_path, ["x.tif"], name="set").load(0)
@@ -107,13 +107,13 @@ def test_running_out_of_file_handles_is_no_bad_image(tmp_path, write_image, monk
     assert not isinstance(caught.value, BadImageError)
 
 
-def test_array_images_in_grey_and_colour():
-    grey = ArrayImages(np.full((2, 4, 4), 7, np.uint8), name="grey")
-    assert grey.load(1).getpixel((0, 0)) == (7, 7, 7)
-    assert grey.describe(1) == "grey[1]"
-    colour = np.zeros((1, 4, 4, 3), np.uint8)
-    colour[..., 2] = 9
-    assert ArrayImages(colour, [0], ["a"], name="colour").load(0).getpixel((0, 0)) == (0, 0, 9)
+def test_array_images_in_gray_and_color():
+    gray = ArrayImages(np.full((2, 4, 4), 7, np.uint8), name="gray")
+    assert gray.load(1).getpixel((0, 0)) == (7, 7, 7)
+    assert gray.describe(1) == "gray[1]"
+    color = np.zeros((1, 4, 4, 3), np.uint8)
+    color[..., 2] = 9
+    assert ArrayImages(color, [0], ["a"], name="color").load(0).getpixel((0, 0)) == (0, 0, 9)
 
 
 @pytest.mark.parametrize(

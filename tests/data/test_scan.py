@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from distill.data import scan
+from distill.data import sources as scan
 from distill.data.images import ArrayImages, FolderImages
-from distill.data.scan import check_images, scan_images, scan_is_cheap
+from distill.data.sources import check_images, scan_images, scan_is_cheap
 from distill.errors import BadImageError, DistillError
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from distill.cache_folder import cache_folder
 from distill.data import shards
 from distill.data.shards import ShardFiles, expanded, is_local, members_of
 from distill.errors import DistillError
+from distill.files import cache_folder
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill.data import shared_memory
-from distill.data.shared_memory import require_shared_memory
+from distill.data import loader as shared_memory
+from distill.data.loader import require_shared_memory
 from distill.errors import DistillError
 
 

@@ -121,13 +121,13 @@ def test_imagenet_is_a_folder_below_the_root(tmp_path, write_image):
     assert open_images("imagenet", download_root=tmp_path).train.classes == ("n01",)
 
 
-def labelled(labels):
+def labeled(labels):
     pixels = np.zeros((len(labels), 2, 2), np.uint8)
     return ArrayImages(pixels, labels, [str(i) for i in range(100)], name="set")
 
 
 def test_hold_out_is_disjoint_sorted_complete_and_deterministic():
-    images = labelled(np.arange(1000) % 7)
+    images = labeled(np.arange(1000) % 7)
     kept, held = hold_out(images, 0.1, seed=3)
     assert kept.dtype == held.dtype == np.int64
     assert len(held) == 100
@@ -141,7 +141,7 @@ def test_hold_out_is_disjoint_sorted_complete_and_deterministic():
 def test_hold_out_takes_its_share_of_every_class():
     labels = np.repeat([0, 1, 2, 5], [500, 300, 20, 180])
     np.random.default_rng(0).shuffle(labels)
-    _, held = hold_out(labelled(labels), 0.2, seed=0)
+    _, held = hold_out(labeled(labels), 0.2, seed=0)
     assert np.bincount(labels[held]).tolist() == [100, 60, 4, 0, 0, 36]
 
 
@@ -163,17 +163,17 @@ def test_hold_out_without_labels():
     ],
 )
 def test_hold_out_at_the_limits(labels, fraction, num_held):
-    kept, held = hold_out(labelled(np.array(labels, int)), fraction, seed=0)
+    kept, held = hold_out(labeled(np.array(labels, int)), fraction, seed=0)
     assert (len(held), len(kept)) == (num_held, len(labels) - num_held)
 
 
 def test_hold_out_leaves_lone_images_in_training():
     for seed in range(20):
-        _, held = hold_out(labelled(np.array([0, 1, 2, 2, 2, 2])), 0.3, seed=seed)
+        _, held = hold_out(labeled(np.array([0, 1, 2, 2, 2, 2])), 0.3, seed=seed)
         assert set(held.tolist()) <= {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_hold_out_refuses_fractions_out_of_range(fraction):
     with pytest.raises(DistillError, match="must be in"):
-        hold_out(labelled([0, 1]), fraction, seed=0)
+        hold_out(labeled([0, 1]), fraction, seed=0)

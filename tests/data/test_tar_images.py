@@ -11,8 +11,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from distill.data.shards import TarImages
 from distill.data.sources import open_images
-from distill.data.tar_images import TarImages
 from distill.errors import BadImageError, DistillError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

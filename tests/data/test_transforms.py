@@ -6,14 +6,8 @@ import torch
 from PIL import Image
 
 from distill.data.images import ArrayImages
-from distill.data.sources import ImageData
-from distill.data.transforms import (
-    AUGMENTATIONS,
-    default_augmentation,
-    evaluation_view,
-    small_view,
-    training_view,
-)
+from distill.data.sources import ImageData, default_augmentation
+from distill.data.views import AUGMENTATIONS, evaluation_view, small_view, training_view
 from distill.errors import DistillError, UnknownNameError
 
 
@@ -92,7 +86,7 @@ def test_no_augmentation_is_the_evaluation_view():
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300)])
-def test_evaluation_view_resizes_the_shorter_side_then_crops_the_centre(width, height):
+def test_evaluation_view_resizes_the_shorter_side_then_crops_the_center(width, height):
     image = ramp(width, height)
     shorter = 256
     size = (shorter * width // min(width, height), shorter * height // min(width, height))

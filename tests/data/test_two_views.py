@@ -7,12 +7,8 @@ from PIL import Image
 
 from distill.data.distortions import Distortion, distort
 from distill.data.images import ArrayImages
-from distill.data.sources import ImageData
-from distill.data.two_views import (
-    PRETRAINING_AUGMENTATIONS,
-    default_pretraining_augmentation,
-    two_views,
-)
+from distill.data.sources import ImageData, default_pretraining_augmentation
+from distill.data.views import PRETRAINING_AUGMENTATIONS, two_views
 from distill.errors import DistillError, UnknownNameError
 
 SIZE = 64
@@ -43,13 +39,13 @@ def share(mask):
 
 
 def source_coordinates(view):
-    """Fit where the pixels around the centre come from: (2, 2) matrix and shift of the centre."""
+    """Fit where the pixels around the center come from: (2, 2) matrix and shift of the center."""
     grid = torch.arange(SIZE) + 0.5 - SIZE / 2
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     inner = slice(SIZE // 2 - 10, SIZE // 2 + 10)
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1)[inner, inner].reshape(-1, 3)
-    colours = view[:2, inner, inner].reshape(2, -1).T.double()
-    source = (colours - 60) / 195 * SIZE - SIZE / 2  # of ramp(60)
+    colors = view[:2, inner, inner].reshape(2, -1).T.double()
+    source = (colors - 60) / 195 * SIZE - SIZE / 2  # of ramp(60)
     solution = torch.linalg.lstsq(places.double(), source).solution
     return solution[:2].T, solution[2]
 
@@ -97,7 +93,7 @@ def test_photo_is_distorted_as_published():
         assert 0.38 < (view.contrast - 1).abs().max() <= 0.4001
         assert 0.19 < (view.saturation - 1).abs().max() <= 0.2001
         assert 0.095 < view.hue.abs().max() <= 0.1
-        assert 0.17 < share(view.grey) < 0.23
+        assert 0.17 < share(view.gray) < 0.23
         blurred = view.sigma > 0
         assert share(blurred) == 1 if position == 0 else 0.08 < share(blurred) < 0.12
         sigma = view.sigma[blurred] * (224 / SIZE)  # the same blur for the eye at any side
@@ -109,7 +105,7 @@ def test_photo_is_distorted_as_published():
 def test_the_two_views_are_drawn_apart():
     first, second = drawn("photo")
     assert torch.corrcoef(torch.stack([first.brightness, second.brightness]))[0, 1].abs() < 0.06
-    assert 0.02 < share((first.grey > 0) & (second.grey > 0)) < 0.06
+    assert 0.02 < share((first.gray > 0) & (second.gray > 0)) < 0.06
     views = two_views(SIZE, "photo")
     assert not torch.equal(views.view(ramp()), views.second_view(ramp()))
 
@@ -118,13 +114,13 @@ def test_glyph_sees_the_whole_turned_scaled_moved_and_sheared():
     make = two_views(SIZE, "glyph").view
     fits = [source_coordinates(make(ramp(60))) for _ in range(300)]
     forward = torch.stack([torch.linalg.inv(matrix) for matrix, _ in fits])
-    centres = torch.stack(
+    centers = torch.stack(
         [-matrix @ shift for matrix, (_, shift) in zip(forward, fits, strict=True)]
     )
     scales = torch.linalg.det(forward).sqrt()  # not a number if mirrored
     assert 0.73 < scales.min() < 0.77
     assert 1.17 < scales.max() < 1.22
-    assert 0.085 < centres.abs().max() / SIZE < 0.12
+    assert 0.085 < centers.abs().max() / SIZE < 0.12
     angles = torch.atan2(forward[:, 1, 0], forward[:, 0, 0]).rad2deg()  # rotation less shear of y
     assert 15 < angles.abs().max() < 25.5
     columns = torch.nn.functional.normalize(forward, dim=1)
@@ -143,7 +139,7 @@ def test_glyph_keeps_hue_and_light():
     for view in drawn("glyph", 1000):
         assert (view.hue == 0).all()
         assert (view.saturation == 1).all()
-        assert not view.grey.any()
+        assert not view.gray.any()
         assert not view.solarize.any()
         assert 0.75 < share(view.brightness != 0) < 0.85
         assert torch.equal(view.brightness != 0, view.contrast != 1)

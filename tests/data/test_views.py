@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.data import views as views_module
+from distill.data import loader as views_module
 from distill.data.images import ArrayImages, FolderImages
-from distill.data.transforms import evaluation_view, small_view, training_view
-from distill.data.views import (
+from distill.data.loader import (
     Batch,
     TrainingViews,
     default_num_workers,
@@ -17,6 +16,7 @@ from distill.data.views import (
     num_usable_cores,
     training_loader,
 )
+from distill.data.views import evaluation_view, small_view, training_view
 
 NUM_IMAGES = 23
 

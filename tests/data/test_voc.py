@@ -129,7 +129,7 @@ def test_missing_and_truncated_files(voc):
         open_voc(voc).val.load(1)
 
 
-def test_classes_that_cannot_be_learnt(voc):
+def test_classes_that_cannot_be_learned(voc):
     (voc / "Annotations/test002.xml").write_text(annotation(("gnu", 0)))
     with pytest.raises(DistillError, match=r"test002.xml of test has a gnu, a class that no"):
         open_voc(voc)

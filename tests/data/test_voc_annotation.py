@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.data.voc_annotation import read_annotation
+from distill.data.voc import read_annotation
 from distill.errors import DistillError
 
 BOX = "<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>30.5</xmax><ymax>40</ymax></bndbox>"

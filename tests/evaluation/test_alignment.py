@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.cluster_alignment import align, align_clusters
+from distill.evaluation.clusters import align, align_clusters
 
 
 def aligned(train, val=(), *, matching="purity", num_clusters: int):

@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from distill.data.loader import TrainingViews
 from distill.data.sources import open_images
-from distill.data.transforms import training_view
-from distill.data.views import TrainingViews
+from distill.data.views import training_view
+from distill.embeddings.embed import InferenceConfig, embed
 from distill.errors import BadImageError
-from distill.evaluation.augmented import AugmentedBatches
-from distill.evaluation.embed import Pass, embed
-from distill.evaluation.linear import LabelledEmbeddings, linear_evaluation
-from distill.evaluation.linear_heads import LinearSchedule
-from distill.evaluation.standardize import Standardizer
-from students import build_student
-from teachers import load_teacher
+from distill.evaluation.linear import LabeledEmbeddings, linear_evaluation
+from distill.evaluation.linear_heads import AugmentedBatches, LinearSchedule, Standardizer
+from students.registry import build_student
+from teachers.load import load_teacher
 
 CPU = torch.device("cpu")
 SHORT = LinearSchedule(num_epochs=2, batch_size=8)
@@ -29,7 +27,7 @@ def network():
 def made(network, data, **changes) -> AugmentedBatches:
     index = np.arange(len(data.train))[::-1].copy()
     settings = {
-        "how": Pass(CPU, "fp32"),
+        "how": InferenceConfig(CPU, "fp32"),
         "augmentation": "crop-flip",
         "schedule": SHORT,
         "seed": 5,
@@ -61,13 +59,13 @@ def test_batches_are_standardized_embeddings_of_training_views(network, make_fol
 def test_heads_learn_from_them(make_folder):
     data = open_images(make_folder(num_train=16))
     pixels = load_teacher("pixels", image_size=8)
-    how = Pass(CPU, "fp32")
+    how = InferenceConfig(CPU, "fp32")
     train = embed(pixels, data.train, device=CPU, precision="fp32")
     val = embed(pixels, data.val, device=CPU, precision="fp32")
-    labelled = LabelledEmbeddings(train.features, train.labels, val.features, val.labels)
+    labeled = LabeledEmbeddings(train.features, train.labels, val.features, val.labels)
     schedule = LinearSchedule(num_epochs=10, batch_size=16)
     batches = AugmentedBatches(pixels, data.train, train.index, how, "crop-flip", schedule, 0)
-    found = linear_evaluation(labelled, device=CPU, schedule=schedule, make_batches=batches)
+    found = linear_evaluation(labeled, device=CPU, schedule=schedule, make_batches=batches)
     assert found.published.accuracy == 1
 
 
@@ -82,6 +80,6 @@ def test_images_that_cannot_be_read(network, make_folder):
     def fail(names):
         raise BadImageError(names[0])
 
-    failing = made(network, data, how=Pass(CPU, "fp32", on_bad_images=fail))
+    failing = made(network, data, how=InferenceConfig(CPU, "fp32", on_bad_images=fail))
     with pytest.raises(BadImageError, match=r"000\.png"):
         list(failing(np.arange(len(data.train)), unit))

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distill.evaluation.class_scores import class_scores
+from distill.evaluation.linear import class_scores
 
 
 def logits_of(order: list[list[int]], num_classes: int) -> torch.Tensor:

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from distill.evaluation.cluster_agreement import cluster_agreement, contingency
+from distill.evaluation.clusters import cluster_agreement, contingency
 
 
 def measured(clusters, classes):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import DistillError
-from distill.evaluation.cluster_alignment import (
+from distill.evaluation.clusters import (
     align_clusters,
     alignment_accuracy,
     cluster_alignment,

@@ -7,9 +7,9 @@ from PIL import Image
 
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES
 from distill.data.images import ArrayImages
-from distill.data.views import evaluation_loader
-from distill.evaluation.corrupted_view import CorruptedView
-from distill.networks import InputSpec
+from distill.data.loader import evaluation_loader
+from distill.evaluation.robustness import CorruptedView
+from distill.models.networks import InputSpec
 
 INPUT = InputSpec(image_size=32, crop_fraction=0.5)
 
@@ -51,7 +51,7 @@ def test_every_corruption_and_severity_has_a_stream_of_its_own():
 
 
 def test_the_crop_comes_first():
-    # A white frame around a grey centre, which is all that the crop sees: its mean is its grey, and
+    # A white frame around a gray center, which is all that the crop sees: its mean is its gray, and
     # less contrast changes nothing. Were the frame still there, the mean would be far brighter.
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[8:56, 8:56] = 40

@@ -4,7 +4,7 @@ import pytest
 
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES
 from distill.errors import DistillError
-from distill.evaluation.corruption_error import (
+from distill.evaluation.robustness import (
     ALEXNET_ERRORS,
     corruption_means,
     mean_corruption_error,

@@ -1,4 +1,4 @@
-"""Fine-tuning and detection, on images of coloured squares and with detectors that are made up."""
+"""Fine-tuning and detection, on images of colored squares and with detectors that are made up."""
 
 import math
 
@@ -14,13 +14,13 @@ from distill.evaluation.detection import (
     DetectionPass,
     Detections,
     FineTuning,
+    build_detector,
     detect,
     detection_aps,
     fine_tune,
     learning_rate_factor,
 )
-from distill.evaluation.detector import build_detector
-from students import build_student
+from students.registry import build_student
 
 CPU = DetectionPass(torch.device("cpu"))
 
@@ -189,7 +189,7 @@ def test_a_few_steps_of_a_real_detector_are_repeatable(data):
 
 
 @pytest.mark.slow
-def test_coloured_squares_are_learnt_in_a_few_dozen_steps(make_voc):
+def test_colored_squares_are_learned_in_a_few_dozen_steps(make_voc):
     data = open_voc(make_voc("easy", num_train=24, num_test=12))
     detector = tiny_detector()
     everything = np.arange(12)

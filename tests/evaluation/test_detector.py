@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
-from distill.evaluation.detector import build_detector
-from students import build_student
-from teachers.backbones import build_backbone
+from distill.evaluation.detection import build_detector
+from students.registry import build_student
+from teachers.resnet import build_backbone
 
 TINY = "timm:test_resnet"
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
-from distill.evaluation.frozen_head import fit_head
+from distill.evaluation.frozen_classifier import fit_head
 
 TRAIN = np.array([[9, 0.1], [2, -0.1], [0.1, 5], [-0.1, 1], [-3, 0.2], [-1, -0.1]], np.float32)
 LABELS = np.array([4, 4, 7, 7, 9, 9])

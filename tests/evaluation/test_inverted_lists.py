@@ -3,9 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from distill.embeddings.search import nearest_neighbors
 from distill.errors import DistillError
 from distill.evaluation.inverted_lists import InvertedLists
-from distill.evaluation.search import nearest_neighbours
 
 ROWS = np.random.default_rng(0).normal(size=(700, 12)).astype(np.float16)
 QUERIES = np.random.default_rng(1).normal(size=(90, 12))
@@ -14,20 +14,20 @@ QUERIES = np.random.default_rng(1).normal(size=(90, 12))
 @pytest.mark.parametrize("block_bytes", [48 * 5, 48 * 64, 2**20])
 def test_with_all_lists_probed_it_is_exact(block_bytes: int):
     lists = InvertedLists(num_lists=20, num_probes=30, block_bytes=block_bytes)
-    neighbours, similarities, recall = lists.search(ROWS, QUERIES, k=9)
-    expected = nearest_neighbours(ROWS, QUERIES, k=9)
-    np.testing.assert_array_equal(neighbours, expected[0])
+    neighbors, similarities, recall = lists.search(ROWS, QUERIES, k=9)
+    expected = nearest_neighbors(ROWS, QUERIES, k=9)
+    np.testing.assert_array_equal(neighbors, expected[0])
     np.testing.assert_allclose(similarities, expected[1], atol=1e-6)
     assert recall == 1
 
 
-def test_recall_is_the_share_of_true_neighbours():
-    true, _ = nearest_neighbours(ROWS, QUERIES, k=5)
+def test_recall_is_the_share_of_true_neighbors():
+    true, _ = nearest_neighbors(ROWS, QUERIES, k=5)
     recalls = []
     for probes in (1, 2, 8):
         lists = InvertedLists(num_lists=25, num_probes=probes)
-        neighbours, similarities, recall = lists.search(ROWS, QUERIES, k=5)
-        shared = [len({*a} & {*b}) for a, b in zip(neighbours, true, strict=True)]
+        neighbors, similarities, recall = lists.search(ROWS, QUERIES, k=5)
+        shared = [len({*a} & {*b}) for a, b in zip(neighbors, true, strict=True)]
         assert recall == pytest.approx(np.mean(shared) / 5)  # all queries are in the sample
         assert (np.diff(similarities) <= 0).all()
         recalls.append(recall)
@@ -40,8 +40,8 @@ def test_recall_on_a_sample():
         InvertedLists(num_lists=25, num_probes=1, num_sampled=n).search(ROWS, QUERIES, k=5)
         for n in (30, 30, 89)
     ]
-    for neighbours, *_ in found:
-        np.testing.assert_array_equal(neighbours, whole[0])
+    for neighbors, *_ in found:
+        np.testing.assert_array_equal(neighbors, whole[0])
     assert found[0][2] == found[1][2] != whole[2]
     assert found[2][2] == pytest.approx(whole[2], abs=1 / 89)
     np.testing.assert_allclose(found[0][2] * 150, round(found[0][2] * 150))
@@ -49,17 +49,17 @@ def test_recall_on_a_sample():
 
 def test_queries_of_lists_that_are_too_short_are_searched_exactly():
     lists = InvertedLists(num_lists=100, num_probes=1)
-    neighbours, _, recall = lists.search(ROWS, QUERIES, k=200)
-    np.testing.assert_array_equal(neighbours, nearest_neighbours(ROWS, QUERIES, k=200)[0])
+    neighbors, _, recall = lists.search(ROWS, QUERIES, k=200)
+    np.testing.assert_array_equal(neighbors, nearest_neighbors(ROWS, QUERIES, k=200)[0])
     assert recall == 1
 
 
 def test_lists_may_be_empty():
     copies = np.eye(3)[np.arange(90) % 3]  # three lists at most hold something
-    neighbours, similarities, recall = InvertedLists(num_lists=9, num_probes=9).search(
+    neighbors, similarities, recall = InvertedLists(num_lists=9, num_probes=9).search(
         copies, np.eye(3), k=30
     )
-    for i, row in enumerate(neighbours):
+    for i, row in enumerate(neighbors):
         assert sorted(row) == list(range(i, 90, 3))
     np.testing.assert_allclose(similarities, 1, atol=1e-6)
     assert recall == 1

@@ -53,9 +53,9 @@ def test_the_best_of_several_starts_is_taken():
 
 def small_and_large_groups() -> tuple[np.ndarray, np.ndarray]:
     """Return unit rows in 24 tight groups, some with forty times the images of others."""
-    rng, centres = np.random.default_rng(1), unit_rows(24, 16)
+    rng, centers = np.random.default_rng(1), unit_rows(24, 16)
     groups = np.repeat(np.arange(24), [10, 400] * 12)
-    rows = centres[groups] + 0.01 * rng.normal(size=(len(groups), 16))
+    rows = centers[groups] + 0.01 * rng.normal(size=(len(groups), 16))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), groups
 
 

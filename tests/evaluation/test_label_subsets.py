@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.label_subsets import (
-    class_balanced_subset,
-    held_out_rows,
-    named_images,
-    read_names,
-)
+from distill.evaluation.linear import class_balanced_subset, held_out_rows, named_images, read_names
 
 PATHS = ["a/x_1.png", "a/x_2.png", "b/y_1.png", "b/deep/y_2.png", "b/same.png", "a/same.png"]
 

@@ -13,9 +13,9 @@ from distill.evaluation.layers import (
     pooled,
     standard_layers,
 )
-from distill.networks import EmbeddingNetwork, NetworkSpec
-from students import build_student
-from teachers.backbones import build_backbone
+from distill.models.networks import EmbeddingNetwork, NetworkSpec
+from students.registry import build_student
+from teachers.resnet import build_backbone
 
 
 @pytest.fixture(scope="module")

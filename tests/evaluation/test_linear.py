@@ -6,7 +6,7 @@ import torch
 
 from distill.errors import DistillError
 from distill.evaluation import linear as module
-from distill.evaluation.linear import LabelledEmbeddings, linear_evaluation
+from distill.evaluation.linear import LabeledEmbeddings, linear_evaluation
 from distill.evaluation.linear_heads import (
     PUBLISHED_SETTING,
     HeadBatch,
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 SHORT = LinearSchedule(num_epochs=4, batch_size=16, decay_epochs=(2,))
 
 
-def made(num_train: int = 90, num_val: int = 60, *, noise: float = 1.0) -> LabelledEmbeddings:
+def made(num_train: int = 90, num_val: int = 60, *, noise: float = 1.0) -> LabeledEmbeddings:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(6, 12))
+    centers = rng.normal(size=(6, 12))
     train, val = np.arange(num_train) % 6, np.arange(num_val) % 6
-    return LabelledEmbeddings(
-        (centres[train] + noise * rng.normal(size=(num_train, 12))).astype(np.float32),
+    return LabeledEmbeddings(
+        (centers[train] + noise * rng.normal(size=(num_train, 12))).astype(np.float32),
         train,
-        (centres[val] + noise * rng.normal(size=(num_val, 12))).astype(np.float32),
+        (centers[val] + noise * rng.normal(size=(num_val, 12))).astype(np.float32),
         val,
     )
 
@@ -64,7 +64,7 @@ def test_a_sweep_chooses_on_held_out_training_rows_and_leaves_the_published_numb
     assert found.best_setting == max(found.held_out, key=lambda one: found.held_out[one])
     assert found.best_setting != sweep[0]
     # Labels of validation images decide nothing: with others the choice is the same.
-    shuffled = LabelledEmbeddings(
+    shuffled = LabeledEmbeddings(
         data.train_features, data.train_labels, data.val_features, data.val_labels[::-1].copy()
     )
     again = linear_evaluation(shuffled, device=CPU, schedule=SHORT, sweep=sweep)
@@ -104,7 +104,7 @@ def test_held_out_rows_are_not_trained_on(monkeypatch):
 def test_only_the_chosen_rows_count():
     data = made()
     rows = np.arange(30, 60)
-    part = LabelledEmbeddings(
+    part = LabeledEmbeddings(
         data.train_features[rows], data.train_labels[rows], data.val_features, data.val_labels
     )
     sweep = [HeadSetting(0.1, 0.0), HeadSetting(1e-5, 0.0)]
@@ -151,7 +151,7 @@ def test_half_precision_memory_maps_and_constant_dimensions(tmp_path):
     data = made()
     features = np.concatenate([data.train_features, np.zeros((90, 1))], 1).astype(np.float16)
     np.save(tmp_path / "rows.npy", features)
-    mapped = LabelledEmbeddings(
+    mapped = LabeledEmbeddings(
         np.load(tmp_path / "rows.npy", mmap_mode="r"),
         data.train_labels,
         np.concatenate([data.val_features, np.ones((60, 1))], 1).astype(np.float16),
@@ -174,7 +174,7 @@ def test_scores_do_not_depend_on_the_parts(monkeypatch):
 def test_classes_that_training_does_not_have():
     data = made()
     known = data.train_labels < 5
-    partial = LabelledEmbeddings(
+    partial = LabeledEmbeddings(
         data.train_features[known], data.train_labels[known], data.val_features, data.val_labels
     )
     found = linear_evaluation(partial, device=CPU, schedule=SHORT)
@@ -187,16 +187,16 @@ def test_what_cannot_be_measured():
     broken = data.val_features.copy()
     broken[3, 2] = np.nan
     with pytest.raises(DistillError, match="1 of 60 embeddings are not finite"):
-        LabelledEmbeddings(**{**values, "val_features": broken})
+        LabeledEmbeddings(**{**values, "val_features": broken})
     broken = data.train_features.copy()
     broken[3, 2] = np.inf
     with pytest.raises(DistillError, match="1 of 90 embeddings are not finite"):
-        LabelledEmbeddings(**{**values, "train_features": broken})
+        LabeledEmbeddings(**{**values, "train_features": broken})
     with pytest.raises(DistillError, match="are of 1 class"):
-        LabelledEmbeddings(**{**values, "train_labels": np.zeros(90, np.int64)})
+        LabeledEmbeddings(**{**values, "train_labels": np.zeros(90, np.int64)})
     with pytest.raises(DistillError, match="have no labels"):
-        LabelledEmbeddings(**{**values, "val_labels": np.full(60, -1)})
+        LabeledEmbeddings(**{**values, "val_labels": np.full(60, -1)})
     with pytest.raises(DistillError, match="12 wide and the validation embeddings 11"):
-        LabelledEmbeddings(**{**values, "val_features": data.val_features[:, :11]})
-    with pytest.raises(DistillError, match="the labelled training images are of 1 class"):
+        LabeledEmbeddings(**{**values, "val_features": data.val_features[:, :11]})
+    with pytest.raises(DistillError, match="the labeled training images are of 1 class"):
         linear_evaluation(data, device=CPU, rows=np.array([0, 6]))

@@ -5,8 +5,14 @@ import torch
 from torch.nn import functional as F
 
 from distill.evaluation import lipschitz
-from distill.evaluation.ascent import MIN_DISTANCE, Pairs, ascend, log_ratio
-from distill.evaluation.lipschitz import LipschitzBounds, lipschitz_bounds
+from distill.evaluation.lipschitz import (
+    MIN_DISTANCE,
+    LipschitzBounds,
+    Pairs,
+    ascend,
+    lipschitz_bounds,
+    log_ratio,
+)
 from distill.losses.von_mises_fisher import mean_cosine
 
 CPU = torch.device("cpu")
@@ -174,7 +180,7 @@ def test_pairs_that_are_too_close_do_not_count():
 
 
 def test_a_jump_is_climbed_no_closer_than_the_least_distance():
-    def encode(x):  # as steep as rounding would be: 1e4 between two neighbouring greys
+    def encode(x):  # as steep as rounding would be: 1e4 between two neighboring grays
         t = (1e4 * (x.flatten(1).mean(1) - 0.5)).tanh()
         return torch.stack([t, 1 - t], dim=1)
 

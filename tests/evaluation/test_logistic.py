@@ -6,22 +6,21 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
-from distill.evaluation import logistic as module
-from distill.evaluation.linear import LabelledEmbeddings
-from distill.evaluation.logistic import logistic_evaluation, minimize
-from distill.evaluation.standardize import StandardizedRows, fit_standardizer
+from distill.evaluation import linear as module
+from distill.evaluation.linear import LabeledEmbeddings, logistic_evaluation, minimize
+from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer
 
 CPU = torch.device("cpu")
 
 
-def made(noise: float = 1.5) -> LabelledEmbeddings:
+def made(noise: float = 1.5) -> LabeledEmbeddings:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 9))
+    centers = rng.normal(size=(4, 9))
     train, val = np.arange(120) % 4, np.arange(80) % 4
-    return LabelledEmbeddings(
-        centres[train] + noise * rng.normal(size=(120, 9)),
+    return LabeledEmbeddings(
+        centers[train] + noise * rng.normal(size=(120, 9)),
         train,
-        centres[val] + noise * rng.normal(size=(80, 9)),
+        centers[val] + noise * rng.normal(size=(80, 9)),
         val,
     )
 
@@ -49,7 +48,7 @@ def test_the_penalty_is_chosen_on_held_out_rows_not_on_validation():
     found = logistic_evaluation(data, device=CPU)
     assert set(found.held_out) == set(module.PENALTIES)
     assert found.held_out[found.penalty] == max(found.held_out.values())
-    other = LabelledEmbeddings(
+    other = LabeledEmbeddings(
         data.train_features, data.train_labels, data.val_features, data.val_labels[::-1].copy()
     )
     assert logistic_evaluation(other, device=CPU).held_out == found.held_out
@@ -82,7 +81,7 @@ def test_of_equal_penalties_the_stronger_is_chosen():
 def test_only_the_chosen_rows_count():
     data = made()
     rows = np.arange(0, 120, 3)
-    part = LabelledEmbeddings(
+    part = LabeledEmbeddings(
         data.train_features[rows], data.train_labels[rows], data.val_features, data.val_labels
     )
     found = logistic_evaluation(data, device=CPU, rows=rows)

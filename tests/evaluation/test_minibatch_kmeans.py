@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.cluster_alignment import align_clusters
-from distill.evaluation.kmeans import Clustering, Minibatch, kmeans, nearest_centroids
-from distill.evaluation.minibatch_kmeans import moved
+from distill.evaluation.clusters import align_clusters
+from distill.evaluation.kmeans import Clustering, Minibatch, kmeans, moved, nearest_centroids
 
 
 def unit_rows(*shape: int) -> np.ndarray:
@@ -44,8 +43,8 @@ def test_it_comes_close_to_all_at_once():
 def test_images_of_one_class_after_the_other_do_no_harm():
     rng = np.random.default_rng(0)
     labels = np.arange(1200) // 200  # as folders are read
-    centres = rng.normal(size=(6, 10)) * 3
-    features = (centres[labels] + rng.normal(size=(1200, 10))).astype(np.float16)
+    centers = rng.normal(size=(6, 10)) * 3
+    features = (centers[labels] + rng.normal(size=(1200, 10))).astype(np.float16)
     how = Clustering(minibatch=Minibatch(150, num_passes=2))
     found = align_clusters(features, labels, features, labels, clustering=how)
     assert found.accuracy > 0.98

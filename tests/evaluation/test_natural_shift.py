@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.natural_shift import frame_accuracy, is_right
+from distill.evaluation.shifts import frame_accuracy, is_right
 
 
 def test_any_accepted_class_is_right():
@@ -21,12 +21,12 @@ RIGHT = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 1], dtype=bool)
 
 
 @pytest.mark.parametrize(("k", "pm_k"), [(0, 3 / 4), (1, 3 / 4), (2, 2 / 4), (10, 2 / 4)])
-def test_all_neighbours_within_k_frames_must_be_right(k, pm_k):
+def test_all_neighbors_within_k_frames_must_be_right(k, pm_k):
     found = frame_accuracy(RIGHT, ANCHOR, OFFSET, k=k)
     assert (found.anchor, found.pm_k, found.num_anchors) == (3 / 4, pm_k, 4)
 
 
-def test_neighbours_before_count_like_those_after_and_order_does_not():
+def test_neighbors_before_count_like_those_after_and_order_does_not():
     order = np.random.default_rng(0).permutation(len(RIGHT))
     for k, pm_k in ((1, 3 / 4), (2, 2 / 4)):
         mirrored = frame_accuracy(RIGHT[order], ANCHOR[order], -OFFSET[order], k=k)

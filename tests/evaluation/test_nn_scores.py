@@ -1,9 +1,9 @@
 import numpy as np
 
-from distill.evaluation.nn_scores import ClassScore, NearestNeighbourScores
+from distill.evaluation.nn import ClassScore, NearestNeighborScores
 
 LABELS = np.array([2, 2, 2, 2, 5, 5, 9])
-SCORES = NearestNeighbourScores(
+SCORES = NearestNeighborScores(
     LABELS, {1: np.array([2, 5, 5, 7, 5, 5, 2]), 4: np.array([2, 2, 2, 2, 5, 9, 9])}
 )
 

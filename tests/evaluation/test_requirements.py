@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from distill.errors import DistillError
-from distill.evaluation.requirements import (
+from distill.embeddings.search import (
     require_k,
     require_ks,
     require_labels,
     require_seed,
     require_splits,
 )
+from distill.errors import DistillError
 
 
 def test_labels_that_are_missing_in_part():
@@ -32,7 +32,7 @@ def test_both_splits_are_looked_at():
             require_splits(*arguments)
 
 
-def test_numbers_of_neighbours():
+def test_numbers_of_neighbors():
     require_k(4, most=4)
     require_ks([1, 4], most=4)
     with pytest.raises(DistillError, match="no k was given, name one or more between 1 and"):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.evaluation import standardize as module
-from distill.evaluation.standardize import StandardizedRows, fit_standardizer, require_finite
+from distill.evaluation import linear_heads as module
+from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer, require_finite
 
 CPU = torch.device("cpu")
 

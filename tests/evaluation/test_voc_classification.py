@@ -1,4 +1,4 @@
-"""One classifier per class on frozen embeddings: what is learnt, chosen and ignored."""
+"""One classifier per class on frozen embeddings: what is learned, chosen and ignored."""
 
 from functools import partial
 
@@ -8,15 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from distill.errors import DistillError
-from distill.evaluation import voc_classification
+from distill.evaluation import voc as voc_classification
 from distill.evaluation.average_precision import classification_ap
-from distill.evaluation.voc_classification import (
-    COSTS,
-    choose_cost,
-    classification_aps,
-    classify,
-    standardized,
-)
+from distill.evaluation.voc import COSTS, choose_cost, classification_aps, classify, standardized
 
 CLASSES = ("cat", "dog")
 
@@ -132,9 +126,9 @@ def test_the_cost_is_the_one_that_ranks_left_out_images_best():
     for cost in COSTS:
         folds = StratifiedKFold(3, shuffle=True, random_state=5).split(rows, is_present)
         aps = []
-        for learnt, left in folds:
+        for learned, left in folds:
             model = LinearSVC(C=cost, class_weight="balanced", dual=False)
-            model.fit(rows[learnt], is_present[learnt])
+            model.fit(rows[learned], is_present[learned])
             scores = model.decision_function(rows[left])
             labels = np.where(is_present[left], 1, -1)
             aps.append(classification_ap(scores, labels, rule="area"))

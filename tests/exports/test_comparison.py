@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.exports.comparison import compare
-from distill.exports.timing import milliseconds_per_image
+from distill.exports.export import compare_outputs as compare
+from distill.exports.export import milliseconds_per_image
 
 PIXELS = torch.arange(12.0).view(12, 1, 1, 1).expand(12, 3, 2, 2) + 1
 

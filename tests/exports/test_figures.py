@@ -1,6 +1,6 @@
 import math
 
-from distill.exports.figures import figures, is_accuracy, meaning
+from distill.exports.model_card import figures, is_accuracy, meaning
 
 
 def test_numbers_with_what_they_mean():
@@ -38,9 +38,9 @@ def test_every_measure_of_a_student_is_explained():
         ("cluster_alignment_count", "matched to classes by count on the training"),
         ("cluster_nmi", "normalized mutual information of k-means clusters"),
         ("cluster_ari_k4", "adjusted Rand index of k-means clusters and classes of the validation"),
-        ("neighbour_agreement_k20", "share of the teacher's 20 nearest images"),
+        ("neighbor_agreement_k20", "share of the teacher's 20 nearest images"),
         ("linear_accuracy_labels_0.01", "from a share of 0.01 of the labels"),
-        ("linear_accuracy_labels_1percent", "learnt from the labels of 1percent"),
+        ("linear_accuracy_labels_1percent", "learned from the labels of 1percent"),
         ("linear_accuracy_labels_0.01_std", "standard deviation over draws of the accuracy"),
         (
             "voc_detection_map_area",

@@ -15,10 +15,10 @@ from distill.exports.network import ExportedNetwork
 from distill.exports.onnx_file import require_packages, run_onnx, write_onnx
 from distill.exports.plain_weights import library_model, run_plain, write_plain
 from distill.exports.torch_export import METADATA, run_torch_export, write_torch_export
-from distill.networks import EmbeddingNetwork, build_network
-from students import build_student
-from teachers import TEACHERS
-from teachers.backbones import build_backbone
+from distill.models.networks import EmbeddingNetwork, build_network
+from students.registry import build_student
+from teachers.registry import TEACHERS
+from teachers.resnet import build_backbone
 
 
 def lively(network: EmbeddingNetwork) -> EmbeddingNetwork:

@@ -4,15 +4,15 @@ import torch
 
 from distill.data.images import ArrayImages
 from distill.errors import BadImageError, DistillError
-from distill.exports.real_images import real_pixels
-from distill.networks import InputSpec
+from distill.exports.export import real_pixels
+from distill.models.networks import InputSpec
 
 SPEC = InputSpec(image_size=4, crop_fraction=1.0)
 
 
 def images(number: int) -> ArrayImages:
     pixels = np.arange(number, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
-    return ArrayImages(pixels, np.zeros(number, np.int64), ["a"], name="grey")
+    return ArrayImages(pixels, np.zeros(number, np.int64), ["a"], name="gray")
 
 
 def test_evenly_spaced_images_between_0_and_1():
@@ -38,5 +38,5 @@ def test_bad_images_are_passed_over(monkeypatch):
 
     monkeypatch.setattr(some, "load", sometimes)
     assert real_pixels(some, SPEC, number=5)[:, 0, 0, 0].tolist() == [pytest.approx(3 / 255)]
-    with pytest.raises(DistillError, match=r"none of 2 images of grey can be read.*--data"):
+    with pytest.raises(DistillError, match=r"none of 2 images of gray can be read.*--data"):
         real_pixels(some, SPEC, number=2)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from distill.errors import DistillError
-from distill.kernels import IMPLEMENTATIONS, anchor_kl, blocked
+from distill.kernels import blocked
+from distill.kernels.anchor_kl import IMPLEMENTATIONS, anchor_kl
 
 BOTH = pytest.mark.parametrize("implementation", ["reference", "blocked"])
 RAGGED = [(1, 1, 1, 1), (3, 7, 5, 2), (5, 513, 20, 12), (11, 1531, 3, 33), (2, 2500, 8, 8)]
@@ -173,7 +174,7 @@ def test_half_banks_err_no_more_than_eager_in_their_dtype(dtype, temperature):
     for seed in range(6):
         teacher, student = unit(32, 64, seed=seed), unit(32, 48, seed=seed + 10)
         banks = [unit(3000, 64, seed=seed + 20), unit(3000, 48, seed=seed + 30)]
-        # Neighbours at cosines near 0.8: large cosines are where half precision hurts.
+        # Neighbors at cosines near 0.8: large cosines are where half precision hurts.
         banks[0][:64] = F.normalize(teacher.repeat(2, 1) + 0.7 * banks[0][:64])
         banks[1][:64] = F.normalize(student.repeat(2, 1) + 0.7 * banks[1][:64])
         tensors = (teacher, student, *(bank.to(dtype) for bank in banks))
@@ -321,8 +322,8 @@ MISTAKES = {
     "infinite": ({"student_temperature": math.inf}, "student_temperature is inf"),
     "nan": ({"student_temperature": math.nan}, "positive and finite"),
     "implementation": ({"implementation": "bloked"}, "did you mean 'blocked'"),
-    "too few real": ({"num_real": 0}, "num_real is 0; it must be from 1 to 9"),
-    "too many real": ({"num_real": 10}, "num_real is 10; it must be from 1 to 9"),
+    "too few real": ({"num_valid": 0}, "num_real is 0; it must be from 1 to 9"),
+    "too many real": ({"num_valid": 10}, "num_real is 10; it must be from 1 to 9"),
     "mask shape": ({"self_mask": (torch.arange(3), torch.arange(9))}, "image_index is"),
     "mask dtype": ({"self_mask": (torch.arange(4), torch.zeros(9))}, "anchor_index is"),
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.kernels.products import similarities, weighted_sums
+from distill.kernels.blocked import similarities, weighted_sums
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

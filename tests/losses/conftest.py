@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses import ImitationLoss
+from distill.losses.base import DistillationLoss
 
 B, DT, DS = 7, 5, 4
 
@@ -37,13 +37,13 @@ def rows() -> Rows:
 
 
 @pytest.fixture
-def check_gradients(rows: Rows) -> Callable[[ImitationLoss], None]:
+def check_gradients(rows: Rows) -> Callable[[DistillationLoss], None]:
     """Return a function that compares a loss's gradients with finite differences.
 
     Of the student's rows and of the heads; the teacher's rows get none of their own.
     """
 
-    def check(loss: ImitationLoss, again: Callable[[], None] = lambda: None) -> None:
+    def check(loss: DistillationLoss, again: Callable[[], None] = lambda: None) -> None:
         student = rows.student.clone().requires_grad_()
         heads = list(loss.parameters())
 

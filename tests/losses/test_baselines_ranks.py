@@ -10,32 +10,29 @@ import torch
 from torch import nn
 
 from distill import distributed
-from distill.anchors import AnchorQueue
 from distill.config import OptimizationOptions
-from distill.data.views import Batch
-from distill.engine.imitation import Imitation
-from distill.engine.optimizer import build_optimizer
-from distill.losses import (
-    CC,
-    CRD,
-    RKD,
-    SEED,
-    SP,
-    CCReleased,
-    ClusterFit,
-    ImitationLoss,
-    Reg,
-    RegBN,
-    SimReg,
-    Supervised,
-)
-from distill.networks import InputSpec, NetworkSpec, build_network
+from distill.data.loader import Batch
+from distill.losses.anchors import AnchorQueue
+from distill.losses.base import DistillationLoss
+from distill.losses.cc import CC, CCReleased
+from distill.losses.clusterfit import ClusterFit
+from distill.losses.crd import CRD
+from distill.losses.reg import Reg
+from distill.losses.reg_bn import RegBN
+from distill.losses.rkd import RKD
+from distill.losses.seed import SEED
+from distill.losses.simreg import SimReg
+from distill.losses.sp import SP
+from distill.losses.supervised import Supervised
+from distill.models.networks import InputSpec, NetworkSpec, build_network
+from distill.training.imitation import Imitation
+from distill.training.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 DT, DS, SIDE, NUM_IMAGES = 6, 5, 8, 40
 # Rows of every rank, batch by batch: equal, unequal, the first rank without a row, one row short.
 PARTS = {2: [(4, 4), (5, 2), (0, 6), (7, 1)], 3: [(2, 3, 3), (5, 2, 0), (0, 0, 6), (1, 1, 6)]}
-LOSSES: dict[str, Callable[[], ImitationLoss]] = {
+LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "reg": lambda: Reg(DT, DS),
     "reg-bn": lambda: RegBN(DT, DS),
     "simreg": lambda: SimReg(DT, DS),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.losses import CC, CCReleased
+from distill.losses.cc import CC, CCReleased
 
 
 def kernel(x: np.ndarray, y: np.ndarray, gamma: float, order: int) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.losses import ClusterFit
+from distill.losses.clusterfit import ClusterFit
 
 
 def test_it_is_the_cross_entropy_of_the_images_clusters(rows):

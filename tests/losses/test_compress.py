@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.anchors import AnchorQueue
 from distill.errors import DistillError
-from distill.losses import CompRess
+from distill.losses.anchors import AnchorQueue
+from distill.losses.compress import CompRess
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "compress_loss_trace.npz"
 

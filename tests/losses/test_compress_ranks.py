@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from distill import distributed
-from distill.anchors import AnchorQueue
 from distill.errors import DistillError
 from distill.kernels import blocked
-from distill.losses import CompRess
+from distill.losses.anchors import AnchorQueue
+from distill.losses.compress import CompRess
 
 K, DT, DS = 100, 12, 7
 VARIANTS = ["one-queue", "two-queue", "two-queue-momentum"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses import CRD
+from distill.losses.crd import CRD
 
 N, M, D = 12, 9, 3
 IMAGES = torch.arange(N) * 2 + 6  # the images trained on: 6, 8, ..., 28 of 30

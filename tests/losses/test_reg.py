@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.losses import Reg
+from distill.losses.reg import Reg
 
 
 def by_hand(weight, bias, teacher, student) -> float:

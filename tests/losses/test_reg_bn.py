@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.losses import RegBN
+from distill.losses.reg_bn import RegBN
 
 EPS = 1e-5
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.losses import RKD
+from distill.losses.rkd import RKD
 
 
 def huber(x: float) -> float:

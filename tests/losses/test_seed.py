@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.anchors import AnchorQueue
 from distill.errors import DistillError
-from distill.losses import SEED
+from distill.losses.anchors import AnchorQueue
+from distill.losses.seed import SEED
 
 K = 10
 
@@ -89,7 +89,7 @@ def test_the_batch_is_enqueued_after_its_loss(rows):
     first = loss(*rows).item()
     assert loss(*rows).item() == first
     loss.after_step()
-    assert loss.queue.num_real == K
+    assert loss.queue.num_valid == K
     second, wrapped, first_left = rows.index[:3], rows.index[3:], rows.index[4:]
     expected = torch.cat([wrapped, first_left, second])  # fourteen rows in ten places
     assert torch.equal(loss.queue.anchors().image_index, expected)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from distill.losses import SimReg
+from distill.losses.simreg import SimReg
 
 
 def layer(linear: nn.Linear, x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses import SP
+from distill.losses.sp import SP
 
 
 def products(rows: np.ndarray) -> np.ndarray:

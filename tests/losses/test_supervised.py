@@ -3,7 +3,7 @@ import math
 import pytest
 
 from distill.errors import DistillError
-from distill.losses import Supervised
+from distill.losses.supervised import Supervised
 
 
 def test_it_is_the_cross_entropy(rows):

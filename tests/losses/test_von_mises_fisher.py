@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from distill.errors import DistillError
 from distill.losses import von_mises_fisher as vmf
-from distill.losses.bessel import bessel
+from distill.losses.von_mises_fisher import bessel
 
 DIMS = [2, 3, 4, 64, 127, 256, 2048, 4096]
 KAPPAS = [0.1, 1, 10, 1000, 16384, 1e5]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.engine.checkpoint import checkpoints, load_newest
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import checkpoints, load_newest
 
 MIB = 2**20
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]

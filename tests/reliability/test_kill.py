@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from distill.engine.checkpoint import checkpoints, load_newest
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import checkpoints, load_newest
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet", "--image-size", "32"]
 COMMON = ["--num-workers", "0", "--batch-size", "8", "--log-every", "3", "--seed", "3"]
@@ -78,7 +78,7 @@ def stop_again_and_again(
             assert command.wait() == 0, command.printed
             return stopped
         if moments.random() < 0.8:  # else while it starts
-            command.wait_for_words("no nearest-neighbour check")
+            command.wait_for_words("no nearest-neighbor check")
         time.sleep(moments.random() * 0.4)
         acknowledged = checkpoints(folder)[-1] if checkpoints(folder) else None
         command.kill(moments.choice(signals))

@@ -33,7 +33,7 @@ def test_nothing_grows(commands, make_folder, tmp_path, flags):
     argv += ["--epochs", str(STEPS_A_RUN // 6 + 1), "--checkpoint-every", "20", *flags.split()]
     command = commands.start([*argv, "--data", str(data), "--output", str(output)])
     process, seen = psutil.Process(command.process), []
-    assert command.wait_for_words("no nearest-neighbour check")
+    assert command.wait_for_words("no nearest-neighbor check")
     while not command.has_ended():
         try:
             step, memory = last_step(output), process.memory_info().rss

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from distill.cli.main import run
-from distill.engine.checkpoint import checkpoints
-from distill.weights import read_state_dict
+from distill.models.weights import read_state_dict
+from distill.training.checkpoints import checkpoints
 
 # Larger steps, or AdamW's, which do not fall with the gradient, would magnify rounding.
 COMMON = ["--num-workers", "0", "--precision", "fp32", "--optimizer", "sgd", "--learning-rate"]

@@ -17,10 +17,9 @@ import torch
 
 torch.set_num_threads(1)  # a fork has no threads but its own
 
-import distill.cli.pretrain  # noqa: E402
-import distill.cli.train  # noqa: E402
 import distill.jobs.pretrain  # noqa: E402
 import distill.jobs.train  # noqa: E402, F401
+
 from distill.cli.main import run  # noqa: E402
 
 

@@ -7,10 +7,10 @@ from torch import nn
 from torchvision import models
 
 from distill.errors import DistillError, UnknownNameError
-from distill.networks import num_parameters
-from distill.weights import save_network
-from students import STUDENTS, build_student
-from teachers import load_trained
+from distill.models.networks import num_parameters
+from distill.models.weights import save_network
+from students.registry import STUDENTS, build_student
+from teachers.load import load_trained
 
 
 # Parameters of torchvision's published models less their classifiers (and, for AlexNet, less fc8).

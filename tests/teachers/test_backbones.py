@@ -2,10 +2,9 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.weights import save_network
-from teachers import load_trained
-from teachers.backbones import BACKBONES, backbone_name, build_backbone
-from teachers.resnet import ResNet
+from distill.models.weights import save_network
+from teachers.load import load_trained
+from teachers.resnet import BACKBONES, ResNet, backbone_name, build_backbone
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill.download import Source
 from distill.errors import DistillError
-from teachers import TEACHERS, load_teacher
-from teachers.published import build_published
+from distill.models.download import Source
+from teachers.load import load_teacher
+from teachers.registry import TEACHERS, build_published
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 IMAGES = torch.rand(2, 3, 64, 64)

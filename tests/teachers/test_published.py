@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from distill.errors import DistillError, UnknownNameError
-from distill.layout import TensorFlowLayout
-from distill.networks import InputSpec, NetworkSpec, build_network
-from distill.weights import load_weights
-from teachers import TEACHERS, teacher_spec
-from teachers.published import build_published
+from distill.models.layout import TensorFlowLayout
+from distill.models.networks import InputSpec, NetworkSpec, build_network
+from distill.models.weights import load_weights
+from teachers.registry import TEACHERS, build_published, teacher_spec
 from teachers.resnet import ResNet, SamePool
 from teachers.tensorflow_names import compressive_layout, projection_layout, simclr_layout
 
@@ -127,7 +126,7 @@ def test_every_weight_of_every_entry_has_one_source():
 
 
 def test_what_is_not_the_network_is_listed_by_name(oracles: Path, tmp_path: Path, tool):
-    from distill.checkpoints import open_checkpoint
+    from distill.models.checkpoints.open import open_checkpoint
 
     with open_checkpoint(oracles / "simclr_tf1") as file:
         variables = {name: file.read(name).numpy() for name in file.shapes}
@@ -158,7 +157,7 @@ def test_what_is_not_the_network_is_listed_by_name(oracles: Path, tmp_path: Path
 
 
 def test_an_unknown_part_of_the_network_is_not_ignored(oracles: Path, tmp_path: Path, tool):
-    from distill.checkpoints import open_checkpoint
+    from distill.models.checkpoints.open import open_checkpoint
 
     with open_checkpoint(oracles / "cbyol_tf2") as file:
         variables = {name: file.read(name).numpy() for name in file.shapes}
@@ -215,6 +214,6 @@ def test_what_is_published_is_said_in_full():
         about = spec.publication
         assert spec.summary
         assert 0.6 < about.linear_accuracy < 0.8
-        assert about.licence in ("Apache-2.0", "CC-BY-NC-4.0")
+        assert about.license in ("Apache-2.0", "CC-BY-NC-4.0")
         assert about.source.url.startswith("https://")
         assert about.paper[4] == "."

@@ -6,10 +6,9 @@ import json
 import torch
 
 from distill.config import ImageOptions
-from distill.data.sources import open_images
-from distill.jobs.images import training_images
-from distill.jobs.setting import evaluator_of
-from teachers import load_teacher
+from distill.data.sources import open_images, training_images
+from distill.training.setting import evaluator_of
+from teachers.load import load_teacher
 from teachers.registry import SHIPPED
 
 FOLDER = SHIPPED / "digits-cbyol"

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError, UnknownNameError
-from distill.weights import save_network
-from students import build_student
-from teachers import TEACHERS, load_teacher, teacher_spec
+from distill.models.weights import save_network
+from students.registry import build_student
+from teachers.load import load_teacher
+from teachers.registry import TEACHERS, teacher_spec
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_tuning_passes_over_what_cannot_run_or_is_wrong(run):
         assert (row["ms"] is None) == (unable or wrong)
         assert row["wrong"] == (wrong and not unable)
         if unable:
-            assert "OutOfResources" in row["why_not"]
+            assert "OutOfResources" in row["unavailable_reason"]
     assert said.count("(kept)") == 2
     plans = [row["plan"] for row in found["rows"] if row["contender"] == "fused"]
     assert plans == [kept[0]["plan"]] * 2

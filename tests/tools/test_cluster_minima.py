@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from distill.weights import save_network
-from students import build_student
+from distill.models.weights import save_network
+from students.registry import build_student
 
 
 def unit(angles):

@@ -30,7 +30,7 @@ def metrics(nn: float, clusters: float) -> dict[str, float]:
     }
 
 
-def test_pixels_find_their_neighbours(demo):
+def test_pixels_find_their_neighbors(demo):
     assert demo.measured_pixels()["nn_accuracy"] == pytest.approx(0.989, abs=5e-4)
 
 
@@ -46,7 +46,7 @@ def test_the_table_compares_four(demo):
 
 def test_the_words_say_what_happened(demo):
     words = demo.verdict(metrics(0.95, 0.55))
-    assert "raised nearest neighbour (+0.150)" in words
+    assert "raised nearest neighbor (+0.150)" in words
     assert "did NOT raise cluster alignment (-0.050)" in words
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.checkpoints import open_checkpoint
-from teachers import TEACHERS, load_teacher
-from teachers.published import build_published
+from distill.models.checkpoints.open import open_checkpoint
+from teachers.load import load_teacher
+from teachers.registry import TEACHERS, build_published
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from distill.errors import DistillError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not(bank: Tensor) -> str | None:
+def unavailable_reason(bank: Tensor) -> str | None:
     """Return why the fused kernels cannot run on a bank; None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
@@ -36,12 +36,12 @@ def why_not(bank: Tensor) -> str | None:
 
 def preferred(bank: Tensor) -> bool:
     """Return whether "auto" means the fused kernels: the interpreter is for tests alone."""
-    return bank.is_cuda and why_not(bank) is None
+    return bank.is_cuda and unavailable_reason(bank) is None
 
 
 def require(bank: Tensor) -> None:
     """Raise `DistillError` when the fused kernels cannot run on a bank."""
-    reason = why_not(bank)
+    reason = unavailable_reason(bank)
     if reason is not None:
         raise DistillError(
             f"loss implementation triton cannot run: {reason}; use auto, which picks one that can"

@@ -12,6 +12,20 @@ What the second pass needs can be had in three ways, named by what is recorded:
   are not final until the last chunk. Another 2 Ds FLOP per row and anchor.
 
 The dear product, with the teacher's bank, is never done twice.
+
+The tiles that are shipped, and why; `tools/aot_check.py` compiles every one of them.
+
+A tile of BLOCK_B x BLOCK_K products reads BLOCK_B + BLOCK_K rows per column: 128 x 256 gives 85
+FLOP per byte that comes through the L2 cache, 128 x 128 gives 64. Its 128 x 256 float32 sums are
+128 of the 255 registers of a thread with 8 warps, and more would spill. With one bank a program
+keeps the sums of both sides, so 64 x 256. Small batches take fewer rows.
+
+The second pass makes its 16-bit weights in registers. Recomputing the student's logits it holds
+whole rows of the student's bank, up to 256 columns, for 64 rows of the batch.
+
+True float32 has no tensor cores: small tiles, bound by the arithmetic of the multiprocessors.
+Generations differ in shared memory and in how many registers a product takes; those between and
+beyond the three take the tiles of the first, which need at most 99 KiB of shared memory.
 """
 
 from __future__ import annotations
@@ -107,3 +121,64 @@ class Plan:
 def round_up(number: int, step: int) -> int:
     """Return the smallest multiple of `step` that is at least `number`."""
     return -(-number // step) * step
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The choices on one generation of GPUs, the usual one first.
+
+    Attributes:
+        first: First pass over two banks, 16-bit.
+        first_one_bank: First pass over one bank, 16-bit.
+        second: Second pass from the record of both sides, 16-bit.
+        second_narrow: Second pass with the student's logits recomputed, 16-bit.
+        first_float: First pass over two banks, float32.
+        first_float_one_bank: First pass over one bank, float32.
+        second_float: Second pass, float32.
+    """
+
+    first: tuple[FirstTile, ...]
+    first_one_bank: tuple[FirstTile, ...]
+    second: tuple[SecondTile, ...]
+    second_narrow: tuple[SecondTile, ...]
+    first_float: tuple[FirstTile, ...] = (FirstTile(64, 64, 32, 32, 8, 3),)
+    first_float_one_bank: tuple[FirstTile, ...] = (FirstTile(64, 64, 64, 32, 8, 3),)
+    second_float: tuple[SecondTile, ...] = (SecondTile(64, 32, 64, 8, 3),)
+
+
+_FIRST = (
+    FirstTile(128, 256, 64, 64, 8, 3),
+    FirstTile(128, 128, 64, 64, 8, 3),
+    FirstTile(64, 256, 64, 64, 8, 3),
+)
+_FIRST_ONE_BANK = (
+    FirstTile(64, 256, 256, 64, 8, 3),
+    FirstTile(128, 64, 64, 64, 8, 3),
+)
+_SECOND = (
+    SecondTile(128, 64, 256, 8, 3),
+    SecondTile(128, 64, 128, 8, 3),
+    SecondTile(64, 64, 128, 4, 3),
+)
+_SECOND_NARROW = (
+    SecondTile(64, 32, 256, 8, 2),
+    SecondTile(64, 64, 128, 4, 2),
+)
+TILES = {
+    80: Tiles(
+        (FirstTile(128, 256, 64, 32, 8, 4), *_FIRST[1:]),
+        _FIRST_ONE_BANK,
+        (SecondTile(128, 32, 256, 8, 3), *_SECOND[1:]),
+        _SECOND_NARROW,
+    ),
+    90: Tiles(_FIRST, _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW),
+    100: Tiles(
+        (*_FIRST[:2], FirstTile(64, 128, 64, 64, 4, 3)), _FIRST_ONE_BANK, _SECOND, _SECOND_NARROW
+    ),
+}
+
+
+def tiles_for(capability: tuple[int, int]) -> Tiles:
+    """Return the tiles for a compute capability such as (9, 0)."""
+    generation = {(9, 0): 90, (10, 0): 100, (10, 3): 100}.get(capability, 80)
+    return TILES[generation]

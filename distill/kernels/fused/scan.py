@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from distill.kernels.fused import interpreted
-from distill.kernels.fused.choice import choose
-from distill.kernels.fused.cost import MERGED_PARTS, MERGED_ROWS
-from distill.kernels.fused.devices import DEVICES, Device, find_device
-from distill.kernels.fused.first_pass import first_pass
-from distill.kernels.fused.merge import merge
+from distill.kernels.fused.cost import DEVICES, MERGED_PARTS, MERGED_ROWS, Device, find_device
+from distill.kernels.fused.kernels import first_pass, merge, second_pass
 from distill.kernels.fused.plan import Dtype, Plan, Problem
-from distill.kernels.fused.second_pass import second_pass
-from distill.kernels.fused.tuning import tuned_plan
+from distill.kernels.fused.tuning import choose, tuned_plan
 from distill.kernels.scan import merged
 
 if interpreted():

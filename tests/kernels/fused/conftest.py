@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from distill.kernels.fused.choice import make_plan
-from distill.kernels.fused.devices import DEVICES
+from distill.kernels.fused.cost import DEVICES
 from distill.kernels.fused.plan import FirstTile, Plan, Problem, SecondTile
+from distill.kernels.fused.tuning import make_plan
 
 if importlib.util.find_spec("triton") is None:  # there is none for this platform
     collect_ignore_glob = ["*"]

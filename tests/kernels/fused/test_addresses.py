@@ -6,8 +6,7 @@ import torch
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from distill.kernels.fused.first_pass import first_pass
-from distill.kernels.fused.second_pass import second_pass
+from distill.kernels.fused.kernels import first_pass, second_pass
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="addresses are looked at in the interpreter"

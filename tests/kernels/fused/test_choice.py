@@ -2,11 +2,9 @@
 
 import pytest
 
-from distill.kernels.fused.choice import candidates, choose, make_plan
-from distill.kernels.fused.configurations import TILES, tiles_for
-from distill.kernels.fused.cost import floor_seconds, predicted_seconds
-from distill.kernels.fused.devices import DEVICES, find_device
-from distill.kernels.fused.plan import CHUNK_BYTES, Problem, round_up
+from distill.kernels.fused.cost import DEVICES, find_device, floor_seconds, predicted_seconds
+from distill.kernels.fused.plan import CHUNK_BYTES, TILES, Problem, round_up, tiles_for
+from distill.kernels.fused.tuning import candidates, choose, make_plan
 
 EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from distill.kernels.fused import first_pass, scan
-from distill.kernels.fused.cost import costs, floor_bytes, floor_flop, floor_seconds
-from distill.kernels.fused.devices import DEVICES
+from distill.kernels.fused import kernels as first_pass
+from distill.kernels.fused import scan
+from distill.kernels.fused.cost import DEVICES, costs, floor_bytes, floor_flop, floor_seconds
 from distill.kernels.fused.plan import FirstTile, Plan, Problem, SecondTile
 
 pytestmark = pytest.mark.skipif(

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.kernels import anchor_kl
-from distill.kernels.fused import choice, plan, scan
+from distill.kernels.anchor_kl import anchor_kl
+from distill.kernels.fused import plan, scan
+from distill.kernels.fused import tuning as choice
 from distill.kernels.reference import reference_anchor_kl
 from distill.kernels.scan import divergence
 
@@ -236,15 +237,15 @@ def test_any_shape(device, plan_with, case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_real", [1, 257, 499])
-def test_only_real_anchors_count(num_real, dtype, device):
+@pytest.mark.parametrize("num_valid", [1, 257, 499])
+def test_only_real_anchors_count(num_valid, dtype, device):
     case = {"B": 9, "K": 500, "Dt": 24, "Ds": 40, "dtype": dtype, "banks": "two", "masked": True}
     tensors, mask = operands(case, device), mask_of(case, device)
-    shown = [*tensors[:2], *(bank[:num_real] for bank in tensors[2:])]
-    exact = anchor_kl(*shown, self_mask=(mask[0], mask[1][:num_real]), implementation="reference")
+    shown = [*tensors[:2], *(bank[:num_valid] for bank in tensors[2:])]
+    exact = anchor_kl(*shown, self_mask=(mask[0], mask[1][:num_valid]), implementation="reference")
     for bank in tensors[2:]:
-        bank[num_real:] = float("nan")
-    loss = anchor_kl(*tensors, self_mask=mask, num_real=num_real, implementation="triton")
+        bank[num_valid:] = float("nan")
+    loss = anchor_kl(*tensors, self_mask=mask, num_valid=num_valid, implementation="triton")
     assert loss.item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-4)
 
 

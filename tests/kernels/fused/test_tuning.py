@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from distill.kernels.fused import tuning
-from distill.kernels.fused.choice import candidates, choose
-from distill.kernels.fused.devices import DEVICES
+from distill.kernels.fused.cost import DEVICES
 from distill.kernels.fused.plan import Problem
-from distill.kernels.fused.tuning import tune, tuned_plan
+from distill.kernels.fused.tuning import candidates, choose, tune, tuned_plan
 
 H100, A100 = DEVICES["H100"], DEVICES["A100"]
 PROBLEM = Problem(B=256, n=128_000, Dt=2048, Ds=512, dtype="bf16")

@@ -1,0 +1,1 @@
+"""Compares methods on a grid; `distill.comparison.job` is where it starts."""

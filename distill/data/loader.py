@@ -1,0 +1,641 @@
+"""Batches of views and how they are put together; the loaders are in `distill.data.loader`.
+
+Deliberate limit: views of one number have one size.
+
+Shapes: B batch, S and T side in pixels of the view and the second view, R of a further view, P
+parameters of one view's distortion (`distill.data.distortions`).
+
+The order in which a run goes through its images, epoch by epoch, batch by batch.
+
+The order depends on (seed, epoch) alone, so that a run can resume inside an epoch and a run on
+several ranks sees the batches of a run on one. Deliberate limit: shuffling is global and needs
+random access to the images.
+
+Refuses loaders whose batches would not fit into shared memory, where they are handed over.
+
+A container has 64 MiB of it unless told otherwise; a loader that finds none left dies of a bus
+error, without a word of what was missing.
+
+Datasets of views and the loaders of batches that training and evaluation iterate over.
+
+A training view depends on (seed, epoch, index) alone: not on the number of workers, on the order or
+on any generator's state, so a resumed or differently parallel run sees the very same pictures. One
+loader lasts for a whole run and prefetches across epoch boundaries: workers start once. An image
+that cannot be read never raises in a worker; its name comes back in `Batch.bad`. Deliberate limits:
+views must draw from torch's generator only (torchvision's do); every rank reads the images it needs
+by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from multiprocessing import resource_sharer
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from distill import distributed
+from distill.data.images import Images
+from distill.data.views import View
+from distill.errors import BadImageError, DistillError, LoaderDiedError
+
+Loaded = TypeVar("Loaded")
+
+
+class Batch(NamedTuple):
+    """B views with what is known about them; rows of all tensors belong together.
+
+    Attributes:
+        view: uint8 (B, 3, S, S), the view of the network that is trained. In evaluation, the one
+            view there is.
+        second_view: uint8 (B, 3, T, T), in distillation the teacher's own view, in pre-training the
+            second view; None when there is one view.
+        label: int64 (B,), -1 without labels.
+        index: int64 (B,), positions in the full `Images`, whatever subset is iterated over.
+        epoch: the epoch the batch belongs to, 0 in evaluation.
+        bad: descriptions of the images that could not be read and are in none of the tensors. With
+            no image left, B is 0, the views are (0, 3, 0, 0) and the distortion (0, 2, 0).
+        distortion: float32 (B, 2, P), parameters of the distortions of the two views, see
+            `distill.data.distortions`; None without.
+        further_views: uint8 (B, 3, R, R) each, more views of the network that is trained, in the
+            order of their numbers; R may differ between them.
+    """
+
+    view: Tensor
+    second_view: Tensor | None
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    epoch: int
+    bad: Sequence[str]
+    distortion: Tensor | None = None
+    further_views: Sequence[Tensor] = ()
+
+    def split(self, num_parts: int) -> list[Batch]:
+        """Cut the rows into contiguous parts, to accumulate gradients over them.
+
+        Args:
+            num_parts: how many, at least 1; empty ones are left out.
+
+        Returns:
+            At most `num_parts` batches that share this one's memory; their sizes differ by at most
+            one. `bad` goes with the first alone. A batch without rows comes back as its one part.
+        """
+        ends = [part * len(self.index) // num_parts for part in range(num_parts + 1)]
+        rows = [slice(*pair) for pair in pairwise(ends) if pair[0] < pair[1]]
+        parts = [self._part(chosen) for chosen in rows] or [self]
+        return [parts[0], *(part._replace(bad=()) for part in parts[1:])]
+
+    def _part(self, rows: slice) -> Batch:
+        return self._replace(
+            view=self.view[rows],
+            second_view=None if self.second_view is None else self.second_view[rows],
+            label=self.label[rows],
+            index=self.index[rows],
+            distortion=None if self.distortion is None else self.distortion[rows],
+            further_views=tuple(view[rows] for view in self.further_views),
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """The views of one image, see `Batch`.
+
+    Attributes:
+        view: uint8 (3, S, S).
+        second_view: uint8 (3, T, T) or None.
+        label: -1 without labels.
+        index: position in the full `Images`.
+        epoch: see `Batch`.
+        distortion: float32 (2, P) or None.
+        further_views: uint8 (3, R, R) each.
+    """
+
+    view: Tensor
+    second_view: Tensor | None
+    label: int
+    index: int
+    epoch: int
+    distortion: Tensor | None = None
+    further_views: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """An image that could not be read.
+
+    Attributes:
+        description: what to call it; None where there was no image to read.
+        epoch: see `Batch`.
+    """
+
+    description: str | None
+    epoch: int
+
+
+def collate(
+    items: Sequence[Item | BadItem],
+    *,
+    has_second_view: bool = False,
+    has_distortion: bool = False,
+    num_further_views: int = 0,
+) -> Batch:
+    """Put items of one epoch together, at least one.
+
+    Args:
+        items: the items; all good ones have what the flags say.
+        has_second_view: whether they have a second view.
+        has_distortion: whether they have a distortion.
+        num_further_views: how many further views they have.
+
+    Returns:
+        The batch of the good items, in order, with the names of the bad ones.
+    """
+    good = [item for item in items if isinstance(item, Item)]
+    seconds = [item.second_view for item in good if item.second_view is not None]
+    distortions = [item.distortion for item in good if item.distortion is not None]
+    no_views = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+    return Batch(
+        view=_stack([item.view for item in good], no_views),
+        second_view=_stack(seconds, no_views) if has_second_view else None,
+        label=torch.tensor([item.label for item in good], dtype=torch.int64),
+        index=torch.tensor([item.index for item in good], dtype=torch.int64),
+        epoch=items[0].epoch,
+        bad=tuple(
+            item.description for item in items if isinstance(item, BadItem) and item.description
+        ),
+        distortion=_stack(distortions, torch.empty((0, 2, 0))) if has_distortion else None,
+        further_views=tuple(
+            _stack([item.further_views[number] for item in good], no_views)
+            for number in range(num_further_views)
+        ),
+    )
+
+
+def _stack(rows: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    if not rows:
+        return nothing
+    # Not torch.stack: it starts its threads once per view, and where other programs keep the cores
+    # busy that took 2 s for 256 views of 128 pixels instead of milliseconds.
+    batch = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype)
+    np.stack([row.numpy() for row in rows], out=batch.numpy())
+    return batch
+
+
+NO_IMAGE = -1
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of a whole run: every epoch a new order of all indices, cut into batches.
+
+    The order depends on (seed, epoch) alone. A batch is a list of (epoch, index); a rank without
+    any image of a batch gets [(epoch, -1)], which loads as a batch with B = 0.
+
+    Args:
+        indices: the images to go through.
+        batch_size: images in a batch, all ranks together.
+        num_epochs: the epoch to stop before.
+        seed: at least 0.
+        start: (epoch, batch) of the first batch.
+        drop_last: leave out an epoch's last batch when it is smaller.
+        shard: (rank, world size); each rank gets its contiguous part of every batch.
+
+    Raises:
+        DistillError: no batch in an epoch, or a start beyond the epoch's batches.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        num_epochs: int,
+        seed: int,
+        start: tuple[int, int] = (0, 0),
+        drop_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.num_epochs = num_epochs
+        self.seed = seed
+        self.start_epoch, self.start_batch = start
+        self.rank, self.world_size = shard
+        self.num_batches = num_batches(len(indices), batch_size, drop_last=drop_last)
+        if not 0 <= self.start_batch <= self.num_batches:
+            raise DistillError(
+                f"cannot start at batch {self.start_batch}: an epoch has {self.num_batches}; "
+                "resume with the data and batch size that the run began with"
+            )
+
+    def __len__(self) -> int:
+        num_left = (self.num_epochs - self.start_epoch) * self.num_batches - self.start_batch
+        return max(0, num_left)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first = self.start_batch
+        for epoch in range(self.start_epoch, self.num_epochs):
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+            for batch in range(first, self.num_batches):
+                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                mine = np.array_split(rows, self.world_size)[self.rank]
+                yield [(epoch, int(index)) for index in mine] or [(epoch, NO_IMAGE)]
+            first = 0
+
+
+def num_batches(num_images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Return how many batches an epoch has.
+
+    Raises:
+        DistillError: none at all.
+    """
+    if batch_size < 1:
+        raise DistillError(f"the batch size is {batch_size}; it must be at least 1")
+    if num_images == 0:
+        raise DistillError("there is no image to train on")
+    if drop_last and num_images < batch_size:
+        raise DistillError(
+            f"{num_images} images do not fill one batch of {batch_size}: lower --batch-size to "
+            f"{num_images} or less"
+        )
+    return num_images // batch_size if drop_last else -(-num_images // batch_size)
+
+
+_PLACE = Path("/dev/shm")
+_PREFETCHED = 2  # batches that a loader has ready, PyTorch's default
+_IN_USE = 2  # batches that are waited for and trained on
+
+
+def require_shared_memory(
+    batch_size: int, view_sizes: Sequence[int], num_workers: int, *, num_processes: int = 1
+) -> None:
+    """Refuse more loaders than shared memory has room for.
+
+    Args:
+        batch_size: Images of a batch in one process.
+        view_sizes: Sides in pixels of the views of an image.
+        num_workers: Processes that load images, of one process.
+        num_processes: That train on this machine.
+
+    Raises:
+        DistillError: Naming what is needed, what there is and what to do.
+    """
+    if num_workers == 0 or not _PLACE.is_dir():
+        return
+    a_batch = batch_size * sum(3 * side * side for side in view_sizes)
+    needed = num_processes * (num_workers * _PREFETCHED + _IN_USE) * a_batch
+    free = shutil.disk_usage(_PLACE).free
+    if needed > free:
+        raise DistillError(
+            f"{num_workers} loaders with batches of {batch_size} hand over up to "
+            f"{_mib(needed)} at a time and {_PLACE} has {_mib(free)} left; lower --num-workers or "
+            "--batch-size, or give the container more (docker run --shm-size)"
+        )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+_MAX_WORKERS = 8
+_SMALL_SET = 10_000
+
+
+class TrainingViews(Dataset):
+    """Random views of a set of images.
+
+    An item's key is (epoch, index); its views are drawn with torch's generator seeded from (seed,
+    epoch, index), whose state is put back afterwards. A further view has its number in the seed,
+    too, so that it does not depend on what else is drawn.
+
+    Args:
+        images: the images.
+        indices: which of them to train on.
+        view: makes the view.
+        second_view: makes the second one, if there is to be one.
+        distortion: draws the distortions float32 (2, P) of both views, if there are to be any, see
+            `distill.data.distortions`.
+        further_views: make more views of the network that is trained, numbered from 1.
+        seed: of the views and of the order of `training_loader`; at least 0.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        indices: np.ndarray,
+        view: View,
+        second_view: View | None = None,
+        *,
+        distortion: Callable[[], Tensor] | None = None,
+        further_views: Sequence[View] = (),
+        seed: int,
+    ) -> None:
+        self.images = images
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.further_views = further_views
+        self.view = view
+        self.second_view = second_view
+        self.distortion = distortion
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
+        with _drawing_from(_view_seed(self.seed, *key)):
+            views = (self.view, self.second_view, self.distortion)
+            return _make_item(self.images, key, *views, further=self._further)
+
+    def _further(self, image: Image, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        views = []
+        for number, view in enumerate(self.further_views, start=1):
+            with _drawing_from(_view_seed(self.seed, *key, number)):
+                views.append(view(image))
+        return tuple(views)
+
+
+class EvaluationViews(Dataset):
+    """One view of each image, in order.
+
+    Args:
+        images: the images.
+        indices: which of them, in which order; None for all.
+        view: makes the view.
+        draw: (seed, number) of a random view, which then depends on both and on the image; None
+            for a view without randomness.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        indices: np.ndarray | None,
+        view: View,
+        *,
+        draw: tuple[int, int] | None = None,
+    ) -> None:
+        self.images = images
+        everything = np.arange(len(images)) if indices is None else indices
+        self.indices = np.asarray(everything, dtype=np.int64)
+        self.view = view
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Item | BadItem:
+        key = (0, int(self.indices[position]))
+        if self.draw is None:
+            return _make_item(self.images, key, self.view)
+        # Not the crop that training draws of this image in some epoch: unlike it, "teacher".
+        with _drawing_from(_view_seed("teacher", *self.draw, key[1])):
+            return _make_item(self.images, key, self.view)
+
+
+def training_loader(
+    views: TrainingViews,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    start_epoch: int = 0,
+    start_batch: int = 0,
+    num_workers: int | None = None,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> DataLoader[Batch]:
+    """Return a loader over all batches from a position in a run to the run's end.
+
+    Args:
+        views: the training views; their seed decides the order, too.
+        batch_size: images in a batch, all ranks together.
+        num_epochs: epochs in the whole run; `Batch.epoch` tells where one ends.
+        start_epoch: epoch of the first batch.
+        start_batch: the first batch within that epoch; the one after the epoch's last is allowed.
+        num_workers: loader processes; None for `default_num_workers`.
+        drop_last: leave out an epoch's last batch when it is smaller.
+        pin_memory: for copies to a GPU; `Batch.bad` is then a list.
+        shard: (rank, world size); every rank gets its part of each batch.
+
+    Returns:
+        A loader of `Batch`; torch's global generator is not drawn from.
+
+    Raises:
+        DistillError: no batch in an epoch, or a start beyond the epoch's batches.
+    """
+    batches = EpochSampler(
+        views.indices,
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        seed=views.seed,
+        start=(start_epoch, start_batch),
+        drop_last=drop_last,
+        shard=shard,
+    )
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        collate_fn=partial(
+            collate,
+            has_second_view=views.second_view is not None,
+            has_distortion=views.distortion is not None,
+            num_further_views=len(views.further_views),
+        ),
+        pin_memory=pin_memory,
+        **worker_settings(views.images, num_workers),
+    )
+
+
+def evaluation_loader(
+    images: Images,
+    view: View,
+    *,
+    indices: np.ndarray | None = None,
+    batch_size: int,
+    num_workers: int | None = None,
+    draw: tuple[int, int] | None = None,
+) -> DataLoader[Batch]:
+    """Return a loader over images in order, each once.
+
+    Args:
+        images: the images.
+        view: makes the view, see `evaluation_view`.
+        indices: which images, in which order; None for all.
+        batch_size: images in a batch; the last may be smaller.
+        num_workers: loader processes; None for `default_num_workers`.
+        draw: (seed, number) of a random view, see `EvaluationViews`.
+
+    Returns:
+        A loader of `Batch`, the views in `Batch.view`.
+    """
+    return DataLoader(
+        EvaluationViews(images, indices, view, draw=draw),
+        batch_size=batch_size,
+        collate_fn=collate,
+        **worker_settings(images, num_workers),
+    )
+
+
+def default_num_workers(images: Images) -> int:
+    """Return how many loader processes suit the images: none for a small set held in memory.
+
+    Otherwise one for each core this process may use, at most eight; ranks share out the cores.
+    """
+    if images.in_memory and len(images) <= _SMALL_SET:
+        return 0
+    return min(_MAX_WORKERS, max(1, num_usable_cores() // distributed.num_local_ranks()))
+
+
+def num_usable_cores() -> int:
+    """Return the cores this process may run on, which a container or scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
+    """Return the DataLoader arguments that all loaders share."""
+    return {
+        "num_workers": default_num_workers(images) if num_workers is None else num_workers,
+        "worker_init_fn": _start_worker,
+        # A loader draws a seed for its workers when iteration starts: not from the global
+        # generator, whose state the run saves and restores.
+        "generator": torch.Generator(),
+    }
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)  # the workers are the parallelism
+    # A terminal and a cluster's queue send these to every process of a job: the parent, which ends
+    # its loaders when it is done with them, is the one to finish a step and to keep a checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _make_item(
+    images: Images,
+    key: tuple[int, int],
+    view: View,
+    second_view: View | None = None,
+    distortion: Callable[[], Tensor] | None = None,
+    *,
+    further: Callable[[Image, tuple[int, int]], tuple[Tensor, ...]] | None = None,
+) -> Item | BadItem:
+    epoch, index = key
+    if index == NO_IMAGE:
+        return BadItem(None, epoch)
+    try:
+        image = images.load(index)
+    except BadImageError:
+        return BadItem(images.describe(index), epoch)
+    return Item(  # what is drawn first does not depend on whether more is drawn
+        view=view(image),
+        second_view=None if second_view is None else second_view(image),
+        label=-1 if images.labels is None else int(images.labels[index]),
+        index=index,
+        epoch=epoch,
+        distortion=None if distortion is None else distortion(),
+        further_views=() if further is None else further(image, key),
+    )
+
+
+def _view_seed(*parts: int | str) -> int:
+    """Hash numbers that say which view it is, so that neighboring ones start unrelated streams."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Let torch's generator draw from a seed, and put its state back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+LOADER_REMEDY = (
+    "look for what killed it (memory? `dmesg` says so), lower --num-workers, or give a container "
+    "more shared memory (docker run --shm-size), then start again, a training run with --resume"
+)
+
+
+def guarded_batches(make: Callable[[], Iterable[Loaded]]) -> Iterator[Loaded]:
+    """Yield the batches of a pass; a loader process that dies ends it with one sentence.
+
+    Args:
+        make: Starts the loaders and returns their batches.
+
+    Raises:
+        LoaderDiedError: Naming the process and what killed it, where that is known.
+    """
+    try:
+        with _stop_signals_blocked():
+            batches = iter(make())
+        _let_steps_finish()
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = loader_death(error)
+        if reason is None:
+            raise
+        raise LoaderDiedError(f"{reason}; {LOADER_REMEDY}") from error
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Start loaders that a stop sent to the whole job cannot reach, not even while they start.
+
+    They inherit what is blocked here, and ignore both signals themselves once they have begun.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _let_steps_finish() -> None:
+    """Take back the handler by which PyTorch raises at once, in the middle of a step, perhaps.
+
+    The dead loader is then noticed where its batch is waited for, within five seconds.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def loader_death(error: Exception) -> str | None:
+    """Return which loader died of what; None when that is not what happened.
+
+    PyTorch names the process, unless it was still dying when the memory of its batch was asked
+    of it: then the connection ends in `multiprocessing.resource_sharer`.
+    """
+    if not isinstance(error, RuntimeError):
+        frames = traceback.walk_tb(error.__traceback__)
+        asked = any(
+            frame.f_globals.get("__name__") == resource_sharer.__name__ for frame, _ in frames
+        )
+        return "a process that loads images died" if asked else None
+    text = " ".join(str(error).split())
+    if not text.startswith("DataLoader worker"):
+        return None
+    found = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
+    cause = re.search(r"killed by signal: ([^.]*)", text)
+    which = f" (process {found[1].strip()})" if found else ""
+    return f"a process that loads images{which} died" + (f" of {cause[1].strip()}" if cause else "")

@@ -1,0 +1,507 @@
+"""Embeddings that lie on the disk, with their labels, for evaluations that read a block at a time.
+
+Shapes: N images, D embedding width.
+
+Embeds the missing shards of a cache.
+
+Images go through the network once, in the order of the set; what is in memory at a time is one
+shard, in a few copies, and one batch, however many images there are.
+
+Shapes: D embedding width.
+
+Embeds a set of images into a cache on disk, or finds it there.
+
+All ranks call it together. They check the shards that are done in parts, embed the missing ones in
+parts, and open the whole. Deliberate limit: the parts are shards, of some thousand rows, so that on
+a small set some ranks have nothing to do.
+
+A network's embeddings of a dataset on disk: which folders they lie in, what must be in them.
+
+Training, `distill cache` and every evaluation come here, so that one finds what another made.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from distill import distributed
+from distill.config import CacheDtype, TeacherOptions
+from distill.data.images import Images
+from distill.data.sources import BadImages, default_augmentation
+from distill.embeddings.embed import Embeddings, InferenceConfig, NetworkView, embedded_batches
+from distill.embeddings.evaluator import Evaluator, Split
+from distill.embeddings.store import (
+    Contents,
+    EmbeddingStore,
+    EmbeddingTable,
+    SelectedRows,
+    damage,
+    encode,
+    first_misfit,
+    locked,
+    missing_rows,
+    no_rows,
+)
+from distill.errors import BadImageError, DistillError
+from distill.files import cache_folder
+from distill.models.networks import EmbeddingNetwork
+from distill.models.weights import weights_hash
+from distill.run_directory import versions
+from distill.terminal import progress_bar
+from teachers.load import load_teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """Embeddings of the images at `index`, in that order.
+
+    Attributes:
+        features: (N, D), read as float32 when they are asked for.
+        labels: (N,) int64, -1 where an image has none.
+        index: (N,) int64, the image's place in its set; images that could not be read are absent.
+    """
+
+    features: SelectedRows
+    labels: np.ndarray
+    index: np.ndarray
+
+    def in_memory(self) -> Embeddings:
+        """Read all of them."""
+        return Embeddings(self.features[:], self.labels, self.index, ())
+
+
+def stored(table: EmbeddingTable, images: Images, index: np.ndarray) -> StoredEmbeddings:
+    """Return the embeddings of some images, without those that could not be read.
+
+    Args:
+        table: Of all images of the set.
+        images: The set.
+        index: int64, which of them.
+    """
+    readable = np.setdiff1d(index, table.bad)
+    labels = np.full(len(readable), -1) if images.labels is None else images.labels[readable]
+    return StoredEmbeddings(SelectedRows(table, readable), labels, readable)
+
+
+@dataclass(frozen=True)
+class CacheTask:
+    """What is to be in a cache.
+
+    Attributes:
+        folder: Of the cache.
+        what: `teacher` or `student`, for people.
+        contents: What its rows must be.
+        images: The set.
+        view: What the network is shown of each.
+        versions: Of packages, kept with the rows.
+    """
+
+    folder: Path
+    what: str
+    contents: Contents
+    images: Images
+    view: NetworkView
+    versions: Mapping[str, str]
+
+    @property
+    def description(self) -> str:
+        """What is embedded, in words."""
+        return f"{self.what}, {self.images.name}, {self.view.name}"
+
+
+def fill(
+    store: EmbeddingStore,
+    network: EmbeddingNetwork,
+    task: CacheTask,
+    how: InferenceConfig,
+    *,
+    shards: list[int],
+) -> set[int]:
+    """Embed and write shards.
+
+    Args:
+        store: Of the cache, locked.
+        network: On its device.
+        task: What the rows must be.
+        how: Device, precision, sizes.
+        shards: Which of the shards, ascending; no other process writes them.
+
+    Returns:
+        Indices of the images that could not be read.
+
+    Raises:
+        DistillError: No space, or a value that the dtype cannot hold.
+    """
+    bad: set[int] = set()
+    if not shards:
+        return bad
+    batches = embedded_batches(
+        network,
+        task.images,
+        how,
+        view=task.view,
+        indices=np.concatenate([store.rows_of(shard) for shard in shards]),
+        description=task.description,
+    )
+    with closing(batches):  # the last one may leave it unfinished
+        for shard, stored in _whole_shards(batches, store, task, shards):
+            store.write_shard(shard, stored)
+            bad |= missing_images(store, shard, stored)
+            if distributed.is_main():
+                store.write_progress()
+    return bad
+
+
+def _whole_shards(
+    batches: Iterator[Embeddings], store: EmbeddingStore, task: CacheTask, shards: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Cut batches, which come in the order of the shards, into whole shards.
+
+    Rows of images that could not be read, and are therefore in no batch, stay NaN.
+    """
+    dtype, width = task.contents.dtype, task.contents.shape[1]
+    arrived, wanted = 0, 0
+    index, stored = np.zeros(0, np.int64), no_rows(0, width, dtype)
+    for shard in shards:
+        rows = store.rows_of(shard)
+        wanted += len(rows)
+        whole = no_rows(len(rows), width, dtype)
+        while True:
+            inside = (index >= rows.start) & (index < rows.stop)
+            whole[index[inside] - rows.start] = stored[inside]
+            if arrived >= wanted:
+                break
+            batch = next(batches)
+            arrived += len(batch.index) + len(batch.bad)
+            index, stored = batch.index, _encoded(batch, task)
+        yield shard, whole
+
+
+def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
+    """Return a batch as it is stored.
+
+    Raises:
+        DistillError: A value that is not finite, or not any more.
+    """
+    misfit = first_misfit(batch.features, task.contents.dtype)
+    if misfit is None:
+        return encode(batch.features, task.contents.dtype)
+    row, column = misfit
+    value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
+    if not np.isfinite(value):
+        precision = task.contents.precision
+        remedy = "use other weights"
+        if precision != "fp32":  # measures compute as the run did, which has the flag
+            remedy = "compute in fp32 (--precision fp32 in training), or use other weights"
+        raise DistillError(
+            f"the {task.what}'s embedding of {image} holds {value}, computed in {precision}; "
+            + remedy
+        )
+    larger = "--cache-dtype bf16 or fp32" if task.contents.dtype == "fp16" else "--cache-dtype fp32"
+    raise DistillError(
+        f"the {task.what}'s embedding of {image} holds {value:g}, too large for "
+        f"{task.contents.dtype}; use {larger}"
+    )
+
+
+def missing_images(store: EmbeddingStore, shard: int, stored: np.ndarray) -> set[int]:
+    """Return the indices of the images that have no row among those of a shard."""
+    rows = missing_rows(stored, store.contents.dtype) + store.rows_of(shard).start
+    return set(rows.tolist())
+
+
+@dataclass(frozen=True)
+class CachedEmbeddings:
+    """A complete cache, and what it took.
+
+    Attributes:
+        table: The rows.
+        num_present: How many were there already.
+        seconds: Spent on embedding the others.
+    """
+
+    table: EmbeddingTable
+    num_present: int
+    seconds: float
+
+
+def cached_embeddings(
+    network: EmbeddingNetwork, task: CacheTask, how: InferenceConfig
+) -> CachedEmbeddings:
+    """Return the embeddings of all images, after making those that are not in the cache.
+
+    Images that could not be read are tried again: a disk or a network may have failed in passing.
+
+    Args:
+        network: On its device.
+        task: What is wanted, and where.
+        how: Device, precision, sizes.
+
+    Raises:
+        DistillError: Other contents in the folder, a damaged manifest or header, no space, a value
+            that the dtype cannot hold, or a folder that not all ranks see.
+        BadImageError: From `how.on_bad_images`.
+    """
+    with ExitStack() as lock:  # entered by the first rank, for all
+        is_complete = distributed.broadcast_from_rank0(partial(_is_complete, task))
+        checked = _check(_found(task), task) if is_complete else None
+        if checked is None or checked.damaged or checked.readable:
+            distributed.broadcast_from_rank0(partial(_lock, lock, task))
+            store = _found(task)
+            checked = _check(store, task)
+            missing = distributed.broadcast_from_rank0(partial(_missing, store, checked))
+            return _complete(network, task, how, missing=missing, bad=checked.bad)
+        table = EmbeddingTable(_found(task), np.array(sorted(checked.bad), dtype=np.int64))
+    logger.info(f"{task.description}: all {len(table):,} embeddings are in {task.folder}")
+    return CachedEmbeddings(table, num_present=len(table), seconds=0.0)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    damaged: list[int]  # shards
+    readable: list[int]  # shards with images that could not be read and now can
+    bad: set[int]  # images
+
+
+def _is_complete(task: CacheTask) -> bool:
+    """Return whether all shards are marked as done; needs no lock, so that nobody need write."""
+    store = EmbeddingStore.find(task.folder)
+    if store is None:
+        return False
+    store.require(task.contents)
+    return bool(store.done().all())
+
+
+def _lock(lock: ExitStack, task: CacheTask) -> None:
+    """Enter the folder's lock, and make the cache if nobody has made it meanwhile."""
+    lock.enter_context(locked(task.folder, on_wait=logger.info))
+    if EmbeddingStore.find(task.folder) is None:
+        EmbeddingStore.create(task.folder, task.contents, versions=task.versions)
+
+
+def _found(task: CacheTask) -> EmbeddingStore:
+    store = EmbeddingStore.find(task.folder)
+    if store is None:
+        raise _not_shared(task.folder)
+    store.require(task.contents)
+    return store
+
+
+def _not_shared(folder: Path) -> DistillError:
+    return DistillError(
+        f"process {distributed.rank()} does not see the embeddings that others wrote to {folder}: "
+        "the folder must be on a file system that all processes share; name one with "
+        "--teacher-cache DIR or $DISTILL_CACHE"
+    )
+
+
+def _check(store: EmbeddingStore, task: CacheTask) -> _Checked:
+    """Check the shards that are done, every rank its part; return what all found."""
+    done = distributed.broadcast_from_rank0(lambda: np.flatnonzero(store.done()).tolist())
+    damaged, readable, bad = set(), set(), set()
+    what = "checking embeddings"
+    with progress_bar(len(done), description=what, unit="shard", delay=1.0) as bar:
+        for shard in done[distributed.rank() :: distributed.world_size()]:
+            stored = store.read_shard(shard)
+            if stored is None:
+                damaged.add(shard)
+            else:
+                missing = missing_images(store, shard, stored)
+                if any(_can_be_read(task.images, image) for image in missing):
+                    readable.add(shard)
+                else:
+                    bad |= missing
+            bar.update(distributed.world_size())
+    return _Checked(
+        damaged=sorted(distributed.all_gather_set(damaged)),
+        readable=sorted(distributed.all_gather_set(readable)),
+        bad=distributed.all_gather_set(bad),
+    )
+
+
+def _can_be_read(images: Images, image: int) -> bool:
+    try:
+        images.load(image)
+    except BadImageError:
+        return False
+    return True
+
+
+def _missing(store: EmbeddingStore, checked: _Checked) -> list[int]:
+    """Return the shards that are to be embedded, after unmarking those to repeat; main only."""
+    for shard in checked.damaged:
+        logger.info(f"{damage(store, shard)}: embedding them again")
+    for shard in checked.readable:
+        rows = store.rows_of(shard)
+        logger.info(
+            f"{store.folder} lacks images among {rows.start} to {rows.stop - 1} that can be read "
+            "now: embedding them again"
+        )
+    store.unmark([*checked.damaged, *checked.readable])
+    return np.flatnonzero(~store.done()).tolist()
+
+
+def _complete(
+    network: EmbeddingNetwork,
+    task: CacheTask,
+    how: InferenceConfig,
+    *,
+    missing: list[int],
+    bad: set[int],
+) -> CachedEmbeddings:
+    """Embed the missing shards, every rank its part, and open the whole."""
+    store, start = _found(task), time.perf_counter()
+    num_missing = sum(len(store.rows_of(shard)) for shard in missing)
+    num_present = task.contents.shape[0] - num_missing
+    logger.info(
+        f"{task.description}: {num_present:,} of {task.contents.shape[0]:,} embeddings are in "
+        f"{task.folder}"
+    )
+    mine = np.array_split(missing, distributed.world_size())[distributed.rank()]
+    found = fill(store, network, task, how, shards=mine.astype(int).tolist())
+    bad = bad | distributed.all_gather_set(found)  # waits for the last rank, too
+    if not store.done().all():
+        raise _not_shared(task.folder)
+    if distributed.is_main():
+        store.write_progress({i: task.images.describe(i) for i in bad})
+    seconds = time.perf_counter() - start
+    table = EmbeddingTable(store, np.array(sorted(bad), dtype=np.int64))
+    return CachedEmbeddings(table, num_present, seconds)
+
+
+_MAX_NAME = 100  # characters; file systems take 255 bytes
+
+
+@dataclass
+class NetworkCache:
+    """The caches of one network on one dataset; all ranks use it together.
+
+    Attributes:
+        network: On its device; nothing trains it meanwhile.
+        what: `teacher` or `student`, for people.
+        evaluator: Data, device, precision and sizes of the pass.
+        bad_images: Told of images that cannot be read, now or when they were to be embedded.
+        folder: Holds a folder for each split and view; None: in the cache folder.
+        dtype: Of the storage.
+        seed: Of random views.
+    """
+
+    network: EmbeddingNetwork
+    what: str
+    evaluator: Evaluator
+    bad_images: BadImages
+    folder: Path | None = None
+    dtype: CacheDtype = "fp16"
+    seed: int = 0
+
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+    _tables: dict[str, EmbeddingTable] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def _weights(self) -> str:
+        return distributed.broadcast_from_rank0(lambda: weights_hash(self.network))
+
+    def embeddings(self, split: Split, *, view: int = 0) -> CachedEmbeddings:
+        """Return the embeddings of all images of a split, after making those that are missing.
+
+        Args:
+            split: Which images; there must be some.
+            view: 0 for the center crop, from 1 on for random crops.
+
+        Raises:
+            DistillError: See `distill.embeddings.cache.cached_embeddings`.
+            BadImageError: An image cannot be read, when that is to end the job.
+        """
+        task = self.task(split, view=view)
+        found = cached_embeddings(self.network, task, self.evaluator.inference_config(task.images))
+        self.bad_images(tuple(task.images.describe(int(i)) for i in found.table.bad))
+        self.bad_images.share()
+        return found
+
+    def stored(self, split: Split, index: np.ndarray | None = None) -> StoredEmbeddings:
+        """Return the embeddings of images of a split, by `embeddings` when first asked for.
+
+        Args:
+            split: Which images.
+            index: Which of them; None: those of the evaluator.
+        """
+        images, readable = self.evaluator.split(split)
+        if split not in self._tables:
+            self._tables[split] = self.embeddings(split).table
+        return stored(self._tables[split], images, readable if index is None else index)
+
+    def is_complete(self, split: Split) -> bool:
+        """Say whether all embeddings of a split lie on the disk already; nothing is written."""
+        store = EmbeddingStore.find(self.task(split, view=0).folder)
+        return store is not None and bool(store.done().all())
+
+    def task(self, split: Split, *, view: int) -> CacheTask:
+        """Say what must be in a cache, and where it lies."""
+        images, _ = self.evaluator.split(split)
+        shown = self._view(view)
+        contents = self._contents(split, images, shown)
+        return CacheTask(
+            folder=self._folder(split, shown, contents),
+            contents=contents,
+            what=self.what,
+            images=images,
+            view=shown,
+            versions=versions(),
+        )
+
+    def _view(self, number: int) -> NetworkView:
+        if number == 0:
+            return NetworkView(self.network.input)
+        kind = default_augmentation(self.evaluator.data)  # whatever the student's is
+        return NetworkView(self.network.input, number, kind, self.seed)
+
+    def _contents(self, split: Split, images: Images, view: NetworkView) -> Contents:
+        if split not in self._fingerprints:
+            self._fingerprints[split] = distributed.broadcast_from_rank0(images.fingerprint)
+        return Contents(
+            network=self.network.spec.name,
+            weights=self._weights,
+            view=view.name,
+            view_augmentation=view.augmentation,
+            view_seed=view.seed,
+            image_size=view.input.image_size,
+            crop_fraction=view.crop_fraction,
+            interpolation=view.input.interpolation,
+            mean=view.input.mean,
+            std=view.input.std,
+            images=images.name,
+            image_fingerprint=self._fingerprints[split],
+            precision=self.evaluator.precision,
+            dtype=self.dtype,
+            shape=(len(images), self.network.embedding_dim),
+        )
+
+    def _folder(self, split: Split, view: NetworkView, contents: Contents) -> Path:
+        suffix = "" if view.number == 0 else f"-view{view.number}"
+        if self.folder is not None:
+            return self.folder / f"{split}{suffix}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
+        readable = f"{name[:_MAX_NAME]}{suffix}-{contents.key()}"
+        return cache_folder() / "embeddings" / readable
+
+
+def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
+    """Load the teacher that looks at views of its own.
+
+    Raises:
+        DistillError: See `teachers.load_teacher`.
+    """
+    return load_teacher(
+        str(options.teacher), weights=options.teacher_weights, image_size=options.teacher_image_size
+    )

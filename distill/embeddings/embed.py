@@ -1,0 +1,213 @@
+"""What a frozen network is shown of an image: its evaluation view, or one of numbered random crops.
+
+A random crop depends on (seed, number, image) alone, like a training view, but is never the crop
+that training itself draws of the image.
+
+Embeds a set of images once; every evaluation is a pure function of what comes out.
+
+Shapes: N images, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from distill.data.images import Images
+from distill.data.loader import Batch, evaluation_loader, guarded_batches
+from distill.data.views import View, evaluation_view, training_view
+from distill.device import autocast, images_per_pass
+from distill.models.networks import EmbeddingNetwork, InputSpec
+from distill.terminal import progress_bar
+
+
+class ShownView(Protocol):
+    """Any view of every image that a network can be shown."""
+
+    @property
+    def draw(self) -> tuple[int, int] | None:
+        """Seed and number for the loader; None for a view without randomness."""
+
+    def build(self) -> View:
+        """Return the function from an image to the view."""
+
+
+@dataclass(frozen=True)
+class NetworkView:
+    """One view of every image, at the network's own input size.
+
+    Attributes:
+        input: Of the network.
+        number: 0 for the evaluation view, from 1 on for random crops.
+        augmentation: How these are drawn, see `training_view`; not for the evaluation view.
+        seed: Of these.
+    """
+
+    input: InputSpec
+    number: int = 0
+    augmentation: str | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the view."""
+        return "center" if self.number == 0 else f"random {self.number}"
+
+    @property
+    def draw(self) -> tuple[int, int] | None:
+        """Seed and number for the loader; None for a view without randomness."""
+        return None if self.seed is None else (self.seed, self.number)
+
+    @property
+    def crop_fraction(self) -> float | None:
+        """Of the evaluation view; None for random crops."""
+        return self.input.crop_fraction if self.number == 0 else None
+
+    def build(self) -> View:
+        """Return the function from an image to the view."""
+        size, interpolation = self.input.image_size, self.input.interpolation
+        if self.augmentation is None:
+            return evaluation_view(
+                size, crop_fraction=self.input.crop_fraction, interpolation=interpolation
+            )
+        return training_view(size, self.augmentation, interpolation=interpolation)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of the images at `index`, in that order.
+
+    Attributes:
+        features: (N, D) float32, not normalized.
+        labels: (N,) int64, -1 where an image has none.
+        index: (N,) int64, the image's place in its set; images that could not be read are absent.
+        bad: Descriptions of those.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    bad: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a network goes over images.
+
+    Attributes:
+        device: Where the network lies.
+        precision: `fp32` or `bf16`.
+        batch_size: Images per forward pass; None: by image size and device.
+        num_workers: Processes that load images.
+        on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
+    """
+
+    device: torch.device
+    precision: str
+    batch_size: int | None = None
+    num_workers: int = 0
+    on_bad_images: Callable[[Sequence[str]], None] | None = None
+
+
+def embed(
+    network: EmbeddingNetwork,
+    images: Images,
+    *,
+    device: torch.device,
+    precision: str,
+    view: ShownView | None = None,
+    indices: np.ndarray | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    description: str = "embed",
+    on_bad_images: Callable[[Sequence[str]], None] | None = None,
+) -> Embeddings:
+    """Embed images in evaluation mode, into memory.
+
+    Args:
+        network: Already on `device`; its mode is restored afterwards.
+        images: The set.
+        device: Where the network lies.
+        precision: `fp32` or `bf16`.
+        view: What the network is shown; None: its evaluation view.
+        indices: The images of the set to embed; None takes all.
+        batch_size: Images per forward pass; None: by image size and device.
+        num_workers: Processes that load images.
+        description: Shown before the progress bar.
+        on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
+    """
+    how = InferenceConfig(device, precision, batch_size, num_workers, on_bad_images)
+    batches = list(
+        embedded_batches(network, images, how, view=view, indices=indices, description=description)
+    )
+    nothing = np.zeros((0, network.embedding_dim), np.float32)  # when no index was given
+    no_numbers = np.zeros(0, np.int64)
+    return Embeddings(
+        np.concatenate([nothing, *(batch.features for batch in batches)]),
+        np.concatenate([no_numbers, *(batch.labels for batch in batches)]),
+        np.concatenate([no_numbers, *(batch.index for batch in batches)]),
+        tuple(name for batch in batches for name in batch.bad),
+    )
+
+
+@torch.no_grad()
+def embedded_batches(
+    network: EmbeddingNetwork,
+    images: Images,
+    how: InferenceConfig,
+    *,
+    view: ShownView | None = None,
+    indices: np.ndarray | None = None,
+    description: str = "embed",
+) -> Generator[Embeddings]:
+    """Embed images in evaluation mode, a batch at a time, in order.
+
+    Args:
+        network: Already on the device; its mode is restored afterwards.
+        images: The set.
+        how: Device, precision, sizes.
+        view: What the network is shown; None: its evaluation view.
+        indices: The images of the set to embed; None takes all.
+        description: Shown before the progress bar.
+
+    Yields:
+        The embeddings of a batch; images that could not be read are in `bad`.
+    """
+    view = view or NetworkView(network.input)
+    order = np.arange(len(images)) if indices is None else indices
+    batch_size = how.batch_size or images_per_pass(network.input.image_size, how.device)
+
+    def batches() -> Iterable[Batch]:
+        return evaluation_loader(
+            images,
+            view.build(),
+            indices=order,
+            batch_size=batch_size,
+            num_workers=how.num_workers,
+            draw=view.draw,
+        )
+
+    was_training = network.training
+    network.eval()
+    try:
+        with progress_bar(len(order), description=description) as bar:
+            for batch in guarded_batches(batches):
+                if batch.bad and how.on_bad_images is not None:
+                    how.on_bad_images(batch.bad)
+                yield _embedded(network, batch, how)
+                bar.update(len(batch.index) + len(batch.bad))
+    finally:
+        network.train(was_training)
+
+
+def _embedded(network: EmbeddingNetwork, batch: Batch, how: InferenceConfig) -> Embeddings:
+    if len(batch.index) == 0:  # such views have no size
+        features = np.zeros((0, network.embedding_dim), np.float32)
+    else:
+        with autocast(how.device, how.precision):
+            features = network(batch.view.to(how.device)).cpu().numpy()
+    return Embeddings(features, batch.label.numpy(), batch.index.numpy(), tuple(batch.bad))

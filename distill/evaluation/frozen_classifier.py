@@ -1,0 +1,223 @@
+"""Heads that are fitted on clean training embeddings and then predict under any shift.
+
+`nn` predicts the class of the nearest training image (L2-normalized embeddings, exact search);
+`linear` the logistic regression of `distill.evaluation.linear` with a penalty of 1 / N, which is
+scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A and -R do: the
+logits of the others are left out, or their training images. Deliberate limit: everything is in
+memory on the CPU.
+
+Shapes: N training images, M queries, D width, C classes.
+
+A network with a head that is fitted on clean training images, once, when it is first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from distill.data.images import Images
+from distill.embeddings.cache import NetworkCache
+from distill.embeddings.embed import Embeddings, ShownView, embed
+from distill.embeddings.evaluator import Evaluator
+from distill.errors import DistillError
+from distill.evaluation.linear import minimize
+from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer, require_finite
+from distill.evaluation.nn import exact_index, l2_normalized, require_labels, require_same_width
+from distill.models.networks import EmbeddingNetwork
+
+HeadName = Literal["nn", "linear"]
+_MAX_ITERATIONS = 1000
+
+
+class Head(Protocol):
+    """Predicts classes from embeddings."""
+
+    def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
+        """Return the class (M,) int64 of every embedding (M, D), one of `among` if given.
+
+        Raises:
+            DistillError: Embeddings of another width or not finite; no training image of `among`.
+        """
+
+
+class NearestNeighborHead:
+    """The class of the nearest training image.
+
+    Args:
+        features: (N, D), any scale.
+        labels: (N,) classes.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        self._features, self._labels = l2_normalized(features), labels
+        self._index = exact_index(self._features, metric="inner product")
+
+    def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
+        """See `Head.predict`."""
+        require_same_width(self._features, features)
+        if among is None:
+            return self._labels[self._search(self._index, features)]
+        rows = np.flatnonzero(np.isin(self._labels, among))
+        _require_some(rows)
+        index = exact_index(self._features[rows], metric="inner product")
+        return self._labels[rows][self._search(index, features)]
+
+    @staticmethod
+    def _search(index: object, features: np.ndarray) -> np.ndarray:
+        return index.search(l2_normalized(features), 1)[1][:, 0]  # type: ignore[attr-defined]
+
+
+class LinearHead:
+    """Logistic regression.
+
+    Args:
+        features: (N, D), any scale.
+        labels: (N,) classes, two or more.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        require_finite(features)
+        self._classes, numbers = np.unique(labels, return_inverse=True)
+        rows, device = np.arange(len(features)), torch.device("cpu")
+        self._standardizer = fit_standardizer(features, rows, device=device)
+        standardized = StandardizedRows(features, rows, self._standardizer, device=device)
+        self._heads = minimize(
+            standardized,
+            numbers.astype(np.int64),
+            penalty=1 / len(features),
+            num_classes=len(self._classes),
+            max_iterations=_MAX_ITERATIONS,
+        )
+
+    def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
+        """See `Head.predict`."""
+        require_same_width(self._standardizer.mean[None], features)
+        require_finite(features)
+        columns = np.arange(len(self._classes))
+        if among is not None:
+            columns = np.flatnonzero(np.isin(self._classes, among))
+            _require_some(columns)
+        logits = self._heads.logits(self._standardizer(torch.from_numpy(features)))[:, 0]
+        return self._classes[columns][logits[:, columns].argmax(1).numpy()]
+
+
+def fit_head(name: HeadName, features: np.ndarray, labels: np.ndarray) -> Head:
+    """Fit a head on clean training embeddings.
+
+    Args:
+        name: `nn` or `linear`.
+        features: (N, D), any scale.
+        labels: (N,) classes, at least 0.
+
+    Raises:
+        DistillError: No labels, one class only, or embeddings that are not finite.
+    """
+    require_labels(labels, what="the training images")
+    heads: dict[str, Callable[[np.ndarray, np.ndarray], Head]] = {
+        "nn": NearestNeighborHead,
+        "linear": LinearHead,
+    }
+    if name not in heads:
+        raise DistillError(f"the head is {name!r}; it must be nn or linear")
+    return heads[name](features, labels)
+
+
+def _require_some(found: np.ndarray) -> None:
+    if len(found) == 0:
+        raise DistillError(
+            "no training image is of the classes that predictions are restricted to; train and "
+            "measure on data that have classes in common"
+        )
+
+
+@dataclass
+class FrozenClassifier:
+    """Predicts classes of images that nothing was fitted on.
+
+    Attributes:
+        cache: The network, its embeddings of clean images, and how it goes over others.
+        head_name: See `fit_head`.
+        val_index: The clean validation images that count, sorted.
+    """
+
+    cache: NetworkCache
+    head_name: HeadName
+    val_index: np.ndarray
+
+    @property
+    def role(self) -> str:
+        """`student` or `teacher`."""
+        return self.cache.what
+
+    @property
+    def network(self) -> EmbeddingNetwork:
+        """The network, on the evaluator's device."""
+        return self.cache.network
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The images, and how networks go over them."""
+        return self.cache.evaluator
+
+    @cached_property
+    def head(self) -> Head:
+        """The head; the first use embeds the training images, unless they lie on the disk.
+
+        Raises:
+            DistillError: See `fit_head`.
+        """
+        train = self.cache.stored("train").in_memory()
+        return fit_head(self.head_name, train.features, train.labels)
+
+    @cached_property
+    def clean(self) -> Embeddings:
+        """Embeddings of the clean validation images."""
+        return self.cache.stored("val", self.val_index).in_memory()
+
+    @property
+    def val(self) -> Images:
+        """The validation images."""
+        assert self.evaluator.data.val is not None
+        return self.evaluator.data.val
+
+    def error(self, view: ShownView | None = None, *, description: str = "") -> float:
+        """Return the share of validation images that are taken for another class.
+
+        Args:
+            view: What the network is shown of them; None: the clean view.
+            description: Stands before the progress bar.
+
+        Raises:
+            DistillError: No image can be read.
+        """
+        head = self.head  # before the images of the first error, whose bar would come in between
+        found = self.clean
+        if view is not None:
+            found = self.embed(self.val, self.val_index, view=view, description=description)
+        if len(found.labels) == 0:
+            raise DistillError(f"no image of {self.val.name} can be read; name other --data")
+        return float(np.mean(head.predict(found.features) != found.labels))
+
+    def embed(
+        self,
+        images: Images,
+        index: np.ndarray,
+        *,
+        view: ShownView | None = None,
+        description: str,
+    ) -> Embeddings:
+        """Embed the images at `index` of any set."""
+        return embed(
+            self.network,
+            images,
+            **vars(self.evaluator.inference_config(images)),
+            view=view,
+            indices=index,
+            description=f"{self.role}, {description}",
+        )

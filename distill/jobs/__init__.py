@@ -1,1 +1,0 @@
-"""One file per job: what the command line and `import distill` both call."""

@@ -1,0 +1,155 @@
+"""Takes files out of published zip and tar archives, trusting nothing that they say.
+
+Only ordinary files that are asked for are written, under their own names without their folders'
+links or ways out: an archive that holds an absolute path, a `..`, or a link among what is wanted is
+refused, and so is one that grows beyond `MAX_BYTES`. Checksums are verified by reading to the end:
+CRC-32 of every zip member, CRC-32 of a gzip stream.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from distill.errors import DistillError
+from distill.files import open_tar_file
+
+MAX_BYTES = 32 * 2**30  # ten times the largest published checkpoint
+MAX_MEMBERS = 10_000
+_CHUNK = 2**20
+_NAMES = (".zip", ".tar.gz", ".tgz")  # not .tar: PyTorch checkpoints are called .pth.tar
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
+    *(EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
+)
+
+
+class Member(NamedTuple):
+    """One file of an archive: its name, what it is, and its content."""
+
+    name: str
+    is_file: bool
+    is_link: bool
+    open: Callable[[], IO[bytes] | None]
+
+
+def is_archive(path: Path) -> bool:
+    """Tell whether a file is a zip or tar archive, by its content or, when damaged, its name."""
+    if path.name.lower().endswith(_NAMES):
+        return True
+    try:
+        if zipfile.is_zipfile(path):
+            return True
+        with open_tar_file(path):
+            return True
+    except _DAMAGED:
+        return False
+
+
+def extract(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """Write the wanted files of an archive below an existing folder, and read all of it once.
+
+    Args:
+        archive: A zip or tar file, the latter in gzip or not.
+        folder: Where files go, in the folders that the archive gives them.
+        wanted: Tells by name which files to write.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DistillError: The archive is damaged, unsafe or too large; what was written is useless then.
+    """
+    written: list[Path] = []
+    left = MAX_BYTES
+    try:
+        with closing(_members(archive)) as members:
+            for count, member in enumerate(members):
+                if count >= MAX_MEMBERS:
+                    raise DistillError(f"{archive} has more than {MAX_MEMBERS:,} members; refused")
+                if member.is_link and wanted(member.name):
+                    raise DistillError(f"{archive} holds {member.name} as a link; refused")
+                if not member.is_file:
+                    continue
+                target = _safe_target(archive, folder, member.name)
+                left -= _copy(member, target if wanted(member.name) else None, left)
+                if left < 0:
+                    raise DistillError(
+                        f"{archive} grows beyond {MAX_BYTES / 2**30:.0f} GiB; refused"
+                    )
+                if wanted(member.name):
+                    written.append(target)
+    except DistillError:
+        raise
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DistillError(f"{archive} cannot be extracted to {folder}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise DistillError(
+            f"{archive} is not a whole archive ({reason}); fetch it again"
+        ) from error
+    return written
+
+
+def _members(archive: Path) -> Generator[Member, None, None]:
+    if zipfile.is_zipfile(archive):
+        yield from _zip_members(archive)
+    else:
+        yield from _tar_members(archive)
+
+
+def _zip_members(archive: Path) -> Generator[Member, None, None]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # LZMA gives what a few bytes claim, gigabytes perhaps.
+                raise zipfile.BadZipFile(f"{info.filename!r} is neither stored nor deflated")
+            is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+            is_file = not info.filename.endswith("/") and not is_link  # names may be empty
+            yield Member(info.filename, is_file, is_link, partial(file.open, info))
+
+
+def _tar_members(archive: Path) -> Generator[Member, None, None]:
+    with open_tar_file(archive) as file:
+        for info in file:
+            is_link = info.issym() or info.islnk()
+            yield Member(info.name, info.isreg(), is_link, partial(file.extractfile, info))
+        while file.fileobj is not None and file.fileobj.read(_CHUNK):
+            pass  # to the end of the stream, where its checksum is
+
+
+def _safe_target(archive: Path, folder: Path, name: str) -> Path:
+    """Return where a member goes; refuse names that lead elsewhere."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
+        raise DistillError(f"{archive} holds {name!r}, which would land elsewhere; refused")
+    return folder.joinpath(*parts.parts)
+
+
+def _copy(member: Member, target: Path | None, most: int) -> int:
+    """Read a member to its end, into `target` if there is one; return its size, at most `most` + 1.
+
+    Reading what nobody wants finds damage, too.
+    """
+    content = member.open()
+    assert content is not None, "an ordinary file has content"
+    size = 0
+    with ExitStack() as stack:
+        stack.enter_context(content)
+        out = None
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out = stack.enter_context(target.open("wb"))
+        while chunk := content.read(_CHUNK):
+            size += len(chunk)
+            if size > most:
+                return most + 1
+            if out is not None:
+                out.write(chunk)
+    return size

@@ -1,0 +1,110 @@
+"""PyTorch checkpoints, without running anything that they contain.
+
+They load with `weights_only=True`. Besides tensors and plain containers one class is allowed, by
+name: `argparse.Namespace`, in which published checkpoints keep their options; anything else is
+refused by the name of what it wanted. The zip format (PyTorch 1.6 and newer) carries CRC-32s,
+which PyTorch does not look at: they are checked here first. The older format has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.models.checkpoints.tensor_file import TensorFile
+
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "student")
+_ALLOWED: list[Any] = [argparse.Namespace]
+_DATA_PARALLEL = "module."
+_CHUNK = 2**20
+
+
+class PyTorchFile(TensorFile):
+    """A loaded PyTorch checkpoint.
+
+    A checkpoint that nests its weights under `state_dict`, `model`, `model_state_dict` or `student`
+    is unwrapped, and a `module.` that every name carries (DataParallel) is removed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DistillError: It is damaged, needs code to be run, or holds no tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        tensors = _unwrapped(_load(path))
+        if not tensors:
+            raise DistillError(f"{path} holds no tensors, so it cannot be a network's weights")
+        if all(name.startswith(_DATA_PARALLEL) for name in tensors):
+            tensors = {name.removeprefix(_DATA_PARALLEL): t for name, t in tensors.items()}
+        self._tensors = tensors
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        super().__init__(path, "pytorch", shapes)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor."""
+        return self._tensors[name]
+
+
+def is_zip_of_pytorch(path: Path) -> bool:
+    """Tell whether a zip archive is a PyTorch checkpoint, whose names say so."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+    return any(name.endswith(("/data.pkl", "/version")) for name in names)
+
+
+def _load(path: Path) -> Any:
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_zip(path)
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except MemoryError as error:  # from sizes that the file claims, or from those that it has
+        raise DistillError(
+            f"{path} asks for more memory than there is; free some, or give a file that is whole"
+        ) from error
+    except Exception as error:  # damaged pickles raise whatever their wrong bytes lead to
+        wanted = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
+        if wanted:
+            raise DistillError(
+                f"{path} cannot be read without running code from it (it asks for "
+                f"{wanted[1] or wanted[2]}), which is refused; save its state dict alone, best as "
+                "safetensors"
+            ) from error
+        raise DistillError(
+            f"{path} is not a whole PyTorch checkpoint; give a .pth or .safetensors file that is"
+        ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Read every member once, which compares it with its CRC-32."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise zlib.error("PyTorch stores, it does not compress")
+            with archive.open(member) as content:
+                while content.read(_CHUNK):
+                    pass
+
+
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((name for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        content = content[inner]
+    return {}

@@ -1,0 +1,117 @@
+"""Safetensors files: read, and written with a description and a checksum of everything.
+
+The format has no checksum of its own. Files of this toolkit carry one in their metadata (CRC-32C
+over the description and all tensors), which is checked when they are opened; a flipped bit in the
+tensors of a foreign file cannot be found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.files import atomic_path
+from distill.models.checkpoints.tensor_file import TensorFile
+from distill.parsing import parse_json
+
+SUFFIX = ".safetensors"
+_DESCRIPTION, _CHECKSUM = "distill", "crc32c"
+
+
+class SafetensorsFile(TensorFile):
+    """An open safetensors file.
+
+    Attributes:
+        description: What this toolkit wrote beside the tensors; None in a foreign file.
+
+    Args:
+        path: The file.
+        verify: Read everything once and check it.
+
+    Raises:
+        DistillError: It is missing, not whole, or its checksum is wrong.
+    """
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        try:
+            self._file: Any = safetensors.safe_open(path, framework="pt")
+            metadata = self._file.metadata() or {}
+            names = sorted(self._file.keys())
+            shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
+            self.description = _parsed(metadata.get(_DESCRIPTION))
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise _not_whole(path, error) from error
+        super().__init__(path, "safetensors", shapes)
+        stored = metadata.get(_CHECKSUM)
+        if not verify or stored is None:
+            return
+        if stored != self._checksum(metadata.get(_DESCRIPTION, "")):
+            raise DistillError(
+                f"the checksum of {path} is wrong: the file is damaged; make or fetch it again"
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor."""
+        try:
+            return self._file.get_tensor(name)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise _not_whole(self.path, error) from error
+
+    def _checksum(self, description: str) -> str:
+        return _checksum(description, ((name, self.read(name)) for name in sorted(self.shapes)))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: Any) -> None:
+    """Write tensors with a description and a checksum of both; the file is whole or not there.
+
+    Args:
+        path: The file.
+        tensors: By name; none may share memory with another.
+        description: Anything that JSON can hold.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(description)
+    checksum = _checksum(text, sorted(tensors.items()))
+    metadata = {_DESCRIPTION: text, _CHECKSUM: checksum}
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise _disk_error(error, temporary) from error
+
+
+def _checksum(description: str, tensors: Any) -> str:
+    checksum = google_crc32c.Checksum(description.encode())
+    for name, tensor in tensors:
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            checksum.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return checksum.hexdigest().decode()
+
+
+def _disk_error(error: Exception, path: Path) -> Exception:
+    """Return what the system said, which the library hands on as text only."""
+    code = re.search(r"os error (\d+)", str(error))
+    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
+
+
+def _parsed(description: str | None) -> Any:
+    return None if description is None else parse_json(description)
+
+
+def _not_whole(path: Path, error: Exception) -> DistillError:
+    return DistillError(f"{path} is not a whole safetensors file ({error})")

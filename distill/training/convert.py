@@ -1,0 +1,58 @@
+"""Converts a teacher, from whatever its weights are published in, to one file of this toolkit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError
+from distill.models.checkpoints.safetensors_file import SUFFIX
+from distill.models.networks import num_parameters
+from distill.models.weights import save_network
+from teachers.load import load_teacher
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `distill convert` reads and writes."""
+
+    teacher: str
+    """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME or a run directory."""
+    to: Path
+    """The .safetensors file to write; it must not exist."""
+    teacher_weights: Path | None = None
+    """Weights of the teacher, in any format that is read; None: the published ones."""
+
+
+def convert(options: ConvertOptions) -> dict[str, Any]:
+    """Write a teacher with its name, its input and a checksum to a safetensors file.
+
+    Afterwards the file is a teacher by itself: `--teacher r50x4.safetensors`.
+
+    Returns:
+        The teacher's name, parameters, embedding width, and the file with its size in bytes.
+
+    Raises:
+        DistillError: No such teacher, weights that cannot be had or do not fit, or a file that
+            cannot be written.
+    """
+    target = options.to
+    if target.suffix != SUFFIX:
+        raise DistillError(f"--to {target} must end in {SUFFIX}, the format that is written")
+    if target.exists():
+        raise DistillError(f"--to {target} exists already; remove it or name another file")
+    if not target.parent.is_dir():
+        raise DistillError(f"the folder of --to {target} does not exist; make it first")
+    network = load_teacher(options.teacher, weights=options.teacher_weights)
+    try:
+        save_network(network, target)
+    except OSError as error:
+        raise DistillError(f"--to {target} cannot be written: {error.strerror}") from error
+    return {
+        "teacher": network.spec.name,
+        "num_parameters": num_parameters(network),
+        "embedding_dim": network.embedding_dim,
+        "file": str(target),
+        "num_bytes": target.stat().st_size,
+    }

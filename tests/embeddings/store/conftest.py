@@ -1,0 +1,67 @@
+"""Tiny caches for the tests of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distill.embeddings import store
+from distill.embeddings.store import Contents, EmbeddingStore, encode
+
+
+@pytest.fixture
+def make_contents() -> Callable[..., Contents]:
+    """Return a function that describes a cache, with what is given changed."""
+
+    def make(**changes: Any) -> Contents:
+        given: dict[str, Any] = {
+            "network": "pixels",
+            "weights": "a" * 64,
+            "view": "center",
+            "view_augmentation": None,
+            "view_seed": None,
+            "image_size": 8,
+            "crop_fraction": 0.875,
+            "interpolation": "bilinear",
+            "mean": (0.1, 0.2, 0.3),
+            "std": (1.0, 1.0, 1.0),
+            "images": "photos/train",
+            "image_fingerprint": "b" * 64,
+            "precision": "fp32",
+            "dtype": "fp16",
+            "shape": (30, 5),
+        }
+        return Contents(**{**given, **changes})
+
+    return make
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let shards be of 8 rows."""
+    monkeypatch.setattr(store, "MAX_SHARD_ROWS", 8)
+    return 8
+
+
+@pytest.fixture
+def make_store(
+    tmp_path: Path, make_contents: Callable[..., Contents], small_shards: int
+) -> Callable[..., tuple[EmbeddingStore, np.ndarray]]:
+    """Return a function that makes a cache, some of its shards done, and the rows it was given."""
+
+    def make(name: str = "c", *, done: int = 4, **changes: Any) -> tuple[EmbeddingStore, Any]:
+        contents = make_contents(**changes)
+        made = EmbeddingStore.create(tmp_path / name, contents, versions={"torch": "2"})
+        rows = np.random.default_rng(0).normal(size=contents.shape).astype(np.float32)
+        for shard in range(done):
+            of_shard = made.rows_of(shard)
+            part = rows[of_shard.start : of_shard.stop]
+            made.write_shard(shard, encode(part, contents.dtype))
+        made.write_progress()
+        return made, rows
+
+    return make

@@ -1,0 +1,178 @@
+"""What the page says, read as a browser reads it; how it looks is in test_browser.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from distill.reports.content import Curves, RunContent, Series
+from distill.reports.page import Made, comparison_page, overlaid, run_page
+
+MADE = Made("2026-01-02", "0.1.0")
+EVIL = "<script>alert(1)</script>\"'&"
+EMPTY = RunContent("run", {}, None, {}, {})
+_VOID = {"meta", "link", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects elements, texts and whether every element is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.stack: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.stack:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def having(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(params=["run", "comparison"])
+def page(request, full_run) -> str:
+    if request.param == "run":
+        return run_page(full_run, MADE)
+    return comparison_page([full_run, replace(full_run, name="second")], MADE)
+
+
+def test_no_string_from_data_becomes_markup(page):
+    assert "<script" not in page
+    reader = Reader(page)
+    assert reader.tags["script"] == 0
+    assert reader.stack == []
+    assert EVIL in reader.text
+    names = {name for _, attributes in reader.elements for name in attributes}
+    assert not any(name.startswith("on") for name in names)
+
+
+def test_nothing_is_fetched(page):
+    for tag, attributes in Reader(page).elements:
+        for name in ("src", "href", "data", "action", "srcset", "poster"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:", "#")), (tag, name, target)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_references_lead_to_an_element_and_names_are_unique(page):
+    reader = Reader(page)
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"] for attributes in reader.having("a")]
+    assert links[0] == "#content"
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    for _, attributes in reader.elements:
+        assert set((attributes.get("aria-labeledby") or "").split()) <= set(ids)
+
+
+def test_pictures_and_figures_have_words(page):
+    reader = Reader(page)
+    assert all(attributes.get("alt") for attributes in reader.having("img"))
+    for attributes in reader.having("svg"):
+        named = attributes.get("role") == "img" and attributes.get("aria-labeledby")
+        assert named or attributes.get("aria-hidden") == "true"
+    assert reader.tags["title"] > 1
+    assert reader.tags["desc"] >= 1
+    scrolling = [a for _, a in reader.elements if "scroll" in (a.get("class") or "").split()]
+    assert scrolling
+    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolling)
+
+
+def test_headings_do_not_skip_a_level(page):
+    levels = [int(tag[1]) for tag, _ in Reader(page).elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_right_and_wrong_differ_in_more_than_color(full_run):
+    reader = Reader(run_page(full_run, MADE))
+    classes = Counter(a.get("class") for _, a in reader.elements)
+    assert classes["picture right"] == 9 + 4 * 3
+    assert classes["picture wrong"] == 9 + 4 * 7
+    assert reader.text.count("✓") == classes["picture right"]
+    assert reader.text.count("✗") == classes["picture wrong"]
+    alts = Counter((a["alt"] or "").rpartition(", ")[2] for a in reader.having("img"))
+    assert alts["right"] == classes["picture right"]
+    assert alts["wrong"] == classes["picture wrong"]
+    assert alts[EVIL] == 4  # queries
+
+
+def test_the_teachers_neighbors_stand_above_the_students(full_run):
+    page = run_page(full_run, MADE)
+    assert page.index(">teacher</h4>") < page.index(">student</h4>")
+    query = replace(full_run.neighbors.random[0], teacher=None)
+    alone = replace(full_run.neighbors, random=[query], wrong=[])
+    page = run_page(replace(full_run, neighbors=alone), MADE)
+    assert ">teacher</h4>" not in page
+    assert "The teacher's neighbors are left out: &lt;script&gt;" in page
+
+
+def test_a_run_without_anything_says_so():
+    reader = Reader(run_page(EMPTY, MADE))
+    assert reader.text.count("Left out:") == 5
+    assert "Left out: nothing has been measured yet." in reader.text
+    why = {"clusters": "no labels <b>", "map": "too few", "neighbors": "n", "summary": "s"}
+    reader = Reader(run_page(replace(EMPTY, left_out=why), MADE))
+    for reason in why.values():
+        assert f"Left out: {reason}." in reader.text
+    assert "robustness" not in reader.text.lower()
+
+
+def test_the_summary_table_marks_the_best(full_run):
+    reader = Reader(run_page(full_run, MADE))
+    assert "Nearest neighbor accuracy 75.0% (best) 50.0% -" in reader.text
+    assert [a.get("class") for a in reader.having("td")].count("best") == 1
+
+
+def test_a_comparison_overlays_curves_and_lists_what_differs():
+    def run(name: str, **changes):
+        base = {"metrics": {"nn_accuracy": 0.5}, "options": {"data": "d", "epochs": "3"}}
+        curves = [Curves("Loss", "step", "loss", [Series("loss", [1, 2], [2.0, 1.0])])]
+        facts = {"Data": "d"}
+        return RunContent(name, facts, None, **{**base, "curves": curves, **changes})
+
+    second = run(
+        "b",
+        metrics={"nn_accuracy": 0.25, "nmi": 0.5},
+        options={"data": "d", "epochs": "9", "output": "z"},
+        robustness=Curves("Errors", "severity", "e", [Series("student", [1], [0.5])] * 2, True),
+    )
+    loss, errors = overlaid([run("a"), second])
+    assert [series.name for series in loss.series] == ["a", "b"]
+    assert (loss.title, loss.is_share) == ("Loss", False)
+    assert [series.name for series in errors.series] == ["b, student", "b, student"]
+    assert errors.is_share
+    reader = Reader(comparison_page([run("a"), second], MADE))
+    assert "Nearest neighbor accuracy 50.0% (best) 25.0%" in reader.text
+    assert "NMI - 50.0%" in reader.text
+    assert "epochs 3 9" in reader.text
+    assert "Data d d" in reader.text
+    assert "output" not in reader.text

@@ -1,0 +1,85 @@
+"""What a distillation job refuses, and how much memory it asks for, under several ranks."""
+
+import pytest
+import torch
+
+from distill import distributed
+from distill.config import TrainConfig, updated
+from distill.data.sources import BadImages
+from distill.errors import DistillError
+from distill.training import setup as job
+
+CPU = torch.device("cpu")
+TINY = {"teacher": "pixels", "student": "timm:test_resnet", "data": "digits", "image_size": 32}
+TINY |= {"queue_size": 10, "variant": "two-queue"}
+
+
+@pytest.fixture
+def three_ranks(monkeypatch):
+    """The second of three ranks on one machine, up to the exchanges."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "num_local_ranks", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+
+
+def asked_for(monkeypatch, tmp_path, **options) -> dict[str, int]:
+    asked = {}
+    monkeypatch.setattr(
+        job, "require_memory", lambda number, device, *, what, remedy: asked.update({what: number})
+    )
+    config = updated(TrainConfig(), {**TINY, "output": tmp_path / "run", **options}, source="test")
+    job.prepare(config, CPU)
+    return asked
+
+
+@pytest.mark.parametrize(("sharding", "rows"), [("ranks", 4), ("none", 10)])
+def test_the_queue_of_every_rank_of_the_machine_must_fit(
+    three_ranks, monkeypatch, tmp_path, sharding, rows
+):
+    asked = asked_for(monkeypatch, tmp_path, queue_sharding=sharding)
+    row = (192 + 96) * 4 + 8
+    assert asked["a queue of 10 anchors in 3 processes"] == 3 * rows * row
+    assert len(asked) == 1  # the teacher's embeddings are on disk
+
+
+def test_one_process_needs_the_whole_queue(monkeypatch, tmp_path):
+    asked = asked_for(monkeypatch, tmp_path)
+    assert asked["a queue of 10 anchors"] == 10 * ((192 + 96) * 4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("seed", {"a queue of 10 anchors in 3 processes": 3 * 10 * (192 * 4 + 8)}),
+        ("crd", {"memories of 1,365 images in 3 processes": 3 * 2 * 1365 * 7 * 4}),
+        ("clusterfit", {"clustering 1,365 embeddings": 3 * 1365 * 192 * 4}),
+        ("simreg", {}),
+    ],
+)
+def test_what_a_baseline_remembers_must_fit(three_ranks, monkeypatch, tmp_path, method, expected):
+    options = {"variant": "one-queue", "queue_size": 10 if method == "seed" else None}
+    options["head_dim"] = 7 if method == "crd" else None
+    assert asked_for(monkeypatch, tmp_path, method=method, **options) == expected
+
+
+def test_a_bank_of_all_images_must_fit_as_well(monkeypatch, tmp_path):
+    options = {"anchors": "dataset", "queue_size": None, "holdout": 0.0}
+    asked = asked_for(monkeypatch, tmp_path, **options)
+    assert asked == {"a bank of 1,437 anchors": 1437 * ((192 + 96) * 4 + 8)}
+
+
+def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path):
+    reference = {"loss_implementation": "reference"}
+    with pytest.raises(DistillError, match="spread over 3; use another loss implementation"):
+        asked_for(monkeypatch, tmp_path, **reference)
+    assert asked_for(monkeypatch, tmp_path, **reference, queue_sharding="none")
+
+
+def test_ranks_tell_each_other_what_they_skipped(monkeypatch, capsys):
+    bad_images = BadImages("skip")
+    bad_images(["a.png"])
+    monkeypatch.setattr(distributed, "union", lambda names: names | {"b.png"})
+    bad_images.share()
+    bad_images.share()
+    assert bad_images.skipped == {"a.png", "b.png"}
+    assert capsys.readouterr().out.count("skipped b.png") == 1

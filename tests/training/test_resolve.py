@@ -1,0 +1,257 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from distill.config import BaselineOptions, TrainConfig, flattened, updated
+from distill.recipes import load_recipe
+from distill.training.configuration import DataFacts, resolve
+
+IMAGENET = DataFacts(1_281_167, None, "crop-flip", 1, 8)
+SMALL = DataFacts(8_996, None, "crop-flip", 1, 2)
+DIGITS = DataFacts(1_365, 8, "crop", 64, 0)
+
+
+def resolved(
+    facts: DataFacts,
+    *,
+    recipe: str = "default",
+    projection: int | None = None,
+    normalizes: bool = True,
+    **options,
+):
+    config = updated(
+        load_recipe(recipe), {"teacher": "t", "student": "s", **options}, source="test"
+    )
+    return resolve(
+        config,
+        facts,
+        teacher_dim=2048,
+        student_normalizes=normalizes,
+        published_projection_dim=projection,
+    )
+
+
+def test_nothing_follows_the_data_afterwards():
+    left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
+    may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
+    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
+    may_stay |= {"kappa_e", "kappa_b"}
+    may_stay |= {"max_bad_images"}  # follows the images
+    may_stay |= {"queue_size"}  # all images are anchors
+    assert left == may_stay | set(flattened_baseline())
+
+
+def flattened_baseline() -> list[str]:
+    return [option.name for option in fields(BaselineOptions)]
+
+
+FOLLOWED = {
+    "reg": {"loss_weight": 1.0},
+    "reg-bn": {"loss_weight": 1.0},
+    "simreg": {"loss_weight": 1.0},
+    "cc": {"loss_weight": 1.0},
+    "cc-released": {"loss_weight": 1.0, "head_dim": 128},
+    "crd": {
+        **{"loss_weight": 1.0, "head_dim": 128, "memory_momentum": 0.5, "temperature": 0.07},
+        "num_negatives": 8_995,
+    },
+    "rkd": {"loss_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
+    "sp": {"loss_weight": 3000.0},
+    "seed": {
+        **{"loss_weight": 1.0, "temperature": 1e-4, "student_temperature": 0.2},
+        "queue_size": 8_096,
+    },
+    "clusterfit": {"loss_weight": 1.0, "num_clusters": 112},
+    "supervised": {"loss_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("method", FOLLOWED)
+def test_a_method_s_own_options_and_no_others_are_filled_in(method):
+    config = resolved(SMALL, method=method)
+    flat = {name: value for group in (config.method, config.baseline)
+            for name, value in vars(group).items()
+            if value != getattr(type(group)(), name)}  # fmt: skip
+    assert flat == {**FOLLOWED[method], **({} if method == "compress" else {"method": method})}
+    given = {name: value / 2 if isinstance(value, float) else value // 2
+             for name, value in FOLLOWED[method].items()}  # fmt: skip
+    config = resolved(SMALL, method=method, **given)
+    assert {name: flattened(config)[name] for name in given} == given
+
+
+def test_numbers_of_a_baseline_reach_the_published_ones():
+    assert resolved(IMAGENET, method="crd").baseline.num_negatives == 16_384
+    assert resolved(IMAGENET, method="clusterfit").baseline.num_clusters == 16_000
+    assert resolved(IMAGENET, method="seed").method.queue_size == 65_536
+    tiny = DataFacts(30, 8, "crop", 1, 0)
+    assert resolved(tiny, method="clusterfit").baseline.num_clusters == 2
+
+
+def test_no_teacher_no_width():
+    config = updated(load_recipe("supervised"), {"student": "s"}, source="test")
+    assert (
+        resolve(config, SMALL, teacher_dim=None, student_normalizes=True).method.projection_dim
+        is None
+    )
+
+
+def test_the_published_recipe_stays_literal():
+    literal = flattened(load_recipe("published"))
+    for name, value in flattened(resolved(IMAGENET, recipe="published")).items():
+        assert literal[name] is None or value == literal[name], name
+    assert resolved(IMAGENET, recipe="published").method.student_temperature == 0.04
+
+
+def test_the_published_projection_belongs_to_the_published_recipe():
+    assert resolved(IMAGENET, recipe="published", projection=8192).method.projection_dim == 8192
+    two_queues = resolved(SMALL, projection=8192, variant="two-queue")
+    assert two_queues.method.projection_dim == 0
+    assert resolved(SMALL).method.projection_dim == 2048  # one queue: the teacher's width
+
+
+def test_a_predictor_ends_in_the_teachers_width():
+    for variant in ("one-queue", "two-queue"):
+        assert resolved(SMALL, predictor="mlp", variant=variant).method.projection_dim == 2048
+        assert resolved(SMALL, predictor="none", variant=variant).method.projection_dim == 0
+    assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
+
+
+def test_regression_is_a_part_of_one_queue_alone():
+    assert resolved(SMALL).method.regression_share == 0.8
+    assert resolved(SMALL, regression_share=0.0).method.regression_share == 0
+    assert resolved(SMALL, variant="two-queue").method.regression_share == 0
+    published = resolved(IMAGENET, recipe="published", variant="one-queue")
+    assert published.method.regression_share == 0
+
+
+def test_concentrations_follow_the_price():
+    method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).method
+    assert (method.kappa_e, method.kappa_b) == (1024, 3)
+
+
+def test_the_queue_is_smaller_than_the_training_set():
+    assert resolved(SMALL, anchors="queue").method.queue_size == 8_096
+    assert resolved(IMAGENET).method.queue_size == 128_000
+
+
+def test_a_bank_of_all_images_has_no_size_of_its_own():
+    assert resolved(SMALL, anchors="dataset").method.queue_size is None
+
+
+@pytest.mark.parametrize(
+    ("options", "anchors"),
+    [
+        ({}, "dataset"),
+        ({"variant": "two-queue"}, "queue"),
+        ({"teacher_view": "student"}, "queue"),
+        ({"queue_size": 512}, "queue"),
+        ({"queue_init": "random"}, "queue"),
+        ({"variant": "two-queue", "anchors": "dataset"}, "dataset"),
+    ],
+)
+def test_all_images_are_anchors_where_the_teachers_embeddings_are_at_hand(options, anchors):
+    assert resolved(SMALL, **options).method.anchors == anchors
+
+
+def test_as_many_images_are_anchors_as_a_published_queue_holds():
+    facts = replace(SMALL, num_images=128_000)
+    assert resolved(facts).method.anchors == "dataset"
+    assert resolved(replace(facts, num_images=128_001)).method.anchors == "queue"
+
+
+@pytest.mark.parametrize(
+    ("options", "mean"),
+    [
+        ({}, "subtract"),
+        ({"variant": "two-queue"}, "keep"),
+        ({"teacher_view": "student"}, "keep"),
+        ({"teacher_mean": "keep"}, "keep"),
+        ({"variant": "two-queue", "teacher_mean": "subtract"}, "subtract"),
+        ({"method": "reg"}, None),
+    ],
+)
+def test_the_teachers_mean_is_subtracted_where_it_is_known(options, mean):
+    method = resolved(SMALL, **options).method
+    assert method.teacher_mean == mean
+    if mean is not None:
+        expected = 0.07 if mean == "subtract" else 0.04
+        assert (method.temperature, method.student_temperature) == (expected, expected)
+
+
+def test_the_area_of_crops_follows_the_augmentation():
+    assert resolved(IMAGENET).views.min_crop_area == 0.5
+    assert resolved(DIGITS).views.min_crop_area == 0.6
+    assert resolved(IMAGENET, augmentation="none").views.min_crop_area is None
+    assert resolved(IMAGENET, min_crop_area=0.3).views.min_crop_area == 0.3
+
+
+def test_small_crops_have_the_share_of_swavs_as_far_as_the_student_goes():
+    assert resolved(IMAGENET, small_crops=6).views.small_crop_size == 96
+    assert resolved(DIGITS, small_crops=6).views.small_crop_size == 64
+    assert resolved(IMAGENET, small_crops=6, small_crop_size=80).views.small_crop_size == 80
+
+
+@pytest.mark.parametrize(
+    ("epochs", "low", "high"), [(1, 0.8, 0.9), (10, 0.98, 0.99), (200, 0.99, 0.9995)]
+)
+def test_momentum_averages_over_a_tenth_of_the_run(epochs, low, high):
+    momentum = resolved(SMALL, epochs=epochs, variant="two-queue-momentum").method.momentum
+    assert low < momentum < high
+    assert resolved(SMALL, epochs=epochs, variant="two-queue").method.momentum is None
+
+
+def test_published_momentum_is_never_exceeded():
+    assert resolved(IMAGENET, variant="two-queue-momentum").method.momentum == 0.999
+
+
+def test_batch_size_is_a_power_of_two_that_leaves_enough_steps():
+    assert resolved(IMAGENET).optimization.batch_size == 256
+    assert resolved(SMALL).optimization.batch_size == 128
+    assert resolved(DIGITS).optimization.batch_size == 32
+
+
+def test_image_size_respects_data_and_student():
+    assert resolved(IMAGENET).images.image_size == 224
+    assert resolved(DIGITS).images.image_size == 64  # AlexNet's floor
+    assert resolved(DIGITS, image_size=96).images.image_size == 96
+
+
+def test_learning_rate_scales_with_the_batch():
+    def rate(optimizer: str, batch_size: int) -> float:
+        config = resolved(IMAGENET, optimizer=optimizer, batch_size=batch_size)
+        return config.optimization.learning_rate
+
+    assert rate("sgd", 128) == rate("sgd", 256) / 2
+    assert rate("adamw", 64) == rate("adamw", 256) / 2
+
+
+@pytest.mark.parametrize(("optimizer", "times"), [("adamw", 3), ("sgd", 1)])
+def test_steps_are_larger_where_layers_normalize(optimizer, times):
+    normalized, plain = (
+        resolved(IMAGENET, optimizer=optimizer, normalizes=normalizes).optimization.learning_rate
+        for normalizes in (True, False)
+    )
+    assert normalized == pytest.approx(times * plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "normalizes", "expected"),
+    [
+        ({}, True, "random"),
+        ({}, False, "scaled"),
+        ({"student_weights": "w.safetensors"}, False, "random"),
+        ({"student_init": "random"}, False, "random"),
+        ({"student_init": "scaled"}, True, "scaled"),
+    ],
+)
+def test_students_without_normalization_start_scaled(options, normalizes, expected):
+    networks = resolved(SMALL, normalizes=normalizes, **options).networks
+    assert networks.student_init == expected
+
+
+def test_given_values_stay():
+    config = resolved(SMALL, epochs=7, queue_size=3, nn_every=0, projection_dim=5, num_workers=1)
+    assert config.optimization.epochs == 7
+    assert (config.method.queue_size, config.method.projection_dim) == (3, 5)
+    assert (config.run.nn_every, config.images.num_workers) == (0, 1)
+    assert isinstance(config, TrainConfig)

@@ -1,0 +1,48 @@
+"""Teachers as the objective sees them: a table of each view, or a network that runs."""
+
+import numpy as np
+import pytest
+import torch
+
+from distill.data.loader import Batch
+from distill.training.teacher import CachedTeacher
+
+CPU = torch.device("cpu")
+
+
+class InMemory:
+    """A view's embeddings, and what was asked of them."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table, self.asked = table, []
+        self.embedding_dim = table.shape[1]
+
+    def rows(self, index: np.ndarray) -> torch.Tensor:
+        self.asked.append(index.tolist())
+        return self.table[torch.from_numpy(index)]
+
+
+def batch(index, epoch=0) -> Batch:
+    nothing = torch.empty(len(index), 3, 0, 0, dtype=torch.uint8)
+    return Batch(nothing, None, torch.tensor(index), torch.tensor(index).long(), epoch, ())
+
+
+def test_the_rows_of_the_images():
+    view = InMemory(torch.randn(30, 5))
+    teacher = CachedTeacher([view], CPU)
+    index = [7, 29, 0, 7]
+    assert teacher.embedding_dim == 5
+    assert torch.equal(teacher(batch(index, epoch=3)), view.table[index])
+    assert teacher(batch([])).shape == (0, 5)
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_views_are_taken_in_turn_over_epochs_and_images(epoch):
+    views = [InMemory(torch.randn(10, 5)) for _ in range(3)]
+    teacher = CachedTeacher(views, CPU)
+    index = [9, 4, 0, 5, 1]
+    found = teacher(batch(index, epoch))
+    for row, i in zip(found, index, strict=True):
+        assert torch.equal(row, views[(epoch + i) % 3].table[i])
+    assert sorted(i for view in views for asked in view.asked for i in asked) == sorted(index)
+    assert teacher(batch([], epoch)).shape == (0, 5)
