@@ -1,37 +1,43 @@
-"""The training methods as data: what each is, which options it has and their published defaults.
+"""The options of training, pre-training and caching, and the one place that validates options.
 
-`compress` is the toolkit's own; the others are baselines (`distill.losses`), under the same engine,
-data, cache and schedule. An option that is not among a method's is refused with it. Defaults that
-follow the data (sizes of queues, numbers of negatives and clusters) are
-`distill.training.configuration`'s.
+Every option has one name: a flag (`--image-size`), a YAML key (`image_size`), a keyword of
+`distill.train` and a line of `config.yaml` are the same. The dataclasses below group options for
+the help. An option that is None follows the data: `distill.training.configuration` fills it in.
 
-The configuration of a distillation run, as frozen dataclasses.
+A field's annotation says what it takes, its docstring is the help of the flag:
 
-Every option has one name, the same as a flag (`--image-size`), a YAML key (`image_size`), a keyword
-of `distill.train` and a line of `config.yaml`; the groups below only order the help. An option
-that
-is None follows the data: `distill.training.configuration` fills it in. Unknown keys are refused. Images,
-optimization and run are shared with pre-training (`distill.config`).
+    epochs: Annotated[int, Ge(1)] | None = None
+    '''Passes over the training images.'''
 
-The configuration of a pre-training run, as frozen dataclasses.
-
-One name per option, as in `distill.config`, with which it shares images, optimization and run. An
-option that is None follows method and data: `distill.training.configuration` fills it in.
-
-Options by name: the flat face of the configuration that flags, YAML and keywords share.
-
-Unknown names and values of the wrong type are refused, with the nearest name or what is allowed.
+Ranges are `annotated_types`; numbers are finite; a text among the metadata, as in
+`Annotated[int, Ge(2), "BatchNorm needs two images"]`, is the reason that a refusal gives. Options
+from YAML and keywords come through `updated` or `as_options`, which check names, types and ranges;
+an object whose types are right already, as tyro makes it, through `check_options`. pydantic does
+the checking.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
 
 from distill.errors import DistillError, nearest_match
 from distill.parsing import read_yaml_file, shown
@@ -39,6 +45,7 @@ from distill.registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,12 @@ METHODS.add(
 Precision = Literal["auto", "fp32", "bf16"]
 Variant = Literal["two-queue-momentum", "two-queue", "one-queue"]
 CacheDtype = Literal["fp16", "bf16", "fp32"]
+AtLeast1 = Annotated[int, Ge(1)]
+AtLeast0 = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Concentration = Annotated[float, Ge(1e-3), Le(10_000_000), "a concentration"]
 
 
 @dataclass(frozen=True)
@@ -157,16 +170,16 @@ class TeacherOptions:
     teacher_weights: Path | None = None
     """Weights of the teacher: a safetensors, PyTorch or TensorFlow checkpoint, or an archive of the
     latter; None: the published ones, fetched on first use."""
-    teacher_image_size: int | None = None
+    teacher_image_size: AtLeast1 | None = None
     """Side of the teacher's view in pixels; None: the side it was trained with."""
-    teacher_batch_size: int | None = None
+    teacher_batch_size: AtLeast1 | None = None
     """Images per forward pass of the teacher; None: by image size and device."""
     teacher_cache: Path | None = None
     """Folder that keeps the teacher's embeddings; None: in the cache folder, $DISTILL_CACHE or
     ~/.cache/distill."""
     cache_dtype: CacheDtype = "fp16"
     """Storage of the teacher's embeddings."""
-    num_teacher_views: int = 1
+    num_teacher_views: AtLeast1 = 1
     """Views of an image that the teacher has embedded: the center crop and random crops, taken in
     turn over the epochs."""
 
@@ -198,9 +211,9 @@ class DataOptions:
     where train*.tar and val*.tar lie; None: $DISTILL_DATA, else digits."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
-    max_bad_images: int | None = None
+    max_bad_images: AtLeast0 | None = None
     """How many may be skipped; None: a hundredth of the images, and at least ten."""
-    num_workers: int | None = None
+    num_workers: AtLeast0 | None = None
     """Processes that load images; None: by cores and data."""
 
 
@@ -208,9 +221,9 @@ class DataOptions:
 class ImageOptions(DataOptions):
     """Which images, and at which size."""
 
-    image_size: int | None = None
+    image_size: AtLeast1 | None = None
     """Side of the trained network's view in pixels; None: 224 for folders, less for small sets."""
-    holdout: float = 0.05
+    holdout: Annotated[float, Ge(0), Le(0.5)] = 0.05
     """Share of the training images that is not trained on and serves the check between epochs."""
 
 
@@ -221,15 +234,15 @@ class ViewOptions:
     augmentation: Literal["crop-flip", "crop", "none"] | None = None
     """crop-flip: random resized crop and flip, as published; crop: mild, no flip; none: center
     crop; None: by data."""
-    min_crop_area: float | None = None
+    min_crop_area: Annotated[float, Ge(1e-3), Le(1), "a share of the image's area"] | None = None
     """Least share of an image's area that a crop shows; None: 0.5 for crop-flip (published: 0.08),
     0.6 for crop."""
-    student_crops: int = 1
+    student_crops: AtLeast1 = 1
     """Views of an image that the student sees in a step, each compared with what the teacher says
     of the image; the loss is their mean, and the first is what is enqueued."""
-    small_crops: int = 0
+    small_crops: AtLeast0 = 0
     """Further views, of 5 to 14 % of the image's area (crop-flip only)."""
-    small_crop_size: int | None = None
+    small_crop_size: AtLeast1 | None = None
     """Side of the small crops in pixels; None: 3/7 of --image-size, or the least that the student
     takes."""
 
@@ -246,7 +259,7 @@ class MethodOptions:
     """queue: recent images, first in, first out; dataset: every training image, with one queue from
     the first step on, else from its first visit on (wants --teacher-view center); None: dataset for
     one queue with at most 128,000 images, as far as nothing is said of a queue."""
-    queue_size: int | None = None
+    queue_size: AtLeast1 | None = None
     """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000
     (seed: at most 65,536)."""
     queue_init: Literal["empty", "random", "prefill"] = "empty"
@@ -255,20 +268,20 @@ class MethodOptions:
     """Storage of the anchors."""
     queue_sharding: Literal["ranks", "none"] = "ranks"
     """Under torchrun. ranks: every process holds its share of the anchors; none: all of them."""
-    temperature: float | None = None
+    temperature: Positive | None = None
     """Temperature of the teacher's softmax (crd: of both directions); None: for
     compress 0.04, as published, or 0.07 without the teacher's mean; 0.0001 for seed, 0.07 for
     crd."""
-    student_temperature: float | None = None
+    student_temperature: Positive | None = None
     """Temperature of the student's softmax; None: the same as the teacher's, 0.2 for seed."""
     teacher_mean: Literal["keep", "subtract"] | None = None
     """What all of the teacher's unit embeddings share. subtract: compare without it (wants
     --teacher-view center); keep: as published; None: subtract for one queue where it can be."""
-    regression_share: float | None = None
+    regression_share: Share | None = None
     """Share of Reg-BN's regression in the loss, 0 to 1: the student's embedding and the teacher's,
     both standardized over the batch (one queue only); 0: the divergence alone, as published; None:
     0.8 for one queue."""
-    momentum: float | None = None
+    momentum: Share | None = None
     """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
     mask_self: bool = True
     """Leave an image's own old embedding out of its anchors."""
@@ -276,15 +289,15 @@ class MethodOptions:
     """What the student is trained through, dropped after training. linear: a layer where
     --projection-dim has a width; mlp: before it a hidden layer of twice the student's width with
     BatchNorm; none: nothing."""
-    projection_dim: int | None = None
+    projection_dim: AtLeast0 | None = None
     """Width that the predictor ends in; None: the teacher's for one queue and for mlp, else no
     layer (the published recipe: 8192 for ResNet-50); 0: no layer."""
-    compression_beta: float = 0.0
+    compression_beta: NonNegative = 0.0
     """Price per nat of what a student's embedding keeps of one view and the other does not tell, as
     in C-SimCLR; wants --student-crops 2."""
-    kappa_e: float | None = None
+    kappa_e: Concentration | None = None
     """Concentration of the embedding's own distribution; None: 1024 where there is a price."""
-    kappa_b: float | None = None
+    kappa_b: Concentration | None = None
     """Concentration of what the other view foretells; None: 10 where there is a price."""
     loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
     """How the loss is computed."""
@@ -294,19 +307,19 @@ class MethodOptions:
 class BaselineOptions:
     """Baselines (--method); each has some of these."""
 
-    loss_weight: float | None = None
+    loss_weight: Positive | None = None
     """Factor of the loss, of every method but compress; None: 3000 for sp, else 1."""
-    head_dim: int | None = None
+    head_dim: AtLeast1 | None = None
     """Width of the linear layers after teacher and student (crd, cc-released); None: 128."""
-    num_negatives: int | None = None
+    num_negatives: AtLeast1 | None = None
     """Other images that crd compares an image with; None: 16,384, or as many as there are."""
-    memory_momentum: float | None = None
+    memory_momentum: Share | None = None
     """Share of the old embedding in crd's memory of an image; None: 0.5."""
-    distance_weight: float | None = None
+    distance_weight: NonNegative | None = None
     """Weight of rkd's distances; None: 25."""
-    angle_weight: float | None = None
+    angle_weight: NonNegative | None = None
     """Weight of rkd's angles; None: 50."""
-    num_clusters: int | None = None
+    num_clusters: Annotated[int, Ge(2)] | None = None
     """Clusters of clusterfit; None: one for 80 training images, from 2 to 16,000."""
 
 
@@ -314,29 +327,29 @@ class BaselineOptions:
 class OptimizationOptions:
     """Optimizer, schedule, length."""
 
-    epochs: int | None = None
+    epochs: AtLeast1 | None = None
     """Passes over the training images; None: 100, below 5,000 images 20 (pre-training: 200)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Ge(2), "BatchNorm needs two images"] | None = None
     """Images per step; None: a power of two from 32 to 256, by the number of images."""
     optimizer: Literal["sgd", "adamw", "muon", "lars"] = "muon"
     """Update rule; muon: orthogonalized steps of convolution kernels, adamw for the rest.
     Distillation was published with sgd, pre-training with lars. AlexNet, which has no BatchNorm,
     needs adamw or muon."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Peak learning rate; None: by optimizer, batch size and whether the student normalizes."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 (sgd, lars) or decoupled (adamw, muon) weight decay."""
-    sgd_momentum: float = 0.9
+    sgd_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of sgd, lars and muon."""
     schedule: Literal["cosine", "step"] = "cosine"
     """How the learning rate falls."""
     milestones: tuple[int, ...] = (90, 120)
     """Epochs after which the step schedule multiplies the learning rate by decay_factor."""
-    decay_factor: float = 0.2
+    decay_factor: Share = 0.2
     """Factor of the step schedule."""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """Epochs of linear warm-up, fractions allowed; None: a twentieth of the epochs."""
-    clip_grad_norm: float | None = None
+    clip_grad_norm: Positive | None = None
     """Largest gradient norm; None: no clipping."""
 
 
@@ -344,7 +357,7 @@ class OptimizationOptions:
 class ExecutionOptions:
     """How networks are run."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Seed of weights, order and views."""
     deterministic: bool = False
     """Use only algorithms that give the same bits every time; on a GPU slower. A CPU does anyhow,
@@ -365,16 +378,16 @@ class RunOptions(ExecutionOptions):
     """Continue the run in the output directory from its last checkpoint, or begin it there."""
     recipe: str = "default"
     """Defaults by name (`distill list recipes`) or from a YAML file; flags override them."""
-    nn_every: int | None = None
+    nn_every: AtLeast0 | None = None
     """Epochs between nearest-neighbor checks on held-out images; None: five per run; 0: off."""
     measure: Literal["all", "trained", "none"] = "all"
     """What is looked up and clustered around training. all: the teacher and the untrained network,
     which the trained one is compared with; trained: the trained one alone."""
-    log_every: int = 10
+    log_every: AtLeast1 = 10
     """Steps between lines of log.jsonl."""
-    checkpoint_every: int = 1
+    checkpoint_every: AtLeast1 = 1
     """Epochs between checkpoints; the newest two and the best are kept."""
-    keep_every: int = 0
+    keep_every: AtLeast0 = 0
     """Epochs between checkpoints that are kept, too; 0: none."""
     on_failed_checkpoint: Literal["continue", "stop"] = "continue"
     """What to do when the disk refuses a checkpoint; those before it stay intact."""
@@ -443,26 +456,26 @@ class PretrainMethodOptions:
 
     method: MethodName = "c-byol"
     """simclr, byol, or with explicit compression c-simclr, c-byol."""
-    beta: float | None = None
+    beta: NonNegative | None = None
     """Weight of the residual information I(X;Z|Y); 0: none; None: 1 for c-simclr and c-byol."""
     beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """constant; linear: rises from 0 over beta_epochs; cosine: rises from 0 over beta_epochs."""
-    beta_epochs: float | None = None
+    beta_epochs: NonNegative | None = None
     """Epochs over which beta rises; None: a tenth of the epochs."""
-    kappa_e: float | None = None
+    kappa_e: Concentration | None = None
     """Concentration of the forward encoder e(z|x); None: 1024 for c-simclr, 16384 for c-byol."""
-    kappa_b: float = 10.0
+    kappa_b: Concentration = 10.0
     """Concentration of the backward encoder b(z|y); for simclr 1 / temperature."""
     backward_encoder: Literal["cross-view", "same-view"] = "cross-view"
     """Which view's target makes b(z|y) in c-byol: the other one, as in the bound, or the same, as
     in the released program."""
-    regression_weight: float | None = None
+    regression_weight: NonNegative | None = None
     """Weight w of byol's regression; None: 5, from 1000 epochs on 2."""
-    target_momentum: float | None = None
+    target_momentum: Share | None = None
     """First momentum of byol's target, rising to 1; None: by the number of steps."""
-    hidden_dim: int = 4096
+    hidden_dim: AtLeast1 = 4096
     """Hidden width of the heads."""
-    projection_dim: int = 256
+    projection_dim: Annotated[int, Ge(2)] = 256
     """Output width of the heads."""
 
 
@@ -470,7 +483,7 @@ class PretrainMethodOptions:
 class AccumulationOptions:
     """How a step is cut to fit memory."""
 
-    accumulate: int = 1
+    accumulate: AtLeast1 = 1
     """Parts that a batch is cut into, one after the other, for one step; negatives and batch
     statistics then come from a part, not from the whole batch."""
 
@@ -507,32 +520,66 @@ def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Confi
         source: Where the options come from, for the error message.
 
     Raises:
-        DistillError: For an unknown name (with the nearest) or a value of the wrong type.
+        DistillError: An unknown name (with the nearest), or a value of the wrong type or out of
+            range; all such values at once.
     """
-    values = _known(options, option_names(type(config)), source)
-    groups = {}
-    for group, hints in _groups(type(config)).items():
-        mine = {n: _coerced(n, v, hints[n], source) for n, v in values.items() if n in hints}
-        groups[group] = dataclasses.replace(getattr(config, group), **mine)
-    return type(config)(**groups)
+    groups = _groups(type(config))
+    hints = {name: hint for group in groups.values() for name, hint in group.items()}
+    values = _validated(options, hints, source)
+    changed = {
+        group: dataclasses.replace(
+            getattr(config, group), **{name: values[name] for name in names if name in values}
+        )
+        for group, names in groups.items()
+    }
+    return type(config)(**changed)
 
 
 def as_options(group: type[Group], options: Mapping[str, Any], *, source: str) -> Group:
     """Return a dataclass of options with `options` as in `updated` and its own defaults.
 
     Raises:
-        DistillError: For an unknown name, a value of the wrong type, or a missing option.
+        DistillError: As `updated`, or an option without a default is missing.
     """
-    hints = get_type_hints(group)
-    values = {
-        name: _coerced(name, value, hints[name], source)
-        for name, value in _known(options, list(hints), source).items()
-    }
-    needed = [one.name for one in fields(group) if _has_no_default(one)]
-    missing = [name for name in needed if name not in values]
+    values = _validated(options, _hints(group), source)
+    missing = [
+        one.name
+        for one in fields(group)
+        if one.name not in values and one.default is MISSING and one.default_factory is MISSING
+    ]
     if missing:
         raise DistillError(f"{source} needs {' and '.join(missing)}")
     return group(**values)
+
+
+def range_problems(options: Any) -> list[str]:
+    """Return a sentence for each option that is out of its range.
+
+    Args:
+        options: A dataclass of options, or of groups of them; their types are right.
+    """
+    problems = []
+    hints = _hints(type(options))
+    for name, value in vars(options).items():
+        if dataclasses.is_dataclass(value):
+            problems += range_problems(value)
+        elif (problem := _check(name, value, hints[name], source=None)[1]) is not None:
+            problems.append(problem)
+    return problems
+
+
+def check_options(options: Any) -> None:
+    """Refuse options that are out of their range.
+
+    Args:
+        options: As for `range_problems`.
+
+    Raises:
+        DistillError: Naming flag, value and range, of all of them at once.
+    """
+    problems = range_problems(options)
+    if problems:
+        raise DistillError("; ".join(problems))
 
 
 def flattened(config: Any) -> dict[str, Any]:
@@ -571,76 +618,124 @@ def read_yaml(path: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
-def _known(options: Mapping[str, Any], known: list[str], source: str) -> dict[str, Any]:
-    """Return options by name, with underscores; refuse an unknown one with the nearest."""
-    values = {name.replace("-", "_"): value for name, value in options.items()}
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        nearest = nearest_match(unknown[0], known)
-        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
-        raise DistillError(f"{source} has an unknown option {shown(unknown[0])}{hint}")
-    return values
-
-
-def _has_no_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _hints(options_type: type) -> dict[str, Any]:
+    return get_type_hints(options_type, include_extras=True)
 
 
 def _groups(config_type: type) -> dict[str, dict[str, Any]]:
-    """Return the options of every group with their types."""
-    return {name: get_type_hints(group) for name, group in get_type_hints(config_type).items()}
+    """Return the options of every group with their annotations."""
+    return {name: _hints(group) for name, group in get_type_hints(config_type).items()}
 
 
-def _coerced(name: str, value: Any, hint: Any, source: str) -> Any:
-    """Convert a YAML or keyword value to the option's type, refusing what does not fit."""
-    alternatives = get_args(hint) if _is_union(hint) else (hint,)
-    for alternative in alternatives:
-        converted = _as_type(value, alternative)
-        if converted is not _NO_FIT:
-            return converted
-    allowed = ", ".join(described for a in alternatives for described in _described(a))
-    raise DistillError(f"{source} gives {name} the value {shown(value)}; allowed: {allowed}")
+def _validated(options: Mapping[str, Any], hints: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return options by name, with underscores, converted to their types."""
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    unknown = next((name for name in given if name not in hints), None)
+    if unknown is not None:
+        nearest = nearest_match(unknown, hints)
+        hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
+        raise DistillError(f"{source} has an unknown option {shown(unknown)}{hint}")
+    values, problems = {}, []
+    for name, value in given.items():
+        values[name], problem = _check(name, value, hints[name], source)
+        problems += [problem] if problem else []
+    if problems:
+        raise DistillError("; ".join(problems))
+    return values
 
 
-_NO_FIT = object()
+def _check(name: str, value: Any, hint: Any, source: str | None) -> tuple[Any, str | None]:
+    """Return a value converted to an option's type, and what is wrong with it."""
+    from pydantic import ValidationError
 
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) is not None and get_origin(hint) not in (Literal, tuple)
-
-
-def _as_type(value: Any, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return value if value in get_args(hint) else _NO_FIT
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            return _NO_FIT
-        items = tuple(_as_type(item, get_args(hint)[0]) for item in value)
-        return _NO_FIT if _NO_FIT in items else items
-    if hint is Path:
-        return Path(value).expanduser() if isinstance(value, (str, Path)) else _NO_FIT
-    if hint is float:
-        return _as_float(value)
-    if hint is str and isinstance(value, Path):
-        return str(value)
-    return value if type(value) is hint else _NO_FIT
-
-
-def _as_float(value: Any) -> Any:
-    """Accept numbers and, since YAML 1.1 reads 1e-3 as text, text that is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return _NO_FIT
     try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return _NO_FIT
+        return _adapter(hint).validate_python(value), None
+    except ValidationError as error:
+        kinds = {one["type"] for one in error.errors(include_url=False, include_context=False)}
+    if kinds & _RANGE_ERRORS:
+        must = "each must be" if isinstance(value, (list, tuple)) else "it must be"
+        return value, f"--{name.replace('_', '-')} is {shown(value)}, {must} {_range(hint)}"
+    allowed = ", ".join(_described(hint))
+    return value, f"{source} gives {name} the value {shown(value)}; allowed: {allowed}"
+
+
+_RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+_RANGE_ERRORS |= {"finite_number"}
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_lenient(hint))
+
+
+def _lenient(hint: Any) -> Any:
+    """Return an annotation with what YAML and keywords may write for a type, and no more.
+
+    pydantic's own leniency would take True and "64" for whole numbers and "yes" for True; its
+    strictness refuses lists for tuples, texts for paths, and the text that YAML 1.1 makes of 1e-3.
+    """
+    from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict
+
+    if hint in (int, bool):
+        return Annotated[hint, Strict()]
+    if hint is float:
+        return Annotated[float, AllowInfNan(False), BeforeValidator(_as_number)]
+    if hint is str:
+        return Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+    if hint is Path:
+        return Annotated[Path, AfterValidator(Path.expanduser)]
+    if get_origin(hint) is Annotated:
+        return Annotated[(_lenient(hint.__origin__), *hint.__metadata__)]
+    if get_origin(hint) is tuple:
+        item, *rest = get_args(hint)
+        return tuple[(_lenient(item), *rest)]
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_lenient, get_args(hint)))]  # noqa: UP007
+    return hint
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no number")
+    return value
 
 
 def _described(hint: Any) -> list[str]:
+    """Say what an annotation allows."""
+    if get_origin(hint) is Annotated:
+        return _described(hint.__origin__)
+    if get_origin(hint) in (Union, UnionType):
+        return [words for alternative in get_args(hint) for words in _described(alternative)]
     if get_origin(hint) is Literal:
         return [str(choice) for choice in get_args(hint)]
     if get_origin(hint) is tuple:
         names = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
-        return [f"a list of {names[get_args(hint)[0]]}"]
-    names = {Path: "a path", type(None): "null", int: "a whole number", float: "a number"}
-    return [names.get(hint, hint.__name__)]
+        item = get_args(hint)[0]
+        return [f"a list of {names[getattr(item, '__origin__', item)]}"]
+    names = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    names |= {bool: "true, false", type(None): "null"}
+    return [names.get(hint, getattr(hint, "__name__", str(hint)))]
+
+
+def _range(hint: Any) -> str:
+    """Say the range of an annotation: "between 0 and 1", "positive and finite"."""
+    if get_origin(hint) is not Annotated:
+        described = [_range(inner) for inner in get_args(hint)]
+        own = "finite" if hint is float else ""
+        return next((words for words in described if words), own)
+    limits = {type(one): one for one in hint.__metadata__}
+    low, high = limits.get(Ge), limits.get(Le)
+    if low and high:
+        words = f"between {low.ge:,} and {high.le:,}"
+    else:
+        parts = [f"at least {low.ge:,}"] if low else []
+        if Gt in limits:
+            parts.append("positive" if limits[Gt].gt == 0 else f"above {limits[Gt].gt:,}")
+        parts += [f"at most {high.le:,}"] if high else []
+        parts += [f"below {limits[Lt].lt:,}"] if Lt in limits else []
+        if hint.__origin__ is float and not high and Lt not in limits:
+            parts.append("finite")
+        words = " and ".join(parts)
+    return f"{words} ({limits[str]})" if str in limits else words

@@ -9,13 +9,16 @@ are shown by `shown`. A text that parses may still say something else than its r
 
 from __future__ import annotations
 
+import functools
 import json
 import reprlib
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typeguard
 import yaml
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 MAX_BYTES = 4 * 2**20  # of a recipe, a grid or a run's configuration
 MAX_DIGITS = 300  # of a whole number: more make no float
@@ -89,31 +92,41 @@ def checked(value: Any, hint: Any) -> Any:
     Raises:
         ValueError: It is not, naming the place.
     """
-    everything = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    from pydantic import ValidationError
+
     try:
-        return typeguard.check_type(value, hint, collection_check_strategy=everything)
-    except typeguard.TypeCheckError as error:
-        raise ValueError(" ".join(str(error)[:300].split())) from error
+        return _adapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ValueError(_explained(error)) from error
 
 
 def as_dataclass(cls: type[T], content: Any) -> T:
-    """Return a dataclass with the values of a JSON object.
+    """Return a dataclass, and dataclasses and tuples in it, with the values of a JSON object.
 
     Raises:
         ValueError: It is no object, lacks a field, or has another one or one of another type.
     """
-    hints = get_type_hints(cls)
-    for name, value in checked(content, dict[str, Any]).items():
-        if name not in hints:
-            raise ValueError(f"it has the unknown field {name[:100]!r}")
-        try:
-            checked(value, hints[name])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    from pydantic import ValidationError
+
     try:
-        return cls(**content)
-    except TypeError as error:  # a field is missing
-        raise ValueError(str(error)) from error
+        return _adapter(cls).validate_json(json.dumps(content), strict=True, extra="forbid")
+    except ValidationError as error:
+        raise ValueError(_explained(error)) from error
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))[:200]
+    if first["type"] == "unexpected_keyword_argument":
+        return f"it has the unknown field {place}"
+    return f"{place}: {first['msg'][:200]}" if place else first["msg"][:200]
 
 
 def shown(value: Any) -> str:

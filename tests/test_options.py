@@ -74,7 +74,7 @@ def test_hyphens_and_underscores_are_the_same():
         ({"milestones": [1, "x"]}, "allowed: a list of whole numbers"),
         ({"learning_rate": "fast"}, "allowed: a number, null"),
         ({"learning_rate": 10**400}, "allowed: a number, null"),
-        ({"mask_self": "yes"}, "allowed: bool"),
+        ({"mask_self": "yes"}, "allowed: true, false"),
     ],
 )
 def test_wrong_names_and_values_are_refused(options, message):

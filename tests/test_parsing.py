@@ -79,17 +79,17 @@ def test_an_object_of_the_expected_values():
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ([], "dict"),
-        ("x", "dict"),
+        ([], "an object"),
+        ("x", "an object"),
         ({}, "state"),
         ({"state": "open"}, "state"),
-        ({"state": "done", "unheard": 1}, "unknown field 'unheard'"),
-        ({"state": "done", "numbers": {"a": 1, "b": "0.5"}}, "numbers: .*'b'"),
+        ({"state": "done", "unheard": 1}, "unknown field unheard"),
+        ({"state": "done", "numbers": {"a": 1, "b": "0.5"}}, "numbers.b: .*number"),
         ({"state": "done", "numbers": None}, "numbers"),
-        ({"state": "done", "curve": [[1, 0.5], [2, "x"]]}, "curve: .*item 1"),
+        ({"state": "done", "curve": [[1, 0.5], [2, "x"]]}, "curve.1.1: .*number"),
         ({"state": "done", "error": 3}, "error"),
-        ({"state": "done", "error": "x", "y" * 5000: 1}, "unknown field 'yy"),
-        ({"state": "done", "numbers": {"y" * 5000: "x"}}, "numbers: .*yy"),
+        ({"state": "done", "error": "x", "y" * 5000: 1}, "unknown field yy"),
+        ({"state": "done", "numbers": {"y" * 5000: "x"}}, "numbers.yy"),
     ],
 )
 def test_another_object_names_the_place(content, place):

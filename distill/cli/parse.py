@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -44,7 +44,10 @@ _REGISTRY = ConstructorRegistry()
 def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Read numbers, `None` too where it is allowed; tyro's own words list every type it tried."""
     is_union = info.type_origin in (Union, UnionType)
-    types = set(get_args(info.type)) if is_union else {info.type}
+    types = {
+        one.__origin__ if get_origin(one) is Annotated else one
+        for one in (get_args(info.type) if is_union else (info.type,))
+    }
     is_optional = type(None) in types
     (kind, *others) = types - {type(None)} or {None}
     if others or kind not in _NUMBERS:

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from distill.errors import DistillError
 from distill.files import atomic_write
-from distill.parsing import as_dataclass, checked, parse_json
+from distill.parsing import as_dataclass, parse_json
 
 STARTED: Final = "started"
 DONE: Final = "done"
@@ -90,9 +90,7 @@ class ComparisonDirectory:
         if not file.exists():
             return None
         try:
-            content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
-            curve = checked(content.get("holdout_curve", []), list[list[float]])
-            return as_dataclass(Outcome, {**content, "holdout_curve": list(map(tuple, curve))})
+            return as_dataclass(Outcome, parse_json(file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise DistillError(
                 f"{file} is damaged ({error}); remove it to repeat the run"

@@ -11,11 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from distill.errors import DistillError
 from distill.files import is_file_name
-from distill.parsing import as_dataclass, checked, parse_json
+from distill.parsing import as_dataclass, parse_json
 
 RECORD, CARD = "export.json", "model-card.md"
 
@@ -90,12 +89,10 @@ def read_record(folder: Path) -> Record | None:
     """
     file = folder / RECORD
     try:
-        content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
-        given = checked(content.get("artifacts"), list[dict[str, Any]])
-        artifacts = tuple(as_dataclass(Artifact, each) for each in given)
-        if not all(is_file_name(each.name) for each in artifacts):
+        record = as_dataclass(Record, parse_json(file.read_text(encoding="utf-8")))
+        if not all(is_file_name(each.name) for each in record.artifacts):
             raise ValueError("it names what is no file of the folder")
-        return as_dataclass(Record, {**content, "artifacts": artifacts})
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

@@ -40,6 +40,7 @@ from distill.config import (
     TrainConfig,
     ViewOptions,
     flattened,
+    range_problems,
     updated,
 )
 from distill.errors import DistillError
@@ -54,7 +55,7 @@ def check(config: TrainConfig) -> None:
         DistillError: One sentence per problem, all of them at once; an unknown method alone.
     """
     METHODS.get(config.method.method)
-    _complain([*_missing(config), *_out_of_range(config), *_contradictions(config)])
+    _complain([*_missing(config), *range_problems(config), *_contradictions(config)])
 
 
 def check_caching(config: CacheConfig) -> None:
@@ -63,7 +64,7 @@ def check_caching(config: CacheConfig) -> None:
     Raises:
         DistillError: One sentence per problem, all of them at once.
     """
-    _complain([*_missing_network("teacher", config.teacher.teacher), *_out_of_range(config)])
+    _complain([*_missing_network("teacher", config.teacher.teacher), *range_problems(config)])
 
 
 def check_pretraining(config: PretrainConfig) -> None:
@@ -72,7 +73,7 @@ def check_pretraining(config: PretrainConfig) -> None:
     Raises:
         DistillError: One sentence per problem, all of them at once.
     """
-    _complain([*_out_of_range(config), *_pretraining_contradictions(config)])
+    _complain([*range_problems(config), *_pretraining_contradictions(config)])
 
 
 def _complain(problems: list[str]) -> None:
@@ -93,69 +94,6 @@ def _missing_network(role: str, name: str | None) -> list[str]:
     if name:
         return []
     return [f"--{role} is missing: name a {role} (`distill list {role}s` shows them)"]
-
-
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "teacher_image_size": (1, math.inf, "at least 1"),
-    "teacher_batch_size": (1, math.inf, "at least 1"),
-    "num_teacher_views": (1, math.inf, "at least 1"),
-    "image_size": (1, math.inf, "at least 1"),
-    "holdout": (0, 0.5, "between 0 and 0.5"),
-    "num_workers": (0, math.inf, "at least 0"),
-    "max_bad_images": (0, math.inf, "at least 0"),
-    "queue_size": (1, math.inf, "at least 1"),
-    "temperature": (1e-6, 1e6, "positive and finite"),
-    "student_temperature": (1e-6, 1e6, "positive and finite"),
-    "student_crops": (1, math.inf, "at least 1"),
-    "small_crops": (0, math.inf, "at least 0"),
-    "small_crop_size": (1, math.inf, "at least 1"),
-    "momentum": (0, 1, "between 0 and 1"),
-    "regression_share": (0, 1, "between 0 and 1"),
-    "loss_weight": (1e-12, 1e12, "positive and finite"),
-    "min_crop_area": (1e-3, 1, "between 0.001 and 1 (a share of the image's area)"),
-    "head_dim": (1, math.inf, "at least 1"),
-    "num_negatives": (1, math.inf, "at least 1"),
-    "memory_momentum": (0, 1, "between 0 and 1"),
-    "distance_weight": (0, 1e12, "at least 0 and finite"),
-    "angle_weight": (0, 1e12, "at least 0 and finite"),
-    "num_clusters": (2, math.inf, "at least 2"),
-    "compression_beta": (0, 1e6, "at least 0 and finite"),
-    "beta": (0, 1e6, "at least 0 and finite (it weighs the residual information)"),
-    "beta_epochs": (0, 1e6, "at least 0 and finite"),
-    "kappa_e": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
-    "kappa_b": (1e-3, 1e7, "positive, from 0.001 to 10,000,000 (a concentration)"),
-    "regression_weight": (0, 1e6, "at least 0 and finite"),
-    "target_momentum": (0, 1, "between 0 and 1"),
-    "hidden_dim": (1, math.inf, "at least 1"),
-    "accumulate": (1, math.inf, "at least 1"),
-    "epochs": (1, math.inf, "at least 1"),
-    "batch_size": (2, math.inf, "at least 2 (BatchNorm needs two images)"),
-    "learning_rate": (1e-12, 1e6, "positive and finite"),
-    "weight_decay": (0, 1e6, "at least 0 and finite"),
-    "sgd_momentum": (0, 0.999999, "at least 0 and below 1"),
-    "decay_factor": (0, 1, "between 0 and 1"),
-    "warmup_epochs": (0, 1e6, "at least 0 and finite"),
-    "clip_grad_norm": (1e-12, 1e12, "positive and finite"),
-    "seed": (0, 2**63 - 1, "between 0 and 2^63 - 1"),
-    "nn_every": (0, math.inf, "at least 0"),
-    "log_every": (1, math.inf, "at least 1"),
-    "checkpoint_every": (1, math.inf, "at least 1"),
-    "keep_every": (0, math.inf, "at least 0"),
-}
-# A projection of 0 means none for a student; a sphere needs two dimensions.
-_TRAIN_RANGES = {"projection_dim": (0, math.inf, "at least 0")}
-_PRETRAIN_RANGES = {"projection_dim": (2, math.inf, "at least 2")}
-
-
-def _out_of_range(config: Any) -> list[str]:
-    flat = flattened(config)
-    own = _TRAIN_RANGES if isinstance(config, TrainConfig) else _PRETRAIN_RANGES
-    return [
-        f"{_flag(name)} is {flat[name]}, it must be {allowed}"
-        for name, (low, high, allowed) in {**_RANGES, **own}.items()
-        # a NaN fails every comparison
-        if flat.get(name) is not None and not low <= flat[name] <= high
-    ]
 
 
 def _contradictions(config: TrainConfig) -> list[str]:

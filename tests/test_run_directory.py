@@ -83,7 +83,7 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path):
 def test_another_process_is_kept_out(run: RunDirectory):
     code = (
         "import sys; from pathlib import Path\n"
-        "from distill.engine.run_directory import RunDirectory\n"
+        "from distill.run_directory import RunDirectory\n"
         "from distill.errors import DistillError\n"
         "try:\n    RunDirectory(Path(sys.argv[1]), resume=True)\n"
         "except DistillError as error:\n    print(error)\n"
