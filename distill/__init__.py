@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from distill.comparison.job import ComparisonResult
     from distill.exports.export import Exported
     from distill.models.networks import EmbeddingNetwork
@@ -308,15 +310,19 @@ def make_report(*runs: str | Path, **options: Any) -> Path:
     return report([Path(run) for run in runs], given)
 
 
-def load_student(run_or_weights: str | Path) -> EmbeddingNetwork:
+def load_student(
+    run_or_weights: str | Path, *, module: nn.Module | None = None
+) -> EmbeddingNetwork:
     """Load a trained network in evaluation mode; it takes uint8 images or floats in [0, 1].
 
     Args:
         run_or_weights: A run directory, a student.safetensors or a backbone.safetensors.
+        module: Your own module that was trained, which gets the weights; None for a network that
+            is built by name.
 
     Raises:
-        DistillError: When there is no such network.
+        DistillError: There is no such network, or it needs the module.
     """
     from teachers.load import load_trained
 
-    return load_trained(Path(run_or_weights))
+    return load_trained(Path(run_or_weights), module=module)

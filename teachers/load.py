@@ -54,11 +54,15 @@ def has_trained(path: Path) -> bool:
     )
 
 
-def load_trained(path: Path, *, image_size: int | None = None) -> EmbeddingNetwork:
+def load_trained(
+    path: Path, *, module: nn.Module | None = None, image_size: int | None = None
+) -> EmbeddingNetwork:
     """Rebuild a student, a pre-trained backbone or a converted teacher from its file or its run.
 
     Args:
         path: The file or the run directory.
+        module: The person's own module that was trained, to be filled with the weights; None for
+            a network that is built by name.
         image_size: Side of its input in pixels; None takes the side that the file names.
 
     Returns:
@@ -68,10 +72,10 @@ def load_trained(path: Path, *, image_size: int | None = None) -> EmbeddingNetwo
         DistillError: When there is no such file or it was not written by this toolkit.
     """
     if not path.is_dir():
-        return rebuild_network(path, _spec, image_size=image_size)
+        return rebuild_network(path, _spec, module=module, image_size=image_size)
     for name in FILES:
         if (path / name).exists():
-            return rebuild_network(path / name, _spec, image_size=image_size)
+            return rebuild_network(path / name, _spec, module=module, image_size=image_size)
     raise DistillError(
         f"{path} holds no {' or '.join(FILES)}; it is written when a run ends: finish the run with "
         f"--output {path} --resume, or name another directory"

@@ -17,12 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from distill.models.networks import (
-    FewPixelConv2d,
-    build_network,
-    patch_small_convs,
-    prepare_for_device,
-)
+from distill.models.networks import build_network, prepare_for_device
+from distill.models.small_convs import FewPixelConv2d, patch_small_convs
 from students.alexnet import Pool
 from students.registry import STUDENTS
 

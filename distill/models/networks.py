@@ -1,119 +1,50 @@
-"""Convolutions of few pixels as matrix products: several times faster to train on a CPU.
+"""Embedding networks: what a teacher and a student have in common.
 
-Small students see small images, and their last layers maps of a few pixels. The library's
-convolutions are laid out for large maps: at 2 x 2 pixels and 512 channels forward and backward take
-four times as long as the same sum written as one product (`tools/bench_few_pixels.py`).
+An `EmbeddingNetwork` takes images as the loader yields them and returns one vector per image. The
+normalization of its input belongs to it, so that a teacher and a student that expect differently
+normalized pixels can be given the same image. It is built by name from a `NetworkSpec`
+(`build_network`) or made from anybody's `nn.Module` (`wrap_module`).
 
-Shapes: B batch, C and O channels, H x W pixels in, P x Q pixels out, K x L kernel.
-
-Embedding networks: what a teacher and a student have in common.
-
-An embedding network takes images as they come from the loader and returns one vector per image. The
-normalization of its input belongs to it, so that a teacher and a student that were trained on
-differently normalized pixels can look at the same image.
-
-Shapes: B batch, S image side, D embedding width.
+Shapes: B batch, S image side in pixels, D embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.download import Source
 from distill.models.layout import Layout, PyTorchLayout
-
-MAX_PIXELS = 4  # P Q; more take as long, or longer, as products
-MAX_PIXELS_OF_LARGE = 9  # for kernels that no core's cache holds
-LARGE = 2**20  # weights of a kernel
-
-
-class FewPixelConv2d(nn.Conv2d):
-    """`nn.Conv2d`, as a matrix product where gradients are wanted of few pixels on a CPU.
-
-    Without gradients it is PyTorch's convolution: what is exported or measured stays what it was.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, H, W) to (B, O, P, Q)."""
-        if torch.is_grad_enabled() and x.is_cpu and x.dim() == len("BCHW"):
-            rows, columns = (self._num_out(x.shape[2 + axis], axis) for axis in range(2))
-            most = MAX_PIXELS_OF_LARGE if self.weight.numel() >= LARGE else MAX_PIXELS
-            if min(rows, columns) > 0 and rows * columns <= most:
-                return self._product(x, rows, columns)
-        return super().forward(x)
-
-    def _num_out(self, size: int, axis: int) -> int:
-        room = size + 2 * int(self.padding[axis]) - self.kernel_size[axis]
-        return room // self.stride[axis] + 1
-
-    def _product(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Lay the pixels that each tap of the kernel sees side by side; one product does the rest.
-
-        Taps that see nothing but padding are left out: of a 3 x 3 kernel on one pixel, eight.
-        """
-        (top, bottom), (left, right) = (
-            self._used_taps(x.shape[2 + axis], out, axis)
-            for axis, out in enumerate((rows, columns))
-        )
-        above, beside = (int(padding) for padding in self.padding)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, beside, beside, above, above))
-        down, across = self.stride
-        seen = [
-            padded[
-                :, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across
-            ]
-            for i in range(top, bottom)
-            for j in range(left, right)
-        ]
-        kernel = self.weight[:, :, top:bottom, left:right].permute(0, 2, 3, 1)
-        patches = torch.cat(seen, dim=-1).flatten(0, 2)  # B P Q x taps C
-        product = F.linear(patches, kernel.flatten(1), self.bias)
-        return product.unflatten(0, (len(x), rows, columns)).permute(0, 3, 1, 2)
-
-    def _used_taps(self, size: int, out: int, axis: int) -> tuple[int, int]:
-        """Return the first tap of an axis that sees a pixel, and the one after the last."""
-        padding, stride = int(self.padding[axis]), self.stride[axis]
-        return (
-            max(0, padding - stride * (out - 1)),
-            min(self.kernel_size[axis], size + padding),
-        )
-
-
-def patch_small_convs(network: nn.Module) -> None:
-    """Let the plain convolutions of a network, in place, be products where that is faster."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = FewPixelConv2d
-
-
-def _is_plain(module: nn.Conv2d) -> bool:
-    return (
-        module.groups == 1
-        and module.dilation == (1, 1)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and module.kernel_size != (1, 1)
-    )
-
+from distill.models.small_convs import patch_small_convs
 
 Interpolation = Literal["bilinear", "bicubic"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MODULE_PREFIX = "module:"  # of the name of somebody's own module
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network wants to see: side in pixels, per-channel statistics, evaluation crop."""
+    """The input of a network and how its evaluation view is cut.
+
+    Attributes:
+        image_size: Side in pixels, S.
+        mean: Subtracted from each channel of an image in [0, 1].
+        std: Divides each channel after that.
+        crop_fraction: Share of the resized image's side that the central crop keeps, in (0, 1].
+        interpolation: Of the resizing.
+    """
 
     image_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     crop_fraction: float = 0.875
     interpolation: Interpolation = "bilinear"
 
@@ -125,8 +56,8 @@ class Publication:
     Attributes:
         depth: Layers.
         width: Factor of every stage's width.
-        linear_accuracy: Top-1 accuracy of a linear classifier on ImageNet, as a fraction of 1, as
-            its authors state it.
+        linear_accuracy: Top-1 accuracy of a linear classifier on ImageNet, in [0, 1], as its
+            authors state it.
         paper: arXiv number.
         license: SPDX name of the weights' license.
         source: Where the file lies.
@@ -153,7 +84,7 @@ class NetworkSpec:
 
     Attributes:
         name: As the user types it.
-        build: Takes the image side in pixels, returns the bare backbone, B x 3 x S x S -> B x D.
+        build: Takes the image side in pixels, returns the bare backbone, (B, 3, S, S) -> (B, D).
         input: The input it was (or will be) trained with.
         min_image_size: Smallest side that the layers accept.
         layout: How its published file names the weights, and what else lies in it.
@@ -186,8 +117,13 @@ class EmbeddingNetwork(nn.Module):
         backbone: Maps normalized float images (B, 3, S, S) to (B, D), or (B, D, 1, 1).
         spec: Its description; `spec.input` holds mean, standard deviation and side.
 
+    Attributes:
+        backbone: The module that was given.
+        spec: Its description.
+        embedding_dim: D.
+
     Raises:
-        DistillError: When the backbone cannot take images of `spec.input.image_size`.
+        DistillError: The backbone cannot take images of `spec.input.image_size`.
     """
 
     mean: Tensor
@@ -197,13 +133,15 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(spec.input.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.input.std).view(3, 1, 1), persistent=False)
+        device = next((weight.device for weight in backbone.parameters()), None)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(spec.input, name), device=device).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
         self.embedding_dim = self._probe_embedding_dim()
 
     @property
     def input(self) -> InputSpec:
-        """The input that this network wants."""
+        """The input that this network expects."""
         return self.spec.input
 
     def forward(self, images: Tensor) -> Tensor:
@@ -215,24 +153,40 @@ class EmbeddingNetwork(nn.Module):
         Returns:
             Embeddings (B, D), float32, not L2-normalized.
         """
+        return self.backbone(self.normalized(images)).float().flatten(1)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return what the backbone is given: float32, normalized, channels last."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.backbone(pixels).float().flatten(1)
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _probe_embedding_dim(self) -> int:
-        side, was_training = self.input.image_size, self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                output = self(torch.zeros(1, 3, side, side))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DistillError(
-                f"{self.spec.name} cannot take images of {side} x {side} pixels ({reason}); "
-                "choose another size with --image-size (student) or --teacher-image-size"
-            ) from error
-        self.train(was_training)
-        return output.shape[1]
+        side = self.input.image_size
+        images = torch.zeros(2, 3, side, side, device=self.mean.device)
+        with evaluation_mode(self), torch.no_grad():
+            try:
+                output = self.backbone(self.normalized(images))
+            except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+                reason = str(error).partition("\n")[0]
+                raise DistillError(
+                    f"{self.spec.name} cannot take images of {side} x {side} pixels ({reason}); "
+                    "choose another size with --image-size (student) or --teacher-image-size"
+                ) from error
+        if is_own_module(self.spec.name):
+            _check_output(output, self.spec.name, images)
+        return output.flatten(1).shape[1]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while; each part goes back to the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def build_network(spec: NetworkSpec, *, image_size: int | None = None) -> EmbeddingNetwork:
@@ -243,7 +197,7 @@ def build_network(spec: NetworkSpec, *, image_size: int | None = None) -> Embedd
         image_size: Side of its input in pixels; None takes the side of `spec.input`.
 
     Raises:
-        DistillError: When the side is below `spec.min_image_size`.
+        DistillError: The side is below `spec.min_image_size`.
     """
     side = image_size or spec.input.image_size
     if side < spec.min_image_size:
@@ -255,12 +209,143 @@ def build_network(spec: NetworkSpec, *, image_size: int | None = None) -> Embedd
     return EmbeddingNetwork(spec.build(side), sized)
 
 
+def wrap_module(
+    module: nn.Module,
+    *,
+    image_size: int = 224,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    crop_fraction: float = 0.875,
+    interpolation: Interpolation = "bilinear",
+    name: str | None = None,
+) -> EmbeddingNetwork:
+    """Make a teacher or a student of any module that maps images (B, 3, S, S) to (B, D).
+
+    The module is used, not copied: a student's weights are trained in it, and a teacher is frozen.
+
+    Args:
+        module: Takes normalized float32 images, returns one float tensor (B, D) or (B, D, 1, 1).
+        image_size: Side of its input in pixels, S, at least 1.
+        mean: Subtracted from the three channels of an image in [0, 1].
+        std: Divides them after that; each above 0.
+        crop_fraction: Share of the resized image's side that the evaluation view keeps, in (0, 1].
+        interpolation: Of the resizing, "bilinear" or "bicubic".
+        name: What logs and files call it; None takes the name of its class. `module:` is put before
+            it, so that it is never confused with a network of the registries.
+
+    Returns:
+        The network; its weights stay where they are, in the mode (train or eval) they have.
+
+    Raises:
+        DistillError: The module cannot take such images, returns something else, has weights on
+            the meta device or not in float32, or an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from distill.models.networks import wrap_module
+        >>> module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> network = wrap_module(module, image_size=32, name="tiny")
+        >>> network.spec.name, network.embedding_dim
+        ('module:tiny', 8)
+        >>> network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 8])
+    """
+    if not isinstance(module, nn.Module) or isinstance(module, EmbeddingNetwork):
+        remedy = "call it" if isinstance(module, type) else "pass what is a plain nn.Module"
+        raise DistillError(f"{module!r:.200} is not a module to wrap; {remedy}")
+    cls = type(module)
+    spec = NetworkSpec(
+        name=MODULE_PREFIX + (name or f"{cls.__module__}.{cls.__qualname__}"),
+        build=_build_by_name,
+        input=_checked_input(image_size, mean, std, crop_fraction, interpolation),
+    )
+    _check_weights(module, spec.name)
+    return EmbeddingNetwork(module, spec)
+
+
+def is_own_module(name: str) -> bool:
+    """Return whether a network's name is that of somebody's own module."""
+    return name.startswith(MODULE_PREFIX)
+
+
+def _check_output(output: object, name: str, images: Tensor) -> None:
+    """Refuse what is not (B, D) or (B, D, 1, 1); with two images a `squeeze` is noticed, too."""
+    shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+    if len(shape) in (2, 4) and shape[0] == len(images) and shape[2:] in ((), (1, 1)):
+        return
+    raise DistillError(
+        f"{name} returns {_described(output)} for images of shape {tuple(images.shape)}, it must "
+        "return one tensor (B, D): wrap it in a module that picks the embedding, or pool a feature "
+        "map with nn.Sequential(module, nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+    )
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with the keys {', '.join(map(str, output))}"
+    number = f" of {len(output)}" if isinstance(output, tuple | list) else ""
+    return f"a {type(output).__name__}{number}"
+
+
+def _check_weights(module: nn.Module, name: str) -> None:
+    for key, weight in module.state_dict().items():
+        if not isinstance(weight, Tensor):
+            raise DistillError(
+                f"{name} keeps {key} in its state dict, which is no tensor and cannot be saved; "
+                "remove its get_extra_state"
+            )
+        if weight.is_meta:
+            raise DistillError(
+                f"{name} has {key} on the meta device, where tensors have no values; give the "
+                "module its weights before it is wrapped"
+            )
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise DistillError(
+                f"{name} has {key} in {str(weight.dtype).removeprefix('torch.')}; call "
+                "module.float() first: lower precision is chosen by --precision"
+            )
+
+
+def _checked_input(
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_fraction: float,
+    interpolation: Interpolation,
+) -> InputSpec:
+    allowed = get_args(Interpolation)
+    for is_fine, problem in (
+        (image_size >= 1, f"image_size is {image_size}, it must be at least 1"),
+        (len(mean) == 3, f"mean is {mean}, it must be three numbers"),
+        (len(std) == 3 and min(std) > 0, f"std is {std}, it must be three numbers above 0"),
+        (0 < crop_fraction <= 1, f"crop_fraction is {crop_fraction}, it must be in (0, 1]"),
+        (interpolation in allowed, f"interpolation is {interpolation!r}, not one of {allowed}"),
+    ):
+        if not is_fine:
+            raise DistillError(problem)
+    return InputSpec(image_size, _triple(mean), _triple(std), crop_fraction, interpolation)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _build_by_name(image_size: int) -> nn.Module:
+    raise DistillError(
+        "somebody's own module cannot be built by name; build it in Python and pass the object"
+    )
+
+
 def prepare_for_device(network: EmbeddingNetwork, device: torch.device) -> EmbeddingNetwork:
-    """Move `network` to `device`, its convolutions in the form that they run fastest in."""
+    """Move `network` to `device`, its convolutions in the form that is fastest there."""
     network.to(device)
     if device.type == "cpu":
         patch_small_convs(network)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last)
 
 
 def num_parameters(network: nn.Module) -> int:

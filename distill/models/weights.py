@@ -1,11 +1,9 @@
-"""A hash that stands for the weights of a network.
-
-Fills networks from files and writes them, strictly.
+"""Fills networks from weights files and writes them, strictly; hashes what a network computes.
 
 Every weight of a network is filled exactly once, from where its layout says
-(`distill.models.layout`);
-what does not fit is listed by name. A network's own file (`student.safetensors`) carries its name
-and input in its metadata, so that it can be rebuilt from the file alone.
+(`distill.models.layout`); what does not fit is listed by name. A file that this toolkit writes
+(`student.safetensors`) carries the network's name and input in its metadata, so that the network
+can be rebuilt from the file alone; of somebody's own module, from the file and the module.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,16 @@ from distill.models.checkpoints.safetensors_file import SUFFIX, SafetensorsFile,
 from distill.models.checkpoints.tensor_file import TensorFile
 from distill.models.layout import UNUSED, Layout, PyTorchLayout
 from distill.models.networks import (
+    MODULE_PREFIX,
     EmbeddingNetwork,
     InputSpec,
     NetworkSpec,
     build_network,
+    evaluation_mode,
+    is_own_module,
     spec_metadata,
+    wrap_module,
 )
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of all weights and persistent buffers, in hexadecimal.
-
-    It covers names, dtypes, shapes and values; device and memory order (channels last) do not
-    matter. One tensor is copied at a time.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        plain = tensor.detach().cpu().reshape(-1)  # in the order of the indices, not of the memory
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(plain.view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
 
 _MAX_LISTED, _MAX_SHAPES = 8, 3
 Shape = tuple[int, ...]
@@ -133,18 +121,24 @@ def save_network(network: EmbeddingNetwork, path: Path) -> None:
 
 
 def rebuild_network(
-    path: Path, find_spec: Callable[[str], NetworkSpec], *, image_size: int | None = None
+    path: Path,
+    find_spec: Callable[[str], NetworkSpec],
+    *,
+    module: nn.Module | None = None,
+    image_size: int | None = None,
 ) -> EmbeddingNetwork:
     """Rebuild a network from a file that `save_network` wrote, in evaluation mode, on the CPU.
 
     Args:
         path: The file.
         find_spec: Describes the network of a name.
+        module: The person's own module that the file holds the weights of, which are loaded into
+            it; None for a network that is built by name.
         image_size: Side of its input in pixels; None takes the side that the file names.
 
     Raises:
-        DistillError: When there is no such file, it was not written by this toolkit or it does not
-            fit.
+        DistillError: There is no such file, it was not written by this toolkit, it does not fit, or
+            it needs a module.
     """
     if not path.exists():
         raise DistillError(f"there is no run directory or weights file at {path}")
@@ -155,10 +149,28 @@ def rebuild_network(
             "toolkit does); name the architecture with --student"
         )
     name, stored = _checked(description, path)
-    spec = replace(find_spec(name), input=stored)
-    network = build_network(spec, image_size=image_size)
+    if is_own_module(name):
+        network = _own_network(
+            path, name, module, replace(stored, image_size=image_size or stored.image_size)
+        )
+    elif module is not None:
+        raise DistillError(f"{path} holds {name}, which is built by name; leave out module=")
+    else:
+        network = build_network(replace(find_spec(name), input=stored), image_size=image_size)
     load_weights(network, path)
     return network.eval()
+
+
+def _own_network(
+    path: Path, name: str, module: nn.Module | None, stored: InputSpec
+) -> EmbeddingNetwork:
+    if module is None:
+        raise DistillError(
+            f"{path} holds the weights of your own {name.removeprefix(MODULE_PREFIX)}, whose code "
+            f'is not in the file; build it and pass it: distill.load_student("{path}", module=...)'
+        )
+    plain = module.backbone if isinstance(module, EmbeddingNetwork) else module
+    return wrap_module(plain, **vars(stored), name=name.removeprefix(MODULE_PREFIX))
 
 
 def read_description(path: Path) -> Any:
@@ -197,3 +209,58 @@ def _checked(description: Any, path: Path) -> tuple[str, InputSpec]:
 def _listed(names: list[str], most: int) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of all weights and persistent buffers, in hexadecimal.
+
+    It covers names, dtypes, shapes and values; device and memory order (channels last) do not
+    matter. One tensor is copied at a time.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        plain = tensor.detach().cpu().reshape(-1)  # in the order of the indices, not of the memory
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(plain.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def module_key(network: EmbeddingNetwork) -> str:
+    """Return what stands for a network in the keys of cached embeddings, in hexadecimal.
+
+    A network of the registries is its weights (`weights_hash`). Of somebody's own module the code
+    may change while the weights do not: its key covers its class, its weights, the versions of
+    torch, torchvision and timm, and its output on 16 fixed images, bit by bit.
+
+    Raises:
+        DistillError: It gives two different outputs for the same images.
+    """
+    weights = weights_hash(network)
+    if not is_own_module(network.spec.name):
+        return weights
+    side = network.input.image_size
+    images = torch.randint(
+        256, (16, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).to(network.mean.device)
+    reproducible = torch.backends.cudnn.flags(benchmark=False, deterministic=True)
+    with evaluation_mode(network), torch.no_grad(), reproducible:
+        output, again = network(images), network(images)
+    if not torch.allclose(output, again, equal_nan=True):
+        raise DistillError(
+            f"{network.spec.name} gives different embeddings for the same images in evaluation "
+            "mode; a teacher must be deterministic: take the randomness out of its forward"
+        )
+    cls = type(network.backbone)
+    versions = [f"{name} {_version(name)}" for name in ("torch", "torchvision", "timm")]
+    digest = hashlib.sha256(
+        "\n".join([f"{cls.__module__}.{cls.__qualname__}", weights, *versions]).encode()
+    )
+    digest.update(output.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -77,13 +77,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
 
     Args:
         path: The file.
-        tensors: By name; none may share memory with another.
+        tensors: By name; those that share memory (tied weights) are written once each.
         description: Anything that JSON can hold.
 
     Raises:
         OSError: The disk refuses.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _unshared(tensors)
     text = json.dumps(description)
     checksum = _checksum(text, sorted(tensors.items()))
     metadata = {_DESCRIPTION: text, _CHECKSUM: checksum}
@@ -92,6 +93,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
             safetensors.torch.save_file(tensors, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:
             raise _disk_error(error, temporary) from error
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what lies in the memory of another tensor, which the format refuses."""
+    seen: set[int] = set()
+    copies = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        copies[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return copies
 
 
 def _checksum(description: str, tensors: Any) -> str:

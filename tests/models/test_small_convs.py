@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.models.networks import LARGE, FewPixelConv2d, patch_small_convs
+from distill.models.small_convs import LARGE, FewPixelConv2d, patch_small_convs
 
 torch.manual_seed(0)
 
