@@ -1,26 +1,16 @@
-"""How alike teacher and student see an image: KL between their similarities to the anchors.
+"""The anchor KL: the divergence between teacher's and student's similarities to the anchors.
 
 Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020. With anchors A_t (K x Dt), A_s (K x Ds):
 
     p_i = softmax_j(t_i . A_t[j] / tau_t)    q_i = softmax_j(s_i . A_s[j] / tau_s)
     loss = (1 / B) sum_i KL(p_i || q_i)      d loss / d s_i = sum_j (q_ij - p_ij) A_s[j] / (B tau_s)
 
-This file checks the operands, picks an implementation and joins it to autograd; the arithmetic is
-in `reference.py` (float64, obvious), `blocked.py` (any device) and `fused/` (CUDA, in Triton), and
-`sharded.py` spreads either of the last two over the ranks that hold the anchors.
+This file checks the operands, picks an implementation and joins it to autograd. The arithmetic is
+in `reference.py` (float64, as the paper writes it), `blocked.py` (any device) and `fused/` (CUDA,
+in Triton); `scan.py` spreads either of the last two over the ranks that hold the anchors.
+
 Limits: differentiable once, in the student only; rows are used as given, so the caller normalizes.
-
-Refuses operands that the anchor KL cannot use, one sentence each.
-
-A scan over anchors that are spread over ranks: any implementation, each rank over its shard.
-
-The student's rows of all ranks are gathered; every rank scans them against its own anchors; the
-statistics of the shards, 3 numbers a row, are gathered and merged; the second pass gives every rank
-its share of the gradient of all rows, and the shares are added up where the rows came from. All of
-it happens before the loss is returned: a backward pass exchanges nothing.
-
-The arithmetic per rank is that of one process over K / W anchors. Shapes: B rows of the batch, b of
-them on this rank, K anchors, W ranks.
+Shapes: B rows of the batch, b of them on this rank, K anchors, Dt and Ds widths.
 """
 
 from __future__ import annotations
@@ -35,12 +25,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill import distributed
-from distill.distributed import all_gather_variable, scatter_sum
 from distill.errors import DistillError, UnknownNameError
 from distill.kernels import fused
 from distill.kernels.blocked import BlockedScan
 from distill.kernels.reference import reference_anchor_kl
-from distill.kernels.scan import Scan, divergence, merged
+from distill.kernels.scan import Scan, ShardedScan, divergence
 
 
 def anchor_kl(
@@ -74,7 +63,7 @@ def anchor_kl(
         self_mask: Image index of each row (B, int64, >= 0) and of each anchor (K, int64, -1 for no
             image). Anchor j leaves both softmaxes of row i where they are equal; a row that loses
             every anchor adds 0 to the sum over the batch and has no gradient.
-        num_real: Only the first so many anchors count, 1 to K; the others are not read. None: all.
+        num_valid: Only the first so many anchors count, 1 to K; the others are not read. None: all.
         implementation: One of `IMPLEMENTATIONS`; "auto" picks the fastest that can run.
         row_counts: Rows of the batch on every rank, when the anchors are spread over ranks; None
             when the banks hold all anchors.
@@ -86,6 +75,13 @@ def anchor_kl(
     Raises:
         DistillError: An operand's shape, dtype, device or temperature cannot be used, or the
             implementation is unknown or, over ranks, the reference.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> anchors, rows = normalize(torch.eye(4)), normalize(torch.eye(4)[:2])
+        >>> anchor_kl(rows, rows, anchors, anchors)  # the student agrees with the teacher
+        tensor(0.)
     """
     check_implementation(implementation, sharded=row_counts is not None)
     check_operands(teacher, student, teacher_anchors, student_anchors, row_counts)
@@ -252,7 +248,7 @@ def check_temperature(name: str, temperature: float) -> None:
 
 
 def check_num_valid(num_valid: int, anchors: Tensor) -> None:
-    """Raise `DistillError` unless so many of the anchors (K x D) can be the real ones."""
+    """Raise `DistillError` unless so many of the anchors (K x D) can be valid."""
     if not 1 <= num_valid <= len(anchors):
         raise DistillError(f"num_valid is {num_valid}; it must be from 1 to {len(anchors)}")
 
@@ -272,53 +268,3 @@ def check_mask(mask: tuple[Tensor, Tensor], teacher: Tensor, anchors: Tensor) ->
                 f"self_mask's {name} is on {index.device} and the embeddings on {owner.device}; "
                 "move them together"
             )
-
-
-class ShardedScan:
-    """The scan of all ranks' anchors; see `Scan`.
-
-    The statistics are those of all B rows, the same to the last bit on every rank. The gradient is
-    that of this rank's b rows, times W: what `distill.distributed` expects of a loss that is the
-    same on every rank.
-
-    Args:
-        scan: Makes the scan of this rank's anchors.
-        row_counts: b of every rank.
-        *operands: The teacher's embeddings of all rows, B x Dt; the student's of this rank's rows,
-            b x Ds, b may be 0; this rank's shards of both banks, which may hold no anchor.
-        **options: Further ones of the scan; the image indices of the self-mask are of all rows.
-    """
-
-    def __init__(
-        self,
-        scan: Callable[..., Scan],
-        row_counts: Sequence[int],
-        *operands: Tensor,
-        **options: Any,
-    ) -> None:
-        teacher, student, *banks = operands
-        rows = all_gather_variable(student, row_counts)
-        if len(banks[1]):
-            self._scan = scan(teacher, rows, *banks, **options)
-        else:
-            self._scan = _EmptyScan(rows, banks[1].dtype)
-        self._row_counts = row_counts
-        self.statistics = merged(distributed.all_gather(self._scan.statistics[None]))
-
-    def gradient(self, lse: Tensor) -> Tensor:
-        """Return this rank's rows of W sum_j (q_ij - p_ij) A_s[j], b x Ds; see `Scan`."""
-        share = self._scan.gradient(lse)
-        return scatter_sum(share, self._row_counts).mul_(len(self._row_counts))
-
-
-class _EmptyScan:
-    """What a rank contributes while none of the anchors is its own."""
-
-    def __init__(self, rows: Tensor, bank_dtype: torch.dtype) -> None:
-        no_lse = torch.full((2, len(rows)), -torch.inf, dtype=torch.float64, device=rows.device)
-        self.statistics = torch.cat([no_lse, torch.zeros_like(no_lse[:1])])
-        dtype = torch.promote_types(torch.float32, bank_dtype)
-        self._gradient = torch.zeros_like(rows, dtype=dtype)
-
-    def gradient(self, lse: Tensor) -> Tensor:
-        return self._gradient

@@ -1,16 +1,4 @@
-"""The two matrix products of the blocked anchor KL, in the fastest way that torch offers.
-
-Shapes: n anchors of a block, D their width, R rows of embeddings.
-
-On a CPU, float32 products go through 1 x 1 convolutions: torch gives those to oneDNN, but `mm` to
-MKL, which keeps to half of the vector width on processors that are not Intel's. Same arithmetic,
-same float32 accumulation. Sixteen images in the batch are what torch asks for before it calls
-oneDNN from a single thread, hence blocks in multiples of 16.
-
-Limits: float16 operands are the caller's to widen (CPU float16 products are slow). bfloat16
-products round their result to bfloat16. torch's global precision switches apply.
-
-Anchor KL and its gradient, blocked over the anchors with plain matrix products: any device.
+"""Anchor KL and its gradient, blocked over the anchors with plain matrix products: any device.
 
 Source: the CompRess loss (Abbasi Koohpayegani et al., NeurIPS 2020), evaluated without copying a
 bank and without autograd. Shapes: B batch, K anchors, D width (Dt teacher, Ds student), n anchors
@@ -27,6 +15,11 @@ A block's exponentials times exp(peak - lse) are its piece of p or q; pass 2 sca
 exponentials so and multiplies q - p with the student's anchors. With a peak per block, large logits
 (temperature 1e-3, rows that are not unit) lose nothing. Accumulating the gradient in pass 1 would
 save the record and cost a second product over the bank.
+
+On a CPU, float32 products go through 1 x 1 convolutions: torch gives those to oneDNN, but `mm` to
+MKL, which keeps to half of the vector width on processors that are not Intel's. Same arithmetic,
+same float32 accumulation. Sixteen images in the batch are what torch asks for before it calls
+oneDNN from a single thread, hence blocks in multiples of 16.
 
 Limits: the record takes 2 x B x K floats while the gradient is computed. bfloat16 banks are
 multiplied in bfloat16: embeddings and q - p are rounded to it, and torch rounds the similarities

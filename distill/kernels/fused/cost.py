@@ -1,9 +1,4 @@
-"""What is known of GPUs before anything runs on them: published rates and sizes.
-
-Sources: NVIDIA's data sheets of A100 80 GB SXM, H100 SXM, H200 SXM and HGX B200 (dense rates);
-L2 capacities from the architecture white papers.
-
-What a plan costs, counted: bytes that the kernels ask for, bytes from device memory, FLOP.
+"""What a plan costs on a GPU: bytes that the kernels request, bytes from device memory, FLOP.
 
 Requested bytes follow from the kernels' loads and stores, number by number (a test compares them
 with what the interpreter loads and stores). How many of them come from device memory is a model of
@@ -19,6 +14,9 @@ The time of a pass is the larger of memory bytes over bandwidth and FLOP over th
 launch. A pass that recomputes logits cannot overlap its two products with the exponentials between
 them, which is taken as `CHAIN_SECONDS` per tile. Constants of that kind are assumptions, not
 measurements: measured plans (`tuning.py`) go before predicted ones.
+
+Sources of the devices' rates and sizes: NVIDIA's data sheets of A100 80 GB SXM, H100 SXM, H200 SXM
+and HGX B200 (dense rates); L2 capacities from the architecture white papers.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ class Device:
     """A GPU on paper.
 
     Attributes:
-        name: As people say it.
+        name: Short name, such as H100.
         capability: Compute capability.
         num_sms: Multiprocessors.
         bandwidth: Of device memory, bytes per second.

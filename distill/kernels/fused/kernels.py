@@ -1,33 +1,28 @@
-"""First pass over the anchors: both similarities, and what the softmaxes need of them.
+"""The Triton kernels of the anchor KL: two passes over the anchors with a merge between them.
 
-A program takes BLOCK_B rows and BLOCK_K anchors. It multiplies the teacher's side and writes its
-exponentials to the record; then it does the same for the student in parts of BLOCK_S anchors,
-pairs the student's logits with the teacher's exponentials just written, and writes statistics.
-Both sides' logits at once, or the record's addresses during the student's product, would not fit
-into the registers. With one bank, every tile of anchors is read once for both sides instead.
+First pass: both similarities, and what the softmaxes need of them. A program takes BLOCK_B rows and
+BLOCK_K anchors. It multiplies the teacher's side and writes its exponentials to the record; then it
+does the same for the student in parts of BLOCK_S anchors, pairs the student's logits with the
+teacher's exponentials just written, and writes statistics. Both sides' logits at once, or the
+record's addresses during the student's product, would not fit into the registers. With one bank,
+every tile of anchors is read once for both sides instead.
 
 Logits are in base 2 (times log2 e), where an exponential is one instruction. Row tiles of one tile
 of anchors are neighbors in the grid, so that they share the anchors through the L2 cache. Rows and
 anchors beyond the last are read as the last one: addresses without conditions need fewer registers.
 Record and statistics have room for whole tiles.
 
-Shapes: B rows, n anchors, Dt and Ds widths; R and N are B and n rounded up to ROWS and
-BLOCK_K, P = N / BLOCK_S parts.
+Merge: the statistics of all parts of the anchors become three numbers per row.
 
-Merges the statistics of all parts of the anchors into three numbers per row.
+Second pass, over the student's anchors: the gradient. A program adds up (q - p) A_s for BLOCK_B
+rows and BLOCK_C columns of the bank over its share of the anchors; the shares are written apart and
+added up in a fixed order. p comes from the record. q comes from the record too, or (RECOMPUTE) from
+the student's logits once more: the tile of anchors that the sum needs is in shared memory anyway,
+so that costs products but neither a record nor another read. With SIDES the sums with q and with p
+are kept apart, for log-sum-exps that are not final yet.
 
-Shapes: B rows, R of them with padding; T tiles of anchors, P = T * PARTS parts.
-
-Second pass over the student's anchors: the gradient, from what the first pass recorded.
-
-A program adds up (q - p) A_s for BLOCK_B rows and BLOCK_C columns of the bank over its share of the
-anchors; the shares are written apart and added up in a fixed order. p comes from the record. q
-comes from the record too, or (RECOMPUTE) from the student's logits once more: the tile of anchors
-that the sum needs is in shared memory anyway, so that costs products but neither a record nor
-another read. With SIDES the sums with q and with p are kept apart, for log-sum-exps that are not
-final yet.
-
-Shapes as in `first_pass`; C is Ds rounded up to BLOCK_C.
+Shapes: B rows, n anchors, Dt and Ds widths; R and N are B and n rounded up to ROWS and BLOCK_K, P =
+N / BLOCK_S parts, T tiles of anchors, C is Ds rounded up to BLOCK_C.
 """
 
 from __future__ import annotations

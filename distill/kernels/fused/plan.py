@@ -1,4 +1,4 @@
-"""What the launcher decides before it launches: tiles, what is recorded, and in how many pieces.
+"""Launch plans of the fused kernels: tile sizes, what is recorded, and in how many chunks.
 
 No Triton in here, so that plans can be counted (`cost.py`) and printed anywhere.
 
@@ -11,9 +11,9 @@ What the second pass needs can be had in three ways, named by what is recorded:
   exponentials stay within `CHUNK_BYTES`; both sides' sums are kept apart, since the log-sum-exps
   are not final until the last chunk. Another 2 Ds FLOP per row and anchor.
 
-The dear product, with the teacher's bank, is never done twice.
+The expensive product, with the teacher's bank, is never done twice.
 
-The tiles that are shipped, and why; `tools/aot_check.py` compiles every one of them.
+Tile sizes (`tools/aot_check.py` compiles every one of them):
 
 A tile of BLOCK_B x BLOCK_K products reads BLOCK_B + BLOCK_K rows per column: 128 x 256 gives 85
 FLOP per byte that comes through the L2 cache, 128 x 128 gives 64. Its 128 x 256 float32 sums are

@@ -1,6 +1,4 @@
-"""Chooses a plan by shape and device: the one that the cost model predicts to be the fastest.
-
-Plans that were measured, kept on disk per device: autotuning that runs when it is asked to.
+"""Chooses a plan by shape and device: a measured one, else the one that is predicted to be fastest.
 
 `anchor_kl` itself never measures: it would wait for the device in the middle of a step. It takes
 the plan that `tune` found for the same device, dtype, widths and rounded sizes, if there is one.
