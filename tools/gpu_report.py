@@ -95,7 +95,7 @@ def tuning_table(rows: list[dict]) -> str:
         ending = (
             " (kept)"
             if row["kept"]
-            else f" ({row['why_not']})"
+            else f" ({row['unavailable_reason']})"
             if row["unavailable_reason"]
             else ""
         )

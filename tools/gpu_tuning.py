@@ -19,7 +19,7 @@ def tune_both_kinds(problem: Problem, inputs: Inputs, device: Device) -> list[di
 
     Returns:
         A row per candidate: masked, kept, plan, predicted_ms, ms (None: it cannot run or is wrong),
-        why_not, wrong. No plan of a kind is kept when none of them can run.
+        unavailable_reason, wrong. No plan of a kind is kept when none of them can run.
     """
     rows = []
     for has_mask in (False, True):

@@ -115,8 +115,12 @@ def run(argv: list[str]) -> int:
 def _explanation(error: RuntimeError) -> str | None:
     """Return what a process of this job died of, for people; None for errors of the program."""
     # Not before they are needed: they import PyTorch.
+    from distill.data.loader import LOADER_REMEDY, loader_death
     from distill.distributed import is_lost_peer
 
+    died = loader_death(error)
+    if died is not None:
+        return f"{died}; {LOADER_REMEDY}"
     if "WORLD_SIZE" in os.environ and is_lost_peer(error):
         return (
             f"process {os.environ.get('RANK', '?')} ends, because another process of this job has "

@@ -57,28 +57,6 @@ def test_embeddings_that_are_known_are_not_made_again(evaluator, passes):
     assert splits.cluster_alignment() == again["cluster_alignment"] == alignment
 
 
-def test_arguments_of_the_measures_arrive(evaluator, monkeypatch):
-    received = {}
-
-    def record(name):
-        def measure(*embeddings, **arguments):
-            received[name] = arguments
-            return 0.5
-
-        return measure
-
-    monkeypatch.setattr(module, "nn_accuracy", record("nn"))
-    monkeypatch.setattr(module, "cluster_alignment", record("clusters"))
-    pixels = load_teacher("pixels")
-    splits = evaluator.embed_both(pixels, what="teacher")
-    assert splits.nn_accuracy(k=5, vote="weighted") == 0.5
-    assert splits.cluster_alignment(num_clusters=7, seed=2) == 0.5
-    assert received == {
-        "nn": {"k": 5, "vote": "weighted"},
-        "clusters": {"num_clusters": 7, "seed": 2},
-    }
-
-
 def test_classes_of_the_images_that_can_be_read(evaluator, make_folder):
     assert evaluator.num_classes() == 3
     data = evaluator.data

@@ -322,8 +322,8 @@ MISTAKES = {
     "infinite": ({"student_temperature": math.inf}, "student_temperature is inf"),
     "nan": ({"student_temperature": math.nan}, "positive and finite"),
     "implementation": ({"implementation": "bloked"}, "did you mean 'blocked'"),
-    "too few real": ({"num_valid": 0}, "num_real is 0; it must be from 1 to 9"),
-    "too many real": ({"num_valid": 10}, "num_real is 10; it must be from 1 to 9"),
+    "too few real": ({"num_valid": 0}, "num_valid is 0; it must be from 1 to 9"),
+    "too many real": ({"num_valid": 10}, "num_valid is 10; it must be from 1 to 9"),
     "mask shape": ({"self_mask": (torch.arange(3), torch.arange(9))}, "image_index is"),
     "mask dtype": ({"self_mask": (torch.arange(4), torch.zeros(9))}, "anchor_index is"),
 }

@@ -17,9 +17,8 @@ import torch
 
 torch.set_num_threads(1)  # a fork has no threads but its own
 
-import distill.jobs.pretrain  # noqa: E402
-import distill.jobs.train  # noqa: E402, F401
-
+import distill.training.pretrain  # noqa: E402
+import distill.training.train  # noqa: E402, F401
 from distill.cli.main import run  # noqa: E402
 
 

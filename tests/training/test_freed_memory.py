@@ -13,7 +13,7 @@ from distill import device as freed_memory
 COUNT_FAULTS = """
 import resource
 import torch
-from distill.engine.freed_memory import keep_freed_memory
+from distill.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

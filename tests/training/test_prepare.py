@@ -78,7 +78,7 @@ def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path
 def test_ranks_tell_each_other_what_they_skipped(monkeypatch, capsys):
     bad_images = BadImages("skip")
     bad_images(["a.png"])
-    monkeypatch.setattr(distributed, "union", lambda names: names | {"b.png"})
+    monkeypatch.setattr(distributed, "all_gather_set", lambda names: names | {"b.png"})
     bad_images.share()
     bad_images.share()
     assert bad_images.skipped == {"a.png", "b.png"}

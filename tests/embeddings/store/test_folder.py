@@ -14,7 +14,7 @@ from distill.errors import DistillError
 _HOLDER = """
 import sys
 from pathlib import Path
-from distill.embedding_cache.folder import locked
+from distill.embeddings.store import locked
 
 with locked(Path(sys.argv[1]), on_wait=print):
     print("locked", flush=True)

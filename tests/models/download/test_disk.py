@@ -130,7 +130,7 @@ def in_small_disk(mount: str, url: str) -> subprocess.CompletedProcess[str]:
     """Fetch into a file system of 256 KiB, which ends with the command."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from distill.download import Source, fetch\n"
+        "from distill.models.download import Source, fetch\n"
         "from distill.errors import DistillError\n"
         "folder = Path(sys.argv[1])\n"
         "try:\n    fetch(Source(sys.argv[2]), folder, instead='pass FILE')\n"

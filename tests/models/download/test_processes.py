@@ -12,7 +12,7 @@ from distill.models.download import Source, fetch
 
 CODE = (
     "import sys; from pathlib import Path\n"
-    "from distill.download import Source, fetch\n"
+    "from distill.models.download import Source, fetch\n"
     "print(fetch(Source(sys.argv[1]), Path(sys.argv[2]), instead=''))\n"
 )
 
