@@ -505,9 +505,9 @@ Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of opti
 Group = TypeVar("Group", bound="DataclassInstance")  # one whose fields are options
 
 
-def option_names(config_type: type) -> list[str]:
+def option_names(config: Any) -> list[str]:
     """Return the name of every option of a configuration, in the order of the help."""
-    return [name for hints in _groups(config_type).values() for name in hints]
+    return [name for hints in _groups(config).values() for name in hints]
 
 
 def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
@@ -523,7 +523,7 @@ def updated(config: Config, options: Mapping[str, Any], *, source: str) -> Confi
         DistillError: An unknown name (with the nearest), or a value of the wrong type or out of
             range; all such values at once.
     """
-    groups = _groups(type(config))
+    groups = _groups(config)
     hints = {name: hint for group in groups.values() for name, hint in group.items()}
     values = _validated(options, hints, source)
     changed = {
@@ -622,9 +622,9 @@ def _hints(options_type: type) -> dict[str, Any]:
     return get_type_hints(options_type, include_extras=True)
 
 
-def _groups(config_type: type) -> dict[str, dict[str, Any]]:
-    """Return the options of every group with their annotations."""
-    return {name: _hints(group) for name, group in get_type_hints(config_type).items()}
+def _groups(config: Any) -> dict[str, dict[str, Any]]:
+    """Return the annotated options of every group of a configuration."""
+    return {name: _hints(type(group)) for name, group in vars(config).items()}
 
 
 def _validated(options: Mapping[str, Any], hints: dict[str, Any], source: str) -> dict[str, Any]:
@@ -652,11 +652,12 @@ def _check(name: str, value: Any, hint: Any, source: str | None) -> tuple[Any, s
         return _adapter(hint).validate_python(value), None
     except ValidationError as error:
         kinds = {one["type"] for one in error.errors(include_url=False, include_context=False)}
+    given = f"{source} gives {name} the value {shown(value)}"
     if kinds & _RANGE_ERRORS:
         must = "each must be" if isinstance(value, (list, tuple)) else "it must be"
-        return value, f"--{name.replace('_', '-')} is {shown(value)}, {must} {_range(hint)}"
-    allowed = ", ".join(_described(hint))
-    return value, f"{source} gives {name} the value {shown(value)}; allowed: {allowed}"
+        given = given if source else f"--{name.replace('_', '-')} is {shown(value)}"
+        return value, f"{given}, {must} {_range(hint)}"
+    return value, f"{given}; allowed: {', '.join(_described(hint))}"
 
 
 _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -690,7 +691,7 @@ def _lenient(hint: Any) -> Any:
         return Annotated[(_lenient(hint.__origin__), *hint.__metadata__)]
     if get_origin(hint) is tuple:
         item, *rest = get_args(hint)
-        return tuple[(_lenient(item), *rest)]
+        return tuple[(_lenient(item), *rest)]  # type: ignore[misc]
     if get_origin(hint) in (Union, UnionType):
         return Union[tuple(map(_lenient, get_args(hint)))]  # noqa: UP007
     return hint

@@ -13,7 +13,7 @@ import functools
 import json
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
@@ -109,7 +109,9 @@ def as_dataclass(cls: type[T], content: Any) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(cls).validate_json(json.dumps(content), strict=True, extra="forbid")
+        return _adapter(cast(Any, cls)).validate_json(
+            json.dumps(content), strict=True, extra="forbid"
+        )
     except ValidationError as error:
         raise ValueError(_explained(error)) from error
 

@@ -212,7 +212,7 @@ def _checked(
 ) -> dict[str, Any]:
     """Refuse options that no run can have; return them as they are."""
     refuse(options, _OF_CELLS, where, "every run has a directory of its own; leave it out")
-    known = [*option_names(TrainConfig), *further]
+    known = [*option_names(TrainConfig()), *further]
     require_known(options, known, where)
     updated(TrainConfig(), options, source=where)
     return options
