@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +31,7 @@ torch.set_num_threads(1)  # two test processes share two cores
 
 ORACLES = Path(__file__).parent / "oracles"
 TOOLS = Path(__file__).parents[1] / "tools"
-RANK_PROGRAM = Path(__file__).parent / "ddp.py"
+ZYGOTE = Path(__file__).parent / "zygote.py"
 TIMEOUT = 300.0  # seconds, for all ranks together; a busy machine takes a minute
 GRACE = 2.0  # seconds for the others to say what they died of, once one has failed
 TINY_STUDENT = "timm:test_resnet"  # 0.5 M parameters, embeds 32 px images in a millisecond
@@ -83,67 +85,122 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+class Zygote:
+    """Starts processes by forking `tests/zygote.py`, which has imported everything."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([sys.executable, str(ZYGOTE)], env=environment, **pipes)
+
+    def ask(self, **request: Any) -> Any:
+        """Return the answer to a request, see `tests/zygote.py`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the program; what it has forked goes on."""
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def zygote(cache: Path) -> Iterator[Zygote]:
+    """Return what starts processes at once."""
+    started = Zygote()
+    yield started
+    started.close()
+
+
+class Ranks:
+    """Several processes that train one network, as torchrun starts them (CPU, gloo)."""
+
+    def __init__(self, zygote: Zygote, folder: Path, world_size: int) -> None:
+        self._zygote, self._folder, self._world_size = zygote, folder, world_size
+        # As under torchrun, the store lies with the parent: a port that it chose cannot be taken.
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def run(self, **request: Any) -> list[str]:
+        """Let every rank do what a request to the zygote says; return what each has printed.
+
+        When a rank fails, or the ranks take too long, the test fails with what they printed.
+        """
+        outputs = [self._folder / f"rank-{rank}.txt" for rank in range(self._world_size)]
+        ranks = [
+            self._zygote.ask(**request, output=str(output), env=self._environment(rank))
+            for rank, output in enumerate(outputs)
+        ]
+        statuses = self._wait(ranks)
+        printed = [output.read_text(errors="replace") for output in outputs]
+        if any(status != 0 for status in statuses):
+            parts = [
+                f"--- rank {rank}: {'still running' if status is None else f'status {status}'}\n{text}"
+                for rank, (status, text) in enumerate(zip(statuses, printed, strict=True))
+            ]
+            pytest.fail("of the ranks, some failed or took too long\n" + "\n".join(parts))
+        return printed
+
+    def _environment(self, rank: int) -> dict[str, str]:
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self._world_size),
+            "LOCAL_WORLD_SIZE": str(self._world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+
+    def _wait(self, ranks: list[int]) -> list[int | None]:
+        end = time.monotonic() + TIMEOUT
+        while True:
+            statuses = [self._zygote.ask(poll=rank) for rank in ranks]
+            if all(status is not None for status in statuses):
+                return statuses
+            if any(statuses):
+                end = min(end, time.monotonic() + GRACE)
+            if time.monotonic() > end:
+                for rank, status in zip(ranks, statuses, strict=True):
+                    if status is None:
+                        os.killpg(rank, signal.SIGKILL)
+                return statuses
+            time.sleep(0.01)
+
+
 @pytest.fixture
-def run_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+def run_ranks(zygote: Zygote, tmp_path: Path) -> Callable[..., list[Any]]:
     """Return a function that runs `function(*args)` on several ranks (CPU, gloo, one thread each).
 
     `run_ranks(function, world_size, *args)` returns the results in the order of the ranks. The
-    function stands at the top level of a test file; arguments and results can be pickled. When a
-    rank fails, or the ranks take too long, the test fails with what they printed.
+    function stands at the top level of a test file; arguments and results can be pickled.
     """
 
     def run(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
         task = (inspect.getfile(function), function.__name__, args)
         (tmp_path / "task.pickle").write_bytes(pickle.dumps(task))
-        # As under torchrun, the store lies with the parent: a port that it chose cannot be taken.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        ranks = [_start(tmp_path, rank, world_size, store.port) for rank in range(world_size)]
-        try:
-            _wait(ranks, tmp_path)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
+        Ranks(zygote, tmp_path, world_size).run(folder=str(tmp_path))
         results = [tmp_path / f"result-{rank}.pickle" for rank in range(world_size)]
         return [pickle.loads(result.read_bytes()) for result in results]
 
     return run
 
 
-def _start(folder: Path, rank: int, world_size: int, port: int) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    command = [sys.executable, str(RANK_PROGRAM), str(folder)]
-    with (folder / f"rank-{rank}.txt").open("wb") as output:
-        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+@pytest.fixture
+def run_command_on_ranks(zygote: Zygote, tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that runs `distill ARGV...` on several ranks.
 
+    `run_command_on_ranks(world_size, *argv)` returns what each rank has printed.
+    """
 
-def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
-    end = time.monotonic() + TIMEOUT
-    while any(process.poll() is None for process in ranks) and time.monotonic() < end:
-        if any(process.poll() for process in ranks):
-            end = min(end, time.monotonic() + GRACE)
-        time.sleep(0.02)
-    if any(process.poll() != 0 for process in ranks):
-        pytest.fail(f"of the ranks, some failed or took too long\n{_printed(folder, ranks)}")
+    def run(world_size: int, *argv: str) -> list[str]:
+        for old in tmp_path.glob("rank-*.txt"):
+            old.unlink()
+        return Ranks(zygote, tmp_path, world_size).run(argv=list(argv))
 
-
-def _printed(folder: Path, ranks: list[subprocess.Popen[bytes]]) -> str:
-    parts = []
-    for rank, process in enumerate(ranks):
-        status = process.poll()
-        ended = "still running" if status is None else f"exit status {status}"
-        text = (folder / f"rank-{rank}.txt").read_text(errors="replace")
-        parts.append(f"--- rank {rank}, {ended}\n{text}")
-    return "\n".join(parts)
+    return run
 
 
 @pytest.fixture

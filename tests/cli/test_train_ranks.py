@@ -69,17 +69,18 @@ def log_lines(output: Path) -> list[dict]:
 
 
 @pytest.mark.ddp
-def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys):
+def test_three_ranks_train_as_one_and_one_goes_on(
+    make_folder, tmp_path, capsys, run_command_on_ranks
+):
     data, outputs = make_folder(num_train=9, num_val=3), [tmp_path / "one", tmp_path / "three"]
     (data / "train" / "class1" / "000.png").write_bytes(b"not an image")
     flags = [*TINY, "--data", str(data), "--variant", "two-queue-momentum", "--queue-size", "19"]
     flags += ["--batch-size", "11", "--epochs", "2", "--holdout", "0.1"]
     flags += ["--on-bad-image", "skip", "--queue-init", "prefill"]
     assert run([*flags, "--output", str(outputs[0])]) == 0
-    done = torchrun(3, *flags, "--output", str(outputs[1]))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("everything is in") == 1
-    assert "batches of 11 images over 3 processes" in done.stdout
+    printed = "".join(run_command_on_ranks(3, *flags, "--output", str(outputs[1])))
+    assert printed.count("everything is in") == 1
+    assert "batches of 11 images over 3 processes" in printed
     folder = outputs[1] / "checkpoints"
     assert len(list(folder.iterdir())) == 2 * (1 + 3)
     logs = [log_lines(output) for output in outputs]
@@ -112,14 +113,13 @@ def test_three_ranks_train_as_one_and_one_goes_on(make_folder, tmp_path, capsys)
 
 
 @pytest.mark.ddp
-def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path):
+def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path, run_command_on_ranks):
     data, outputs = make_folder(num_train=9, num_val=3), [tmp_path / "one", tmp_path / "two"]
     flags = [*TINY, "--data", str(data), "--method", "clusterfit", "--num-clusters", "4"]
     flags += ["--batch-size", "9", "--epochs", "2", "--holdout", "0.1", "--nn-every", "0"]
     assert run([*flags, "--output", str(outputs[0])]) == 0
-    done = torchrun(2, *flags, "--output", str(outputs[1]))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("clustering 24 embeddings of the teacher into 4 clusters") == 1
+    printed = "".join(run_command_on_ranks(2, *flags, "--output", str(outputs[1])))
+    assert printed.count("clustering 24 embeddings of the teacher into 4 clusters") == 1
     for one, two in zip(*(log_lines(output) for output in outputs), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     checkpoints(outputs[1] / "checkpoints")[-1].unlink()  # what two began, one goes on with
@@ -129,7 +129,7 @@ def test_two_ranks_fit_the_clusters_that_one_makes(make_folder, tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_others_soon(make_folder, tmp_path, victim):
     output = tmp_path / "run"
     with started(2, output, "--data", str(make_folder()), "--epochs", "3000") as job:
@@ -148,6 +148,7 @@ def test_a_process_that_dies_ends_the_others_soon(make_folder, tmp_path, victim)
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_path):
     """Torchrun starts the same command again, which begins the run at first and then resumes."""
     data, whole, output = str(make_folder()), tmp_path / "whole", tmp_path / "run"
@@ -168,7 +169,7 @@ def test_an_elastic_job_that_loses_a_process_goes_on_by_itself(make_folder, tmp_
 
 
 @pytest.mark.ddp
-def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, capsys):
+def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, run_command_on_ranks):
     output = tmp_path / "run"
     flags = ["--data", str(make_folder(num_train=9, num_val=3)), "--batch-size", "8"]
     assert run([*TINY, *flags, "--epochs", "1", "--output", str(output)]) == 0
@@ -189,10 +190,9 @@ def test_evaluations_share_the_pass_and_one_measures(make_folder, tmp_path, caps
             if ranks == 1:
                 assert run([command, *argv]) == 0
             else:
-                done = torchrun(ranks, *argv, command=command)
-                assert done.returncode == 0, done.stderr
+                printed = "".join(run_command_on_ranks(ranks, command, *argv))
                 measured = {"clusters": "nmi  ", "agreement": "agreement_k1@class0  "}
-                assert done.stdout.count(measured.get(name, "accuracy  ")) <= 2
+                assert printed.count(measured.get(name, "accuracy  ")) <= 2
             found.append(json.loads((folder / "metrics.json").read_text()))
         assert found[0] == pytest.approx(found[1], abs=1e-6)
 

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "zygote.py"
 PATIENCE = 120.0  # seconds
 
 
 class Commands:
     """Starts `distill` commands by forking a process that has imported everything."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._zygote = subprocess.Popen(
-            [sys.executable, str(PROGRAM)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, folder: Path, zygote: Any) -> None:
+        self.folder, self.zygote = folder, zygote
         self._number = 0
 
     def start(self, argv: list[str]) -> Command:
         """Start a command."""
         self._number += 1
         output = self.folder / f"command-{self._number}.txt"
-        process = self._ask({"argv": argv, "output": str(output)})
-        return Command(self, process, output)
+        return Command(self, self.zygote.ask(argv=argv, output=str(output)), output)
 
     def wait(self, process: int) -> int:
         """Return the exit status of a command, negative when a signal ended it."""
-        return self._ask({"wait": process})
-
-    def _ask(self, request: dict) -> int:
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.write(json.dumps(request) + "\n")
-        self._zygote.stdin.flush()
-        return int(self._zygote.stdout.readline())
-
-    def close(self) -> None:
-        """End all of it."""
-        self._zygote.kill()
-        self._zygote.wait()
+        return self.zygote.ask(wait=process)
 
 
 class Command:
@@ -91,10 +66,8 @@ class Command:
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
+def commands(zygote: Any, tmp_path: Path) -> Commands:
     """Start commands."""
     folder = tmp_path / "commands"
     folder.mkdir()
-    started = Commands(folder)
-    yield started
-    started.close()
+    return Commands(folder, zygote)
