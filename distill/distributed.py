@@ -1,36 +1,24 @@
-"""Several processes that train one network, started by torchrun: thin functions over PyTorch.
+"""Several processes that train one network, started by torchrun.
 
-All of them are valid without torchrun too, where there is one rank and nothing to exchange. Every
-rank has to call the ones that exchange, in the same order.
+Thin functions over `torch.distributed`. All of them work without torchrun, too, where there is one
+rank and nothing to exchange. The ones that exchange are called on every rank, in the same order.
 
-A gradient that crosses ranks is that of the sum of all ranks' losses. DistributedDataParallel
-divides the parameters' gradients by the number of ranks, so that with equal local batches and a
-loss that is the mean over the local rows the network receives the gradient of the global mean. It
-does so too, whatever the local batches, where every rank returns the global mean itself.
+Gradients: that of `all_gather`, `all_reduce_sum` and `all_gather_variable_with_gradient` is the
+gradient of the sum of all ranks' losses. DistributedDataParallel divides the gradients of the
+parameters by the number of ranks W, so that the network receives the gradient of the global mean
+where every rank returns the global mean itself, or the mean over its own rows with equal batches.
+`torch.distributed.nn.functional` has two of these operations and is deprecated.
 
-Rows of which ranks have unequal numbers: `distill.distributed`.
+Ranks with unequal numbers of rows: backends exchange tensors of one shape, so rows travel padded to
+the largest number on any rank. The numbers (`row_counts`) are exchanged once for a batch.
 
-`torch.distributed.nn.functional` has the same two operations; newer PyTorch deprecates them.
+Rendezvous: torchrun keeps one store of keys for a job and starts its processes again after a
+failure. From PyTorch 2.5 on the new processes see the old ones' keys, so that a rank may read the
+address that a dead one left; of 31 restarts of two ranks 13 failed. The restarts' number
+(`TORCHELASTIC_RESTART_COUNT`) cannot tell the starts apart, because every machine counts its own.
+So the ranks agree on keys that nobody has used before.
 
-Shapes: B rows on every rank, W ranks.
-
-Rows of a batch, exchanged between ranks that hold unequal numbers of them.
-
-The backends exchange tensors of one shape only: rows travel padded to the largest number on any
-rank, and the numbers themselves (`row_counts`) are exchanged first, once for a batch. Only
-`all_gather_variable_with_gradient` is differentiable. All of it is valid in one process, where
-there is
-nothing to exchange.
-
-Shapes: b rows on this rank, B rows on all ranks together.
-
-How the ranks of one start find each other in a store that outlives them.
-
-torchrun keeps one store of keys for a job and starts its processes again after a failure. From
-PyTorch 2.5 on the new processes find the old ones' keys there, so that a rank may read the address
-that a dead one left: it is refused, or the others wait for it. Of 31 restarts of two ranks 13
-failed. The restarts' number (`TORCHELASTIC_RESTART_COUNT`) cannot tell the starts apart, because
-every machine counts its own. So the ranks agree on keys that nobody has used before.
+Shapes: W ranks, b rows on this rank, B rows on all ranks together.
 """
 
 from __future__ import annotations
@@ -51,20 +39,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 
-# The others wait while the first rank measures a network, which takes hours on large sets; a rank
-# that died is not waited for, because torchrun ends them all.
-PATIENCE = timedelta(days=1)
+# The others wait while the first rank evaluates a network, which takes hours on large sets. Nobody
+# waits for a rank that died, because torchrun ends them all.
+EXCHANGE_TIMEOUT = timedelta(days=1)
 # Gloo connects when it starts. A rank that gives up is started again by an elastic launcher.
-CONNECTING = timedelta(minutes=3)
+CONNECT_TIMEOUT = timedelta(minutes=3)
 
 
 def start(device: torch.device) -> torch.device:
     """Join the ranks that torchrun started, over NCCL for CUDA and gloo for a CPU.
 
-    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Gloo's ranks connect within
-    `CONNECTING` when all have come, or the start fails; from then on `PATIENCE` counts.
+    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Ranks of gloo connect within
+    `CONNECT_TIMEOUT`, or the start fails; from then on `EXCHANGE_TIMEOUT` counts.
 
     Returns:
         The device of this rank: `device`, but for CUDA the one of the rank (LOCAL_RANK).
@@ -78,28 +66,48 @@ def start(device: torch.device) -> torch.device:
     _require_torchrun()
     if device.type == "cuda":
         device = _take_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, **_meeting())
+        dist.init_process_group("nccl", timeout=EXCHANGE_TIMEOUT, **_rendezvous_options())
         return device
-    dist.init_process_group("gloo", timeout=CONNECTING, **_meeting())
-    dist.distributed_c10d._set_pg_timeout(PATIENCE)  # there is no public name for it
+    dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT, **_rendezvous_options())
+    dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT)  # there is no public name for it
     return device
 
 
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return `module` with its gradients averaged over the ranks; itself with one rank.
+def _require_torchrun() -> None:
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise DistillError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {' and '.join(missing)} not set; start "
+            "several processes with torchrun, or unset WORLD_SIZE for one"
+        )
 
-    Args:
-        module: On `device`, its BatchNorm synchronized already.
-        device: Of this rank.
-    """
-    if world_size() == 1:
-        return module
-    device_ids = [device] if device.type == "cuda" else None
-    # The name from PyTorch 2.13 on and the one before: no exchange of buffers at every step.
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {"device_ids": device_ids, name: False}
-    return DistributedDataParallel(module, **options)
+
+def _take_device(device: torch.device) -> torch.device:
+    if ":" in str(device):
+        raise DistillError(
+            f"--device {device} would put all processes on one device; use --device cuda"
+        )
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise DistillError(
+            f"rank {os.environ['RANK']} needs CUDA device {index} and this machine has "
+            f"{torch.cuda.device_count()}; lower --nproc-per-node or use --device cpu"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _rendezvous_options() -> dict[str, Any]:
+    """Return where the ranks of this start meet, as `init_process_group` takes it."""
+    store = launcher_store(EXCHANGE_TIMEOUT)
+    if store is None:
+        return {}
+    own, size = int(os.environ["RANK"]), launched_size()
+    return {
+        "store": rendezvous(store, own, size, EXCHANGE_TIMEOUT),
+        "rank": own,
+        "world_size": size,
+    }
 
 
 def stop() -> None:
@@ -155,6 +163,36 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _is_started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an exchange failed because another rank has ended."""
+    if launched_size() == 1:
+        return False
+    words = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "NCCL")
+    is_of_exchange = isinstance(error, dist.DistError) or any(w in str(error) for w in words)
+    return isinstance(error, RuntimeError) and is_of_exchange
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return `module` with its gradients averaged over the ranks; itself with one rank.
+
+    Args:
+        module: On `device`, its BatchNorm synchronized already.
+        device: Of this rank.
+    """
+    if world_size() == 1:
+        return module
+    device_ids = [device] if device.type == "cuda" else None
+    # The name from PyTorch 2.13 on and the one before: no exchange of buffers at every step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"device_ids": device_ids, name: False}
+    return DistributedDataParallel(module, **options)
+
+
 def all_gather(tensor: Tensor) -> Tensor:
     """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
 
@@ -179,77 +217,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
         all ranks computed for it.
     """
     return tensor if world_size() == 1 else _AllReduceSum.apply(tensor)
-
-
-def mean_over_ranks(value: float) -> float:
-    """Return the mean of the ranks' values, the same on every rank."""
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=exchange_device())
-    dist.all_reduce(total)
-    return total.item() / world_size()
-
-
-def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on one rank at least, the same on every rank."""
-    if world_size() == 1:
-        return flag
-    highest = torch.tensor(int(flag), device=exchange_device())
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return bool(highest.item())
-
-
-def all_gather_set(things: set[Thing]) -> set[Thing]:
-    """Return the things (names, numbers) that any rank has, the same on every rank."""
-    if world_size() == 1:
-        return things
-    of_ranks: list[set[Thing]] = [set()] * world_size()
-    dist.all_gather_object(of_ranks, things)
-    return set().union(*of_ranks)
-
-
-def broadcast_from_rank0(compute: Callable[[], Thing]) -> Thing:
-    """Return what the first rank computes, the same on every rank; the others only wait.
-
-    Args:
-        compute: Called on the first rank; its result can be pickled.
-
-    Raises:
-        DistillError: What `compute` raised, on every rank: none is left waiting.
-    """
-    if world_size() == 1:
-        return compute()
-    shared: list[Any] = [None, None]
-    error: DistillError | None = None
-    if is_main():
-        try:
-            shared[0] = compute()
-        except DistillError as raised:
-            error, shared[1] = raised, str(raised)
-    dist.broadcast_object_list(shared)
-    if shared[1] is not None:
-        raise error or DistillError(shared[1])
-    return cast(Thing, shared[0])
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an exchange failed because another rank has ended."""
-    if launched_size() == 1:
-        return False
-    words = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "NCCL")
-    is_of_exchange = isinstance(error, dist.DistError) or any(w in str(error) for w in words)
-    return isinstance(error, RuntimeError) and is_of_exchange
-
-
-def exchange_device() -> torch.device:
-    """Return where a small tensor must lie to be exchanged."""
-    is_nccl = _is_started() and dist.get_backend() == "nccl"
-    return torch.device("cuda" if is_nccl else "cpu")
-
-
-def barrier() -> None:
-    """Wait until every rank has come here."""
-    any_rank(False)  # dist.barrier has to guess the device of a rank under NCCL
 
 
 class _AllGather(torch.autograd.Function):
@@ -282,40 +249,66 @@ def _summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def _is_started() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def mean_over_ranks(value: float) -> float:
+    """Return the mean of the ranks' values, the same on every rank."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=exchange_device())
+    dist.all_reduce(total)
+    return total.item() / world_size()
 
 
-def _meeting() -> dict[str, Any]:
-    store = launcher_store(PATIENCE)
-    if store is None:
-        return {}
-    own, size = int(os.environ["RANK"]), launched_size()
-    return {"store": rendezvous(store, own, size, PATIENCE), "rank": own, "world_size": size}
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on one rank at least, the same on every rank."""
+    if world_size() == 1:
+        return flag
+    highest = torch.tensor(int(flag), device=exchange_device())
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return bool(highest.item())
 
 
-def _require_torchrun() -> None:
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
-    if missing:
-        raise DistillError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {' and '.join(missing)} not set; start "
-            "several processes with torchrun, or unset WORLD_SIZE for one"
-        )
+def all_gather_set(values: set[T]) -> set[T]:
+    """Return the values that any rank has, the same on every rank."""
+    if world_size() == 1:
+        return values
+    of_ranks: list[set[T]] = [set()] * world_size()
+    dist.all_gather_object(of_ranks, values)
+    return set().union(*of_ranks)
 
 
-def _take_device(device: torch.device) -> torch.device:
-    if ":" in str(device):
-        raise DistillError(
-            f"--device {device} would put all processes on one device; use --device cuda"
-        )
-    index = int(os.environ["LOCAL_RANK"])
-    if index >= torch.cuda.device_count():
-        raise DistillError(
-            f"rank {os.environ['RANK']} needs CUDA device {index} and this machine has "
-            f"{torch.cuda.device_count()}; lower --nproc-per-node or use --device cpu"
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+def broadcast_from_rank0(compute: Callable[[], T]) -> T:
+    """Return what the first rank computes, the same on every rank; the others only wait.
+
+    Args:
+        compute: Called on the first rank; its result can be pickled.
+
+    Raises:
+        DistillError: What `compute` raised, on every rank: none is left waiting.
+    """
+    if world_size() == 1:
+        return compute()
+    shared: list[Any] = [None, None]
+    error: DistillError | None = None
+    if is_main():
+        try:
+            shared[0] = compute()
+        except DistillError as raised:
+            error, shared[1] = raised, str(raised)
+    dist.broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise error or DistillError(shared[1])
+    return cast(T, shared[0])
+
+
+def exchange_device() -> torch.device:
+    """Return where a small tensor must lie to be exchanged."""
+    is_nccl = _is_started() and dist.get_backend() == "nccl"
+    return torch.device("cuda" if is_nccl else "cpu")
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    any_rank(False)  # dist.barrier has to guess the device of a rank under NCCL
 
 
 def row_counts(num_rows: int) -> list[int]:
@@ -340,11 +333,7 @@ def all_gather_variable(rows: Tensor, counts: Sequence[int]) -> Tensor:
     Returns:
         (B, ...), the same on every rank; `rows` itself with one rank.
     """
-    if len(counts) == 1:
-        return rows
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows.detach()
-    return _without_padding(all_gather(padded), counts)
+    return rows if len(counts) == 1 else all_gather_variable_with_gradient(rows.detach(), counts)
 
 
 def all_gather_variable_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -360,11 +349,7 @@ def all_gather_variable_with_gradient(rows: Tensor, counts: Sequence[int]) -> Te
     if len(counts) == 1:
         return rows
     padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
-    return _without_padding(all_gather(torch.cat([rows, padding])), counts)
-
-
-def _without_padding(gathered: Tensor, counts: Sequence[int]) -> Tensor:
-    parts = gathered.split(max(counts))
+    parts = all_gather(torch.cat([rows, padding])).split(max(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -390,7 +375,7 @@ def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:
     return sums[: counts[rank()]]
 
 
-_PAUSE = 0.05  # seconds between two looks of the first rank at who has come
+_POLL_SECONDS = 0.05  # seconds between two looks of the first rank at who has come
 
 
 def launcher_store(timeout: timedelta) -> dist.Store | None:
@@ -440,7 +425,7 @@ def _answer(store: dist.Store, place: str, missing: set[int], timeout: timedelta
         for rank in missing:
             if store.check([_name_of(rank)]):
                 store.set(_answer_to(store.get(_name_of(rank)).decode()), place)
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_SECONDS)
         missing = {rank for rank in missing if not store.check([_is_at(place, rank)])}
 
 

@@ -1,13 +1,9 @@
-"""Writes files that are whole or not there, and looks at names of files that others wrote.
+"""Files on disk: atomic writes, locks, names from strangers, bounded tar files, the cache folder.
 
-Where things lie that may be removed at any time: downloads, embeddings, measured plans.
-
-$DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else ~/.cache/distill.
-
-Opens tar files of others, plain or in gzip, within bounded memory.
-
-`tarfile` reads extended headers whole, whatever size they claim, and would try every decompressor:
-a few bytes of xz claim gigabytes of dictionary.
+A reader of what `atomic_path`, `atomic_write` and `atomic_folder` write sees the old content or the
+new one, never a part. `tarfile` reads extended headers whole, whatever size they claim, and tries
+every decompressor, of which a few bytes of xz claim gigabytes; `open_tar` reads plain files and
+gzip within bounded memory.
 """
 
 from __future__ import annotations
@@ -21,66 +17,26 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import filelock
 
 from distill.errors import DistillError
 
+MAX_READ = 16 * 2**20  # bytes at once; headers have some hundreds, or thousands with attributes
+_GZIP = b"\x1f\x8b"
 _MAX_NAME = 255  # bytes, as file systems have it
-
-
-def require_file_place(path: Path, *, flag: str, example: str) -> None:
-    """Refuse a path that no file can be written to, before there is anything to write.
-
-    Args:
-        path: Of the file.
-        flag: That it was given with.
-        example: A file name of the kind.
-
-    Raises:
-        DistillError: It is a folder, or lies in one that is not there.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
-        raise DistillError(f"{flag} {path} {problem}; name a file such as {example}")
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes out while a file is read, changed and written.
-
-    It is for files of which every writer adds a part; all of them must come this way. Where the
-    file system knows no locks nobody is kept out.
-    """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path`; when all went well, flush it to the disk and rename it.
-
-    A reader sees the old content or the new one; a failed write leaves the old.
-
-    Raises:
-        OSError: The disk refuses; ESTALE where the folder has gone, as a mount may.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        yield file
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a writer that wants one; otherwise as `atomic_open`."""
+    """Yield a name beside `path` to write to; when all went well, flush it and rename it to `path`.
+
+    A failed write leaves the old file.
+
+    Raises:
+        OSError: The disk refuses; ESTALE where the folder has gone, as a mount may.
+    """
     temporary = path.with_name(path.name + ".partial")
     try:
         temporary.touch()
@@ -102,6 +58,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` to `path` by `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a renamed file keeps its name when the power fails."""
     with suppress(OSError):  # not every file system and system can
@@ -110,12 +72,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by `atomic_open`."""
-    with atomic_open(path) as file:
-        file.write(content)
 
 
 @contextmanager
@@ -147,6 +103,51 @@ def atomic_folder(folder: Path, *, last: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Keep other processes out while a file is read, changed and written.
+
+    For files to which several processes add; all of them must lock. On a file system without locks
+    nobody is kept out.
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_file_place(path: Path, *, flag: str, example: str) -> None:
+    """Refuse a path that no file can be written to, before there is anything to write.
+
+    Args:
+        path: Of the file.
+        flag: That it was given with.
+        example: A file name of the kind.
+
+    Raises:
+        DistillError: It is a folder, or lies in one that is not there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+        raise DistillError(f"{flag} {path} {problem}; name a file such as {example}")
+
+
+def cache_folder() -> Path:
+    """Return where downloads, embeddings and measured plans lie, which may be removed at any time.
+
+    $DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else ~/.cache/distill; it need not exist yet.
+    """
+    if os.environ.get("DISTILL_CACHE"):
+        return Path(os.environ["DISTILL_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
+
+
 def is_file_name(name: str) -> bool:
     """Say whether a name that someone else wrote is that of a file in a folder, and no path."""
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
@@ -155,17 +156,6 @@ def is_file_name(name: str) -> bool:
         return len(os.fsencode(name)) <= _MAX_NAME
     except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
         return False
-
-
-def cache_folder() -> Path:
-    """Return the folder; it need not exist yet."""
-    if os.environ.get("DISTILL_CACHE"):
-        return Path(os.environ["DISTILL_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
-
-
-MAX_READ = 16 * 2**20  # bytes at once; headers have some hundreds, or thousands with attributes
-_GZIP = b"\x1f\x8b"
 
 
 class _BoundedReads:

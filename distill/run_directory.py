@@ -28,7 +28,7 @@ import yaml
 from distill import distributed
 from distill.config import flattened, read_yaml
 from distill.errors import DistillError
-from distill.files import atomic_write, one_at_a_time
+from distill.files import atomic_write, file_lock
 from distill.parsing import checked, parse_json
 
 STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
@@ -219,7 +219,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Add numbers to metrics.json under `path`; those of the same name go, for good if None."""
-    with one_at_a_time(path / "metrics.json"):  # two measurements may end together
+    with file_lock(path / "metrics.json"):  # two measurements may end together
         merged = {**read_metrics(path), **metrics}
         merged = {name: value for name, value in merged.items() if value is not None}
         atomic_write(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())

@@ -1,4 +1,6 @@
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,14 @@ import torch
 import torch.distributed as dist
 
 from distill import distributed
+from distill.distributed import (
+    all_gather_variable,
+    launcher_store,
+    own_rows,
+    rendezvous,
+    row_counts,
+    scatter_sum,
+)
 from distill.errors import DistillError, UnknownNameError
 
 RANKS = 2
@@ -92,7 +102,7 @@ def test_two_ranks_exchange_values_and_gradients(run_ranks, tmp_path):
     of_sums = 2 * total * sum(weights(rank, B) for rank in range(RANKS))
     for rank, result in enumerate(results):
         assert result["place"] == (rank, RANKS, rank == 0)
-        assert result["patience"] == distributed.PATIENCE  # not that of connecting
+        assert result["patience"] == distributed.EXCHANGE_TIMEOUT  # not that of connecting
         assert torch.equal(result["gathered"], all_rows)
         wanted = of_losses[rank * B : (rank + 1) * B]
         torch.testing.assert_close(result["gathered.grad"], wanted)
@@ -183,3 +193,110 @@ def test_one_device_for_all_ranks_is_refused(chosen):
     with pytest.raises(DistillError, match="cuda:1 would put all processes on one device"):
         distributed.start(torch.device("cuda:1"))
     assert chosen == []
+
+
+COUNTS = [2, 0, 3]
+
+
+def variable_rows(rank: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return (torch.arange(COUNTS[rank] * 2).reshape(-1, 2) + 100 * rank).to(dtype)
+
+
+def partial_sums(rank: int) -> torch.Tensor:
+    return torch.randn(sum(COUNTS), 4, generator=torch.Generator().manual_seed(rank))
+
+
+def exchange_variable() -> dict[str, Any]:
+    rank = distributed.rank()
+    mine = variable_rows(rank).requires_grad_()
+    sums = partial_sums(rank)
+    return {
+        "counts": row_counts(COUNTS[rank]),
+        "own": own_rows(COUNTS),
+        "gathered": all_gather_variable(mine, COUNTS),
+        "strided": all_gather_variable(variable_rows(rank).t().contiguous().t(), COUNTS),
+        "indices": all_gather_variable(variable_rows(rank, torch.int64)[:, 0], COUNTS),
+        "summed": scatter_sum(sums, COUNTS),
+        "untouched": torch.equal(sums, partial_sums(rank)),
+    }
+
+
+@pytest.mark.ddp
+def test_unequal_rows_are_gathered_and_summed_in_order(run_ranks):
+    everything = torch.cat([variable_rows(rank) for rank in range(3)])
+    total = sum(partial_sums(rank) for rank in range(3))
+    for rank, result in enumerate(run_ranks(exchange_variable, 3)):
+        assert result["counts"] == COUNTS
+        assert torch.equal(everything[result["own"]], variable_rows(rank))
+        assert torch.equal(result["gathered"], everything)
+        assert not result["gathered"].requires_grad
+        assert torch.equal(result["strided"], everything)
+        assert torch.equal(result["indices"], everything[:, 0].long())
+        torch.testing.assert_close(result["summed"], total[result["own"]])
+        assert result["untouched"]
+
+
+def test_one_process_has_all_rows():
+    tensor = torch.randn(3, 2)
+    assert row_counts(3) == [3]
+    assert own_rows([3]) == slice(0, 3)
+    assert all_gather_variable(tensor, [3]) is tensor
+    assert scatter_sum(tensor, [3]) is tensor
+
+
+NUM_STARTED = 3
+SOON, LONG = timedelta(seconds=0.3), timedelta(seconds=60)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield server.port
+    del server
+
+
+def client(port: int) -> dist.Store:
+    return dist.TCPStore("127.0.0.1", port, is_master=False)
+
+
+def begin(port: int, delays: list[float]) -> list[bytes]:
+    """Return what every rank reads that the first wrote after they met."""
+
+    def one(rank: int) -> bytes:
+        time.sleep(delays[rank])
+        place = rendezvous(client(port), rank, NUM_STARTED, LONG)
+        if rank == 0:
+            time.sleep(0.2)  # a rank that reads a former start's key does not wait for it
+            place.set("address", str(delays))
+        return place.get("address")
+
+    with ThreadPoolExecutor(NUM_STARTED) as pool:
+        return list(pool.map(one, range(NUM_STARTED)))
+
+
+def test_every_start_has_keys_of_its_own_whoever_comes_last(port):
+    for delays in ([0.0, 0.0, 0.0], [0.3, 0.0, 0.1], [0.0, 0.3, 0.1], [0.1, 0.0, 0.3]):
+        assert begin(port, delays) == [str(delays).encode()] * NUM_STARTED
+
+
+def test_a_start_that_died_before_all_had_come_is_not_mistaken_for_this_one(port):
+    with pytest.raises(dist.DistStoreError, match=r"ranks \[1, 2\] have not come within 0:00:00.3"):
+        rendezvous(client(port), 0, NUM_STARTED, SOON)
+    for rank in (1, 2):
+        with pytest.raises(dist.DistStoreError):
+            rendezvous(client(port), rank, NUM_STARTED, SOON)
+    assert begin(port, [0.0, 0.4, 0.2]) == [b"[0.0, 0.4, 0.2]"] * NUM_STARTED
+
+
+def test_one_rank_waits_for_nobody(port):
+    rendezvous(client(port), 0, 1, timedelta(0)).set("key", "value")
+
+
+def test_the_launchers_store_is_used_where_there_is_one(port, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    assert launcher_store(SOON) is None
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    client(port).set("left by", "another")
+    assert launcher_store(LONG).get("left by") == b"another"

@@ -1,11 +1,23 @@
 import errno
+import gzip
+import io
 import os
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from distill.files import atomic_folder, atomic_path, atomic_write, is_file_name
+from distill.files import (
+    MAX_READ,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    cache_folder,
+    is_file_name,
+    open_tar,
+    open_tar_file,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -98,3 +110,53 @@ def test_names_of_files():
     assert all(map(is_file_name, ["a.onnx", "ü" * 127, "..a", " "]))
     others = ["", ".", "..", "a/b", "a\\b", "/a", "a\0b", "ü" * 128, "\ud800"]
     assert not any(map(is_file_name, others))
+
+
+def test_where_the_cache_folder_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("DISTILL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert str(cache_folder()) == "/somewhere/distill"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(cache_folder()) == "/home/someone/.cache/distill"
+    monkeypatch.setenv("DISTILL_CACHE", "")  # empty counts as not set
+    assert str(cache_folder()) == "/home/someone/.cache/distill"
+    monkeypatch.setenv("DISTILL_CACHE", "~/mine")
+    assert str(cache_folder()) == "/home/someone/mine"
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as file:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_members_are_read(tmp_path: Path, pack):
+    files = {"a" * 300: b"long names have a header of their own", "b": bytes(3 * MAX_READ // 2)}
+    (tmp_path / "x").write_bytes(pack(tar_of(files)))
+    with open_tar_file(tmp_path / "x") as file:
+        found = {}
+        for member in file:
+            content = file.extractfile(member)
+            assert content is not None
+            found[member.name] = b"".join(iter(lambda content=content: content.read(2**20), b""))
+    assert found == files
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_too_much_is_refused(kind):
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, 5 * 2**30
+    stream = io.BytesIO(entry.tobuf() + tar_of({"b": b"x"}))
+    with (
+        pytest.raises(tarfile.TarError, match=r"a header claims 5,368,709,120 bytes"),
+        open_tar(stream) as file,
+    ):
+        file.getmembers()

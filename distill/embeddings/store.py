@@ -58,7 +58,7 @@ from torch import Tensor
 
 from distill.config import CacheDtype
 from distill.errors import DistillError
-from distill.files import atomic_open, atomic_write
+from distill.files import atomic_path, atomic_write
 from distill.parsing import parse_json
 
 _MAGIC, _ALIGNMENT = b"\x93NUMPY\x01\x00", 64
@@ -84,7 +84,7 @@ def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     Raises:
         OSError: No space, or no permission.
     """
-    with atomic_open(path) as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header(dtype, shape))
         file.flush()
         _reserve(file.fileno(), file_size(dtype, shape))

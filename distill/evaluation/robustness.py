@@ -67,7 +67,7 @@ from distill.evaluation.base import (
 )
 from distill.evaluation.frozen_classifier import FrozenClassifier, HeadName
 from distill.evaluation.shifts import ShiftOptions, ShiftRow, measure_shifts, open_shifts
-from distill.files import atomic_write, one_at_a_time
+from distill.files import atomic_write, file_lock
 from distill.models.networks import InputSpec
 from distill.models.weights import weights_hash
 from distill.parsing import checked, parse_json
@@ -290,7 +290,7 @@ class RobustnessRecord:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(self.folder / FILE):
+        with file_lock(self.folder / FILE):
             everything = read_robustness(self.folder)
             everything.pop(self.key, None)  # the newest one comes last
             everything[self.key] = {
