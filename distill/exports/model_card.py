@@ -1,9 +1,4 @@
-"""Markdown in which text from elsewhere stays text.
-
-Source: CommonMark 0.31: a backslash before any ASCII punctuation takes away its meaning, and
-entities stand for the characters of HTML.
-
-What the numbers of metrics.json mean, in words for a model card.
+"""What the numbers of metrics.json mean, in words for a model card.
 
 Numbers that this module does not know are given with their name alone.
 
@@ -27,7 +22,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,44 +31,8 @@ import yaml
 from distill.exports.network import INPUT
 from distill.exports.plain_weights import LibraryModel
 from distill.exports.record import Artifact, Record
+from distill.markdown import cleaned, code, escaped, table
 from distill.models.networks import InputSpec
-
-# Also what common extensions of Markdown give a meaning: tables, links without brackets, mentions,
-# emoji, formulas.
-_MARKUP = re.compile(r"[\\`*_{}\[\]#|~$!@:^=]|(?<=[wW]{3})\.")
-_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-
-
-def cleaned(text: str) -> str:
-    """Return `text` on one line, without control, format and unpaired surrogate characters.
-
-    File names may hold line breaks, characters that turn the direction of what follows, and bytes
-    that are no text.
-    """
-    kept = ("\N{REPLACEMENT CHARACTER}" if _is_hidden(c) else c for c in " ".join(text.split()))
-    return "".join(kept)
-
-
-def escaped(text: str) -> str:
-    """Return `text` so that Markdown shows it as it is, within a line: no markup, link or cell."""
-    return _MARKUP.sub(r"\\\g<0>", cleaned(text).translate(_HTML))
-
-
-def code(text: str) -> str:
-    """Return `text` of our own, without backticks and bars, as code."""
-    assert not set("`|\n") & set(text)
-    return f"`{text}`"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose cells are Markdown already."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def _is_hidden(character: str) -> bool:
-    return unicodedata.category(character).startswith("C")
-
 
 _WHOSE = {
     "teacher_": "the teacher: ",

@@ -14,8 +14,9 @@ from typing import Any
 from distill.config import METHODS
 from distill.data.sources import ImageData
 from distill.errors import DistillError
-from distill.exports.model_card import CardFacts, Rows, escaped
+from distill.exports.model_card import CardFacts, Rows
 from distill.exports.plain_weights import library_model
+from distill.markdown import escaped
 from distill.models.networks import EmbeddingNetwork, num_parameters
 from distill.run_directory import read_config, read_metrics, read_run_metadata
 from teachers.load import FILES, load_trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.exports.model_card import escaped, table
+from distill.markdown import escaped, table
 from distill.reports.grid_content import RULE, GridContent, GridTable, TuningChoice
 
 

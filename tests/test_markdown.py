@@ -1,6 +1,6 @@
 import pytest
 
-from distill.exports.model_card import cleaned, code, escaped, table
+from distill.markdown import cleaned, code, escaped, table
 
 
 @pytest.mark.parametrize(
