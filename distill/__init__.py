@@ -151,14 +151,9 @@ def evaluate_nn(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.config import as_options
-    from distill.evaluation.nn import NearestNeighborOptions
-    from distill.evaluation.nn import evaluate_nn as evaluate_job
+    from distill.evaluation.base import evaluate
 
-    if isinstance(options.get("k"), int):
-        options["k"] = (options["k"],)
-    given = as_options(NearestNeighborOptions, options, source="distill.evaluate_nn")
-    return evaluate_job(Path(run_or_weights), given).metrics
+    return evaluate("nn", run_or_weights, **options).metrics
 
 
 def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:
@@ -174,12 +169,9 @@ def evaluate_clusters(run_or_weights: str | Path, **options: Any) -> dict[str, A
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.config import as_options
-    from distill.evaluation.clusters import ClusterOptions
-    from distill.evaluation.clusters import evaluate_clusters as evaluate_job
+    from distill.evaluation.base import evaluate
 
-    given = as_options(ClusterOptions, options, source="distill.evaluate_clusters")
-    return evaluate_job(Path(run_or_weights), given).metrics
+    return evaluate("clusters", run_or_weights, **options).metrics
 
 
 def evaluate_linear(run_or_weights: str | Path, **options: Any) -> dict[str, Any]:

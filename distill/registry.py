@@ -6,6 +6,8 @@ descriptions (data), not built networks, so that listing costs nothing.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -20,11 +22,13 @@ class Registry(Generic[Entry]):
     Args:
         kind: What the entries are, in the singular; used in error messages.
         remedy: Appended to the message for an unknown name: what else is accepted.
+        package: Its modules register entries when they are imported, which the first look-up does.
     """
 
-    def __init__(self, kind: str, *, remedy: str = "") -> None:
+    def __init__(self, kind: str, *, remedy: str = "", package: str | None = None) -> None:
         self.kind = kind
         self.remedy = remedy
+        self._package = package
         self._entries: dict[str, Entry] = {}
         self._unlisted: dict[str, Entry] = {}
 
@@ -37,7 +41,8 @@ class Registry(Generic[Entry]):
             listed: False for another name of something, or a part of it: it works, and it is
                 suggested when it is the nearest to what was typed, but no list shows it.
         """
-        assert name not in self, f"{self.kind} {name!r} is registered twice"
+        taken = {**self._entries, **self._unlisted}
+        assert name not in taken, f"{self.kind} {name!r} is registered twice"
         (self._entries if listed else self._unlisted)[name] = entry
 
     def get(self, name: str) -> Entry:
@@ -53,11 +58,20 @@ class Registry(Generic[Entry]):
         return self._entries[name] if name in self._entries else self._unlisted[name]
 
     def __contains__(self, name: str) -> bool:
+        self._import_package()
         return name in self._entries or name in self._unlisted
 
     def __iter__(self) -> Iterator[str]:
+        self._import_package()
         return iter(self._entries)
 
     def items(self) -> list[tuple[str, Entry]]:
         """Return the (name, entry) pairs that are listed, in the order of registration."""
+        self._import_package()
         return list(self._entries.items())
+
+    def _import_package(self) -> None:
+        package, self._package = self._package, None
+        if package is not None:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                importlib.import_module(f"{package}.{module.name}")

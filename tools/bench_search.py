@@ -1,4 +1,4 @@
-"""Measure nearest-neighbor search over embeddings on disk: time, memory, recall of inverted lists.
+"""Measure nearest-neighbor search over embeddings on disk: time and memory.
 
     python tools/bench_search.py --folder /tmp
     python tools/bench_search.py --folder /data --images 1281167 --width 4096 --queries 1000
@@ -7,7 +7,7 @@ Embeddings are drawn around as many centers as there are classes, half of their 
 class, and lie as float16 in a file that is removed afterwards (10.5 GB at the second command's
 size). Queries are drawn from the same. Times are wall-clock seconds of one call; `memory` is the
 largest growth of what the process itself holds (RssAnon), without pages of the file that the system
-may drop; `recall` is what `InvertedLists` measures of itself.
+may drop.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from resident_memory import status_bytes
 
 from distill.embeddings.search import nearest_neighbors
-from distill.evaluation.inverted_lists import InvertedLists
 
 K = 20
 CHUNK = 8192
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the arguments; print a line for every number of images and way to search."""
+    """Read the arguments; print a line for every number of images."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -39,32 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--probes", type=int, nargs="+", default=[4, 16])
     arguments = parser.parse_args(argv)
-    print(f"   images  width  queries  search           seconds  memory MiB  recall at {K}")
+    print("   images  width  queries  seconds  memory MiB")
     for num_images in arguments.images:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             rows = drawn(num_images, arguments.width, arguments.classes, Path(folder) / "rows", 0)
             queries = np.array(
                 drawn(arguments.queries, arguments.width, arguments.classes, Path(folder) / "q", 1)
             )
-            compare(rows, queries, arguments.probes)
+            _, seconds, memory = measured(partial(nearest_neighbors, rows, queries, k=K))
+            print(
+                f"{num_images:9}  {arguments.width:5}  {len(queries):7}  {seconds:7.1f}  "
+                f"{memory / 2**20:10.0f}",
+                flush=True,
+            )
     return 0
-
-
-def compare(rows: np.ndarray, queries: np.ndarray, probes: Sequence[int]) -> None:
-    """Print a line for the exact search and one for every number of probes."""
-    where = f"{len(rows):9}  {rows.shape[1]:5}  {len(queries):7}"
-    _, seconds, memory = measured(lambda: nearest_neighbors(rows, queries, k=K))
-    print(f"{where}  {'exact':15}  {seconds:7.1f}  {memory / 2**20:10.0f}", flush=True)
-    for number in probes:
-        lists = InvertedLists(num_probes=number)
-        found, seconds, memory = measured(lambda lists=lists: lists.search(rows, queries, k=K))
-        what = f"IVF, {number} probes"
-        print(
-            f"{where}  {what:15}  {seconds:7.1f}  {memory / 2**20:10.0f}  {found[2]:.4f}",
-            flush=True,
-        )
 
 
 def drawn(num_rows: int, width: int, classes: int, file: Path, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.embeddings.search import l2_normalized
-from distill.evaluation.base import MeasurementOptions, open_evaluation
+from distill.evaluation.base import EvaluationOptions, open_evaluation
 from distill.evaluation.clusters import align
 from distill.evaluation.kmeans import kmeans, kmeans_once, nearest_centroids
 
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run directory, or student.safetensors")
     parser.add_argument("--data", help="as for distill clusters")
     arguments = parser.parse_args(argv)
-    splits = open_evaluation(arguments.run, MeasurementOptions(data=arguments.data)).splits()
-    train, val = splits.train, splits.val
+    subject = open_evaluation(arguments.run, EvaluationOptions(data=arguments.data))
+    train, val = (rows.in_memory() for rows in subject.embeddings())
     print(f"{'centroids':26}{'distance':>10}{'right':>8}{'largest cluster, of it one class':>36}")
     for one in compare_centroids(train.features, train.labels, val.features, val.labels):
         largest = f"{one.largest}, {one.commonest}"

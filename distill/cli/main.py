@@ -19,8 +19,11 @@ COMMANDS = {
     "train": ("distill.cli.train", "train a student from a frozen teacher (the default command)"),
     "pretrain": ("distill.cli.pretrain", "train a teacher without labels (SimCLR, C-BYOL, ...)"),
     "cache": ("distill.cli.cache", "keep a teacher's embeddings on disk before training"),
-    "nn": ("distill.cli.nearest_neighbor", "measure a student's nearest-neighbor accuracy"),
-    "clusters": ("distill.cli.clusters", "measure how a student's clusters agree with classes"),
+    "nn": ("distill.cli.evaluate:nn", "measure a student's nearest-neighbor accuracy"),
+    "clusters": (
+        "distill.cli.evaluate:clusters",
+        "measure how a student's clusters agree with classes",
+    ),
     "linear": ("distill.cli.linear", "measure a linear classifier on a student's embeddings"),
     "voc": ("distill.cli.voc", "transfer a student to PASCAL VOC: classification, detection"),
     "robustness": ("distill.cli.robustness", "measure a student on corrupted and on other images"),
@@ -90,7 +93,9 @@ def run(argv: list[str]) -> int:
                 f"`distill {name}` runs in one process; start it without torchrun. These share "
                 f"their work: {', '.join(sorted(_SHARED))}"
             )
-        return importlib.import_module(COMMANDS[name][0]).run(rest)
+        module, _, evaluation = COMMANDS[name][0].partition(":")
+        given = (evaluation, rest) if evaluation else (rest,)
+        return importlib.import_module(module).run(*given)
     except DistillError as error:
         return _complain(error, 2)
     except BrokenPipeError:  # the reader went away, as in `distill list | head`

@@ -97,8 +97,8 @@ def _train(request: Request, run: Path) -> str | None:
 
 def _measure(request: Request, run: Path) -> None:
     """Add the numbers that training has not measured, from one pass over the images."""
-    from distill.evaluation.base import open_evaluation
     from distill.evaluation.linear import LinearOptions, evaluate_linear
+    from distill.evaluation.standard import evaluate_standard
     from distill.run_directory import read_metrics
 
     if not request.linear:
@@ -109,8 +109,7 @@ def _measure(request: Request, run: Path) -> None:
     options = LinearOptions(cache=run / "embeddings", cache_dtype="fp32", **given)
     metrics = read_metrics(run)
     if "nn_accuracy" not in metrics:
-        evaluation = open_evaluation(run, options)
-        evaluation.keep(evaluation.splits().measure())
+        evaluate_standard(run, options)
     if "linear_accuracy" not in metrics:
         evaluate_linear(run, options)
 

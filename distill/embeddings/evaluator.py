@@ -1,4 +1,4 @@
-"""Scores networks on one dataset under one setting, so that their numbers can be compared."""
+"""Embeds one dataset under one setting, so that numbers of several networks can be compared."""
 
 from __future__ import annotations
 
@@ -20,46 +20,8 @@ Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
-class EmbeddedSplits:
-    """What one network makes of the training and the validation images.
-
-    Attributes:
-        train: Embeddings that are indexed or clustered.
-        val: Embeddings that the measures count on.
-    """
-
-    train: Embeddings
-    val: Embeddings
-
-    def measure(self) -> dict[str, float]:
-        """Return both standard measures by name."""
-        return {"nn_accuracy": self.nn_accuracy(), "cluster_alignment": self.cluster_alignment()}
-
-    def nn_accuracy(self, *, k: int = 1, vote: str = "majority") -> float:
-        """Return the nearest-neighbor accuracy; arguments and errors are the measure's."""
-        from distill.evaluation.nn import nn_accuracy
-
-        train, val = self.train, self.val
-        return nn_accuracy(train.features, train.labels, val.features, val.labels, k=k, vote=vote)
-
-    def cluster_alignment(self, *, num_clusters: int | None = None, seed: int = 0) -> float:
-        """Return the cluster alignment; arguments and errors are the measure's."""
-        from distill.evaluation.clusters import cluster_alignment
-
-        train, val = self.train, self.val
-        return cluster_alignment(
-            train.features,
-            train.labels,
-            val.features,
-            val.labels,
-            num_clusters=num_clusters,
-            seed=seed,
-        )
-
-
-@dataclass(frozen=True)
 class Evaluator:
-    """Embeds and scores networks under one setting, so that their numbers can be compared.
+    """Embeds a dataset under one setting, so that numbers of several networks can be compared.
 
     Attributes:
         data: The images; train is indexed or clustered, val is counted on.
@@ -114,19 +76,9 @@ class Evaluator:
         """Embed the training images; `what` names the network before the progress bar."""
         return self.embed(network, self.data.train, self.train_index, f"{what}, train")
 
-    def measure(
-        self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None
-    ) -> dict[str, float]:
-        """Return both standard measures by name, embedding every image once.
-
-        Raises:
-            DistillError: When the data has no labels for it (`unavailable_reason`).
-        """
-        return self.embed_both(network, what=what, train=train).measure()
-
     def embed_both(
         self, network: EmbeddingNetwork, *, what: str, train: Embeddings | None = None
-    ) -> EmbeddedSplits:
+    ) -> tuple[Embeddings, Embeddings]:
         """Embed the training images, unless `train` holds them already, and the validation images.
 
         Raises:
@@ -139,7 +91,7 @@ class Evaluator:
         if train is None:
             train = self.embed_train(network, what=what)
         val = self.embed(network, self.data.val, self.val_index, f"{what}, val")
-        return EmbeddedSplits(train, val)
+        return train, val
 
     def embed(
         self, network: EmbeddingNetwork, images: Images, index: np.ndarray, description: str

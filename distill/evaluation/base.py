@@ -1,36 +1,42 @@
-"""Refuses embeddings and labels that a measure would mean nothing with, one sentence each.
+"""What the evaluations of a trained network share: interface, options, opening, registry.
 
-What all jobs that measure a trained student share: its options, its data, where numbers go.
+An evaluation is one file of this package: a subclass of `Evaluation` with its options, its `run`
+and the meanings of its numbers, registered by name. `distill NAME`, `distill.evaluate(NAME, run)`,
+the model card and the report read everything from there.
 
-The teacher that a student is measured beside: the one named, else the one of its run.
+Numbers go to metrics.json. `teacher_NAME` and `untrained_NAME` are those of the teacher and of the
+student before training; `NAME@DATA` was measured on other data than the run's.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from os.path import abspath, expanduser
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 from distill import distributed
-from distill.config import CacheDtype, TeacherOptions
+from distill.config import CacheDtype, TeacherOptions, as_options
 from distill.data.sources import BadImages, ImageData, data_or_default, open_images
 from distill.device import pick_device, pick_precision
 from distill.embeddings.cache import NetworkCache, StoredEmbeddings, load_teacher_of
-from distill.embeddings.evaluator import EmbeddedSplits, Evaluator
+from distill.embeddings.evaluator import Evaluator
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork, prepare_for_device
 from distill.models.weights import read_description
+from distill.registry import Registry
 from distill.run_directory import add_metrics, read_config
 from students.registry import build_student
 from teachers.load import load_trained
 
 
 @dataclass(frozen=True)
-class MeasurementOptions:
-    """What is measured, on which images and where; every measure adds its own options."""
+class EvaluationOptions:
+    """What is evaluated, on which images and where; every evaluation adds its own options."""
 
     data: str | None = None
     """As for training; None: the data of the run, else $DISTILL_DATA, else digits."""
@@ -56,25 +62,78 @@ class MeasurementOptions:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A student that is ready to be measured.
+class Metric:
+    """A family of numbers in metrics.json.
 
     Attributes:
-        network: The student, on the evaluator's device.
-        evaluator: The setting.
-        cache: Its embeddings on disk.
+        pattern: Regular expression that whole names match.
+        meaning: What the number is, in words; a function of the match where the name has parts.
+        unit: `share of 1`, `nats`, `seconds`, `count`, ...
+        larger_is_better: None where neither is.
+    """
+
+    pattern: str
+    meaning: str | Callable[[re.Match[str]], str]
+    unit: str = "share of 1"
+    larger_is_better: bool | None = True
+
+
+@dataclass(frozen=True)
+class MetricMeaning:
+    """What one number of metrics.json says; see `Metric`."""
+
+    words: str
+    unit: str
+    larger_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text, to print below a title."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: What metrics.json receives, by name. A number that is None is not defined, and
+            one of that name from before is removed.
+        tables: Details for people.
+        notes: Sentences that a reader of the numbers should know.
+    """
+
+    metrics: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network that is ready to be evaluated.
+
+    Attributes:
+        path: The run directory or weights file that it was loaded from.
+        network: On the evaluator's device.
+        evaluator: Images, device and precision.
+        cache: The network's embeddings on disk.
         output: Directory whose metrics.json receives the numbers; None: they are not kept.
         other_data: Name of the data, when it is not what the run was trained on.
     """
 
+    path: Path
     network: EmbeddingNetwork
     evaluator: Evaluator
     cache: NetworkCache
     output: Path | None
     other_data: str | None = None
 
-    def require_measurable(self) -> None:
-        """Refuse data without what a measure needs.
+    def require_labels(self) -> None:
+        """Refuse data without what an accuracy needs.
 
         Raises:
             DistillError: No validation images, no labels, or one class.
@@ -83,53 +142,207 @@ class Evaluation:
         if reason is not None:
             raise DistillError(reason)
 
-    def stored(self) -> tuple[StoredEmbeddings, StoredEmbeddings]:
-        """Return the embeddings of training and validation images, made once and kept on disk.
+    def embeddings(self) -> tuple[StoredEmbeddings, StoredEmbeddings]:
+        """Return the embeddings of training and validation images, computed once, kept on disk.
 
-        Several processes share the pass; from then on the first is alone.
+        Several processes share the computation; after it the first goes on alone.
 
         Raises:
-            DistillError: When the data has no labels to measure with, or the disk no room.
+            DistillError: The data has no labels (`require_labels`), or the disk no room.
         """
-        self.require_measurable()
-        found = self.cache.stored("train"), self.cache.stored("val")
+        self.require_labels()
+        both = self.cache.stored("train"), self.cache.stored("val")
         distributed.release_others()
-        return found
+        return both
 
-    def splits(self) -> EmbeddedSplits:
-        """Return what `stored` does, in memory."""
-        train, val = self.stored()
-        return EmbeddedSplits(train.in_memory(), val.in_memory())
-
-    def named(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return numbers by names that tell data other than the run's."""
-        return named_by_data(metrics, self.other_data)
-
-    def keep(self, metrics: dict[str, Any]) -> None:
-        """Add numbers to metrics.json, where there is a place for it."""
+    def keep(self, result: EvaluationResult) -> EvaluationResult:
+        """Add the numbers to metrics.json, and return the result with the names they have there."""
+        suffix = "" if self.other_data is None else f"@{self.other_data}"
+        metrics = {name + suffix: value for name, value in result.metrics.items()}
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
             add_metrics(self.output, metrics)
+        defined = {name: value for name, value in metrics.items() if value is not None}
+        return replace(result, metrics=defined)
 
 
-def named_by_data(metrics: Mapping[str, Any], other_data: str | None) -> dict[str, Any]:
-    """Return numbers by names such as `nn_accuracy@flowers`, of data that a run is not of."""
-    suffix = "" if other_data is None else f"@{other_data}"
-    return {name + suffix: value for name, value in metrics.items()}
+OptionsT = TypeVar("OptionsT", bound=EvaluationOptions)
+
+
+class Evaluation(ABC, Generic[OptionsT]):
+    """One way to evaluate a trained network; the docstring of a subclass heads its help.
+
+    Attributes:
+        name: As it is registered.
+        summary: One line for lists.
+        examples: Command lines with what they do, for the help.
+        Options: A frozen dataclass; its fields are flags and keywords, their docstrings the help.
+        METRICS: What the numbers mean.
+        accepts_several_runs: Whether one call may name several runs.
+        tables_show_metrics: Whether the tables hold every number, so that none is printed twice.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    examples: ClassVar[str]
+    Options: ClassVar[type[EvaluationOptions]]
+    METRICS: ClassVar[tuple[Metric, ...]]
+    accepts_several_runs: ClassVar[bool] = False
+    tables_show_metrics: ClassVar[bool] = False
+
+    @classmethod
+    def check(cls, options: OptionsT) -> None:
+        """Refuse options that contradict each other, before anything is loaded.
+
+        Raises:
+            DistillError: One sentence.
+        """
+
+    @classmethod
+    def open(cls, run_or_weights: Path, options: OptionsT) -> Subject:
+        """Load the network and open its images; see `open_evaluation`."""
+        return open_evaluation(run_or_weights, options)
+
+    @classmethod
+    @abstractmethod
+    def run(cls, subject: Subject, options: OptionsT) -> EvaluationResult:
+        """Evaluate; the caller writes the numbers to metrics.json.
+
+        Raises:
+            DistillError: The data cannot be evaluated on.
+        """
+
+    @classmethod
+    def combine(cls, results: Sequence[EvaluationResult], options: OptionsT) -> EvaluationResult:
+        """Return what is shown of several runs; only where `accepts_several_runs`."""
+        (result,) = results
+        return result
+
+
+EVALUATIONS: Registry[type[Evaluation[Any]]] = Registry("evaluation", package="distill.evaluation")
+
+_Class = TypeVar("_Class", bound=type[Evaluation[Any]])
+
+
+def register_evaluation(name: str, *, summary: str, examples: str) -> Callable[[_Class], _Class]:
+    """Register a subclass of `Evaluation` as `distill NAME` and `distill.evaluate(NAME, ...)`.
+
+    Args:
+        name: Of the command.
+        summary: One line for lists.
+        examples: Command lines with what they do, for the help.
+    """
+
+    def register(cls: _Class) -> _Class:
+        cls.name, cls.summary, cls.examples = name, summary, examples
+        EVALUATIONS.add(name, cls)
+        return cls
+
+    return register
+
+
+def evaluate(name: str, run: Any, **options: Any) -> EvaluationResult:
+    """Evaluate a trained network; the same as `distill NAME RUN`.
+
+    Args:
+        name: Of the evaluation: `nn`, `clusters`, `linear`, `voc`, `robustness`, `measure`, ...
+        run: A run directory, a student.safetensors, other weights with `student=`, or what
+            `distill.train` returned.
+        **options: Fields of the evaluation's `Options`.
+
+    Returns:
+        Its `metrics` are in metrics.json, too, where there is a place for it.
+
+    Raises:
+        DistillError: An unknown evaluation or option, no such run, weights that do not fit, data
+            that cannot be evaluated on.
+    """
+    evaluation = EVALUATIONS.get(name)
+    hints = get_type_hints(evaluation.Options)
+    for option, value in options.items():
+        if get_origin(hints.get(option)) is tuple and not isinstance(value, (list, tuple)):
+            options[option] = (value,)
+    given = as_options(evaluation.Options, options, source=f"distill.evaluate({name!r})")
+    return run_evaluation(evaluation, [Path(getattr(run, "output", run))], given)
+
+
+def run_evaluation(
+    evaluation: type[Evaluation[OptionsT]], runs: Sequence[Path], options: OptionsT
+) -> EvaluationResult:
+    """Evaluate one run, or several where the evaluation accepts them; all are opened first.
+
+    Raises:
+        DistillError: See `evaluate`.
+    """
+    if not runs:
+        raise DistillError("no run was named; name at least one run directory or weights file")
+    if len(runs) > 1 and options.output is not None:
+        raise DistillError(
+            f"--output {options.output} has room for the numbers of one run and {len(runs)} were "
+            "given; leave it out"
+        )
+    evaluation.check(options)
+    subjects = [evaluation.open(run, options) for run in runs]
+    results = [subject.keep(evaluation.run(subject, options)) for subject in subjects]
+    return evaluation.combine(results, options)
+
+
+# Numbers that training itself writes, see `distill.training`.
+_TRAINING_METRICS = (
+    Metric("train_seconds", "seconds of training", "seconds", False),
+    Metric("num_steps", "optimizer steps", "count", None),
+    Metric("num_skipped_images", "images left out because they cannot be read", "count", False),
+    Metric(
+        "holdout_nn_accuracy",
+        "share of the held-out training images that get their own class from the nearest training "
+        "image by cosine",
+    ),
+)
+_PREFIXES = {
+    "teacher_": "the teacher: ",
+    "untrained_": "the same network before training: ",
+    "": "",
+}
+
+
+def describe_metric(name: str) -> MetricMeaning | None:
+    """Return what a number of metrics.json means; None for a name that no evaluation writes.
+
+    Example:
+        >>> describe_metric("teacher_nn_accuracy_k5@flowers").words
+        'the teacher: share of the validation images that get their own class from a vote of the 5 nearest training images by cosine; on flowers'
+        >>> describe_metric("num_steps").unit
+        'count'
+    """  # noqa: E501
+    name, _, data = name.partition("@")
+    for prefix, whose in _PREFIXES.items():
+        for metric in _all_metrics() if name.startswith(prefix) else ():
+            match = re.fullmatch(metric.pattern, name.removeprefix(prefix))
+            if match is not None:
+                words = metric.meaning if isinstance(metric.meaning, str) else metric.meaning(match)
+                words = f"{whose}{words}{f'; on {data}' if data else ''}"
+                return MetricMeaning(words, metric.unit, metric.larger_is_better)
+    return None
+
+
+def _all_metrics() -> Iterable[Metric]:
+    for _, evaluation in EVALUATIONS.items():
+        yield from evaluation.METRICS
+    yield from _TRAINING_METRICS
 
 
 def open_evaluation(
     run_or_weights: Path,
-    options: MeasurementOptions,
+    options: EvaluationOptions,
     *,
     open_data: Callable[[str], ImageData] = open_images,
-) -> Evaluation:
-    """Load a trained student and open the images that it is measured on.
+) -> Subject:
+    """Load a trained network and open the images that it is evaluated on.
 
     Args:
         run_or_weights: A run directory, the .safetensors file that it holds, or other weights with
             `options.student`.
-        options: What to measure on; data and precision are those of the run by default.
+        options: What to evaluate on; data and precision are those of the run by default.
         open_data: Opens what `--data` names.
 
     Raises:
@@ -161,16 +374,17 @@ def open_evaluation(
     )
     output = options.output or (run_or_weights if is_run else None)
     is_named = options.data not in (None, run_options.get("data"))
-    is_other = is_run and is_named and data.name.lower() != _name(run_options.get("data"))
-    return Evaluation(network, evaluator, cache, output, data.name if is_other else None)
+    is_other = is_run and is_named and data.name.lower() != _data_name(run_options.get("data"))
+    other_data = data.name if is_other else None
+    return Subject(run_or_weights, network, evaluator, cache, output, other_data)
 
 
-def _name(data: str | None) -> str:
+def _data_name(data: str | None) -> str:
     """Return what `open_images` calls a set, wherever it lies, in small letters."""
     return Path(abspath(expanduser(data or "digits"))).name.lower()
 
 
-def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork:
+def _load(run_or_weights: Path, options: EvaluationOptions) -> EmbeddingNetwork:
     if options.student is None:
         if options.image_size is not None:
             raise DistillError(
@@ -187,12 +401,9 @@ def _load(run_or_weights: Path, options: MeasurementOptions) -> EmbeddingNetwork
     ).eval()
 
 
-_PATHS = ("teacher_weights", "teacher_cache")
-
-
 @dataclass(frozen=True)
-class ReferenceTeacherOptions(MeasurementOptions):
-    """The options of a measure that puts a teacher beside the student."""
+class ReferenceTeacherOptions(EvaluationOptions):
+    """The options of an evaluation that puts a teacher beside the student."""
 
     teacher: str | None = None
     """Teacher beside the student; None: the one of the run, if it is a run."""
@@ -237,15 +448,17 @@ def reference_teacher(
 
 def teacher_of_run(run_options: Mapping[str, Any]) -> TeacherOptions | None:
     """Return how to load a run's teacher; None for a run without, as pre-training is one."""
-    found = {
+    given = {
         field.name: run_options[field.name]
         for field in fields(TeacherOptions)
         if run_options.get(field.name) is not None
     }
-    if "teacher" not in found:
+    if "teacher" not in given:
         return None
-    found.update({name: Path(found[name]) for name in _PATHS if name in found})
-    teacher = TeacherOptions(**found)
+    for name in ("teacher_weights", "teacher_cache"):
+        if name in given:
+            given[name] = Path(given[name])
+    teacher = TeacherOptions(**given)
     if run_options.get("teacher_view") == "student":
         return replace(teacher, teacher_image_size=run_options["image_size"])
     return teacher

@@ -25,10 +25,15 @@ from distill.data.images import Images
 from distill.embeddings.cache import NetworkCache
 from distill.embeddings.embed import Embeddings, ShownView, embed
 from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.search import (
+    exact_index,
+    l2_normalized,
+    require_labels,
+    require_same_width,
+)
 from distill.errors import DistillError
 from distill.evaluation.linear import minimize
 from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer, require_finite
-from distill.evaluation.nn import exact_index, l2_normalized, require_labels, require_same_width
 from distill.models.networks import EmbeddingNetwork
 
 HeadName = Literal["nn", "linear"]

@@ -64,9 +64,9 @@ from distill.data.sources import default_augmentation, drawn_by_class
 from distill.device import require_memory
 from distill.embeddings.cache import StoredEmbeddings
 from distill.embeddings.embed import Embeddings
-from distill.embeddings.search import Rows
+from distill.embeddings.search import Rows, require_labels, require_same_width
 from distill.errors import DistillError
-from distill.evaluation.base import Evaluation, MeasurementOptions, open_evaluation
+from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation
 from distill.evaluation.layers import LayerBackbone, layer_network
 from distill.evaluation.linear_heads import (
     PUBLISHED_SCHEDULE,
@@ -83,7 +83,6 @@ from distill.evaluation.linear_heads import (
     require_finite,
     train_heads,
 )
-from distill.evaluation.nn import require_labels, require_same_width
 from distill.models.networks import prepare_for_device
 
 _TOP = 5
@@ -624,7 +623,7 @@ _MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class LinearOptions(MeasurementOptions):
+class LinearOptions(EvaluationOptions):
     """How `distill linear` measures."""
 
     method: Literal["sgd", "logistic"] = "sgd"
@@ -743,7 +742,7 @@ class LinearProbe:
         val: Of the validation images, likewise.
     """
 
-    evaluation: Evaluation
+    evaluation: Subject
     options: LinearOptions
     train: Embeddings | StoredEmbeddings
     val: Embeddings | StoredEmbeddings
@@ -851,16 +850,14 @@ def evaluate_linear(run_or_weights: Path, options: LinearOptions) -> LinearRepor
     """
     check_linear(options)
     evaluation = open_evaluation(run_or_weights, options)
-    evaluation.require_measurable()
+    evaluation.require_labels()
     named = _named_images(options, evaluation.evaluator.data.train)
     if options.layers:
         report = _layers(evaluation, options)
     else:
-        probe = LinearProbe(evaluation, options, *evaluation.stored())
+        probe = LinearProbe(evaluation, options, *evaluation.embeddings())
         report = _few_labels(probe, named) if options.labels is not None else _standard(probe)
-    report = replace(report, metrics=evaluation.named(report.metrics))
-    evaluation.keep(report.metrics)
-    return report
+    return replace(report, metrics=evaluation.keep(EvaluationResult(report.metrics)).metrics)
 
 
 def _named_images(options: LinearOptions, images: Images) -> np.ndarray | None:
@@ -921,7 +918,7 @@ def _labeled(probe: LinearProbe, named: np.ndarray | None, seed: int) -> np.ndar
     return class_balanced_subset(train.labels, fraction, seed=seed)
 
 
-def _layers(evaluation: Evaluation, options: LinearOptions) -> LinearReport:
+def _layers(evaluation: Subject, options: LinearOptions) -> LinearReport:
     """Measure layer by layer; all come out of one pass, which nothing keeps and nobody shares."""
     distributed.release_others()
     evaluator = evaluation.evaluator
@@ -935,10 +932,10 @@ def _layers(evaluation: Evaluation, options: LinearOptions) -> LinearReport:
         what=f"what {len(layers.layers)} layers make of the images",
         remedy="name fewer of them with --layers",
     )
-    splits = evaluator.embed_both(
+    train, val = evaluator.embed_both(
         prepare_for_device(network, evaluator.device), what="student's layers"
     )
-    probe = LinearProbe(evaluation, options, splits.train, splits.val)
+    probe = LinearProbe(evaluation, options, train, val)
     metrics: dict[str, Any] = {}
     rows, titles = [], ["layer", "width"]
     for name, columns in layers.columns().items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from distill.data.sources import default_pretraining_augmentation
 from distill.data.views import two_views
 from distill.device import full_float32, images_per_pass
 from distill.errors import DistillError
-from distill.evaluation.base import Evaluation, MeasurementOptions, named_by_data, open_evaluation
+from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation
 from distill.evaluation.information import CONTRAST, measure_information
 from distill.evaluation.lipschitz import MIN_DISTANCE, lipschitz_bounds
 from distill.losses.von_mises_fisher import check_kappa, entropy, mean_cosine, residual_constant
@@ -276,7 +276,7 @@ def _require_finite(views: EmbeddedViews) -> None:
 
 
 @dataclass(frozen=True)
-class MeasureOptions(MeasurementOptions):
+class MeasureOptions(EvaluationOptions):
     """How `distill measure` measures."""
 
     layer: Literal["projection", "backbone"] | None = None
@@ -318,8 +318,8 @@ class Measurement:
         """Return what metrics.json receives; names tell the backbone's numbers and other data."""
         prefix = "backbone_" if self.definition.layer == "backbone" else ""
         described = {**self.numbers, "measure_definition": "; ".join(self.definition.lines())}
-        metrics = {prefix + name: value for name, value in described.items()}
-        return named_by_data(metrics, self.other_data)
+        suffix = "" if self.other_data is None else f"@{self.other_data}"
+        return {prefix + name + suffix: value for name, value in described.items()}
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ class _Subject:
     """A run that is ready to be measured."""
 
     path: Path
-    evaluation: Evaluation
+    evaluation: Subject
     layer: str
     encoder: Projection
 
@@ -402,7 +402,7 @@ def _measured(subject: _Subject, options: MeasureOptions) -> Measurement:
         numbers,
         subject.evaluation.other_data,
     )
-    subject.evaluation.keep(measurement.metrics())
+    subject.evaluation.keep(EvaluationResult(replace(measurement, other_data=None).metrics()))
     return measurement
 
 
@@ -428,7 +428,7 @@ def _embedded(
     )
 
 
-def _chosen_images(evaluation: Evaluation, options: MeasureOptions) -> tuple[Images, np.ndarray]:
+def _chosen_images(evaluation: Subject, options: MeasureOptions) -> tuple[Images, np.ndarray]:
     evaluator = evaluation.evaluator
     images, usable = evaluator.data.train, evaluator.train_index
     if evaluator.data.val is not None and len(evaluator.val_index):

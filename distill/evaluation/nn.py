@@ -1,147 +1,51 @@
-"""What nearest neighbors got right and wrong: by k, by class, and which class for which.
-
-Shapes: M queries, C classes.
-
-Nearest-neighbor accuracy: an image is of the class that its neighbors are of.
+"""Nearest-neighbor accuracy: is an image of the class that its nearest training images are of?
 
 Protocol (CompRess, NeurIPS 2020): L2-normalized embeddings, k = 1, exact search over the training
 set. For larger k the neighbors vote, each with one voice or weighted by exp(similarity / 0.07)
-(Wu et al., CVPR 2018). Search is FAISS's exact inner product, on the GPU when FAISS sees one, or
-through inverted lists, which is faster and may miss neighbors.
+(Wu et al., CVPR 2018). Search is FAISS's exact inner product, on the GPU when FAISS sees one.
 
-Shapes: N indexed images, M queries, D width, k neighbors, C classes.
-
-Measures a trained student by nearest neighbors: by their classes, and beside its teacher's.
+Shapes: N training images, M validation images, D width, k neighbors, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from distill import distributed
+from distill.config import TeacherOptions
 from distill.embeddings.search import (
     Rows,
-    exact_index,
-    gpu_is_seen,
-    l2_normalized,
     nearest_neighbors,
     require_ks,
-    require_labels,
-    require_same_width,
     require_seed,
     require_splits,
 )
 from distill.errors import DistillError
-from distill.evaluation.agreement import Agreement, measure_agreement
+from distill.evaluation.agreement import neighbor_agreement
 from distill.evaluation.base import (
     Evaluation,
+    EvaluationResult,
+    Metric,
     ReferenceTeacherOptions,
-    open_evaluation,
+    Subject,
+    Table,
     reference_teacher,
+    register_evaluation,
+    teacher_cache,
 )
-from distill.evaluation.inverted_lists import InvertedLists
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """How one class fared.
-
-    Attributes:
-        label: The class.
-        num_images: Queries that are of it.
-        accuracy: Share of them that were predicted so.
-        confused_with: The class that the wrong ones were predicted as most often; None when none
-            was wrong.
-        confused_share: Share of the class's queries that were taken for it.
-    """
-
-    label: int
-    num_images: int
-    accuracy: float
-    confused_with: int | None
-    confused_share: float
-
-
-@dataclass(frozen=True)
-class NearestNeighborScores:
-    """Predictions of several k from one search.
-
-    Attributes:
-        labels: (M,) the classes that queries are of, at least 0.
-        predicted: (M,) predictions by k.
-        recall: Share of the true neighbors that the search found, measured on a sample; None when
-            it was exact.
-    """
-
-    labels: np.ndarray
-    predicted: Mapping[int, np.ndarray]
-    recall: float | None = None
-
-    def accuracy(self, k: int) -> float:
-        """Return the share of queries that are predicted right."""
-        return float(np.mean(self.predicted[k] == self.labels))
-
-    def accuracies(self) -> dict[int, float]:
-        """Return the accuracy of every k."""
-        return {k: self.accuracy(k) for k in self.predicted}
-
-    def classes(self, k: int) -> np.ndarray:
-        """Return the classes (C,) that queries are of or are predicted as, sorted."""
-        return np.union1d(self.labels, self.predicted[k])
-
-    def confusion(self, k: int) -> np.ndarray:
-        """Return counts (C, C) int64: rows are the true classes, columns the predicted ones.
-
-        Rows and columns are in the order of `classes`.
-        """
-        classes = self.classes(k)
-        rows, columns = (np.searchsorted(classes, x) for x in (self.labels, self.predicted[k]))
-        counts = np.bincount(rows * len(classes) + columns, minlength=len(classes) ** 2)
-        return counts.reshape(len(classes), len(classes))
-
-    def by_class(self, k: int) -> list[ClassScore]:
-        """Return a row for every class that queries are of, in the order of labels."""
-        classes, confusion = self.classes(k), self.confusion(k)
-        return [
-            _class_score(int(label), place, counts, classes)
-            for place, (label, counts) in enumerate(zip(classes, confusion, strict=True))
-            if counts.any()
-        ]
-
-
-def _class_score(label: int, place: int, counts: np.ndarray, classes: np.ndarray) -> ClassScore:
-    wrong = counts.copy()
-    wrong[place] = 0
-    total, most = int(counts.sum()), int(wrong.argmax())
-    return ClassScore(
-        label=label,
-        num_images=total,
-        accuracy=float(counts[place] / total),
-        confused_with=int(classes[most]) if wrong[most] else None,
-        confused_share=float(wrong[most] / total),
-    )
-
-
-__all__ = [
-    "VOTE_TEMPERATURE",
-    "Vote",
-    "exact_index",
-    "gpu_is_seen",
-    "l2_normalized",
-    "nearest_neighbors",
-    "nn_accuracy",
-    "nn_scores",
-    "predict",
-    "require_labels",
-    "require_same_width",
-]
+from distill.files import atomic_write, require_file_place
 
 Vote = Literal["majority", "weighted"]
 VOTE_TEMPERATURE = 0.07
+_MAX_SHOWN_CLASSES = 20  # of a confusion matrix
 
 
 def nn_accuracy(
@@ -153,10 +57,10 @@ def nn_accuracy(
     k: int = 1,
     vote: Vote = "majority",
 ) -> float:
-    """Return the share of queries whose class the k nearest training images give.
+    """Return the share of validation images whose class the k nearest training images give.
 
     Args:
-        train_features: (N, D), any scale.
+        train_features: (N, D), any scale; an array or a memory map.
         train_labels: (N,) classes, at least 0.
         val_features: (M, D), any scale.
         val_labels: (M,) classes, at least 0.
@@ -164,55 +68,58 @@ def nn_accuracy(
         vote: One voice each, or weighted by similarity.
 
     Raises:
-        DistillError: See `nn_scores`.
+        DistillError: Labels that are missing, of one class or not one per embedding; k outside
+            1..N; embeddings that are not finite or of different widths.
+
+    Example:
+        >>> import numpy as np
+        >>> train, val = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 0.5], [0.1, 3.0]])
+        >>> nn_accuracy(train, np.array([0, 1]), val, np.array([0, 0]))
+        0.5
     """
-    scores = nn_scores(train_features, train_labels, val_features, val_labels, ks=(k,), vote=vote)
-    return scores.accuracy(k)
+    require_splits(train_features, train_labels, val_features, val_labels)
+    predicted = nn_predictions(train_features, train_labels, val_features, ks=(k,), vote=vote)
+    return float(np.mean(predicted[k] == val_labels))
 
 
-def nn_scores(
+def nn_predictions(
     train_features: Rows,
     train_labels: np.ndarray,
     val_features: Rows,
-    val_labels: np.ndarray,
     *,
     ks: Sequence[int] = (1,),
     vote: Vote = "majority",
-    ivf: InvertedLists | None = None,
-) -> NearestNeighborScores:
-    """Predict the class of every query for several k, from one search for the largest.
+) -> dict[int, np.ndarray]:
+    """Predict the class of every validation image for several k, from one search for the largest.
 
     Args:
         train_features: (N, D), any scale; read in blocks.
         train_labels: (N,) classes, at least 0.
         val_features: (M, D), any scale; read in blocks.
-        val_labels: (M,) classes, at least 0.
         ks: Numbers of neighbors that vote, each from 1 to N.
         vote: One voice each, or weighted by similarity.
-        ivf: How to search approximately; None: exact.
 
     Returns:
-        Predictions and what follows from them, with the recall of an approximate search.
+        Predicted classes (M,) by k, in the order of k.
 
     Raises:
-        DistillError: Labels that are missing, of one class or not one per embedding; no k or one
-            outside 1..N; embeddings that are not finite or of different widths.
+        DistillError: No k or one outside 1..N; embeddings that are not finite or of different
+            widths.
+
+    Example:
+        >>> import numpy as np
+        >>> train = np.array([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
+        >>> nn_predictions(train, np.array([0, 1, 1]), np.array([[2.0, 1.0]]), ks=(1, 3))
+        {1: array([0]), 3: array([1])}
     """
-    require_splits(train_features, train_labels, val_features, val_labels)
     require_ks(ks, most=len(train_features))
-    k = max(ks)
-    if ivf is None:
-        neighbors, similarities = nearest_neighbors(train_features, val_features, k=k)
-        recall = None
-    else:
-        neighbors, similarities, recall = ivf.search(train_features, val_features, k=k)
+    neighbors, similarities = nearest_neighbors(train_features, val_features, k=max(ks))
     voters = train_labels[neighbors]
-    predicted = {k: predict(voters[:, :k], similarities[:, :k], vote=vote) for k in sorted(set(ks))}
-    return NearestNeighborScores(val_labels, predicted, recall=recall)
+    return {k: winners(voters[:, :k], similarities[:, :k], vote=vote) for k in sorted(set(ks))}
 
 
-def predict(neighbor_labels: np.ndarray, similarities: np.ndarray, *, vote: Vote) -> np.ndarray:
-    """Return the winning class of every row; a draw goes to the class that is nearer.
+def winners(neighbor_labels: np.ndarray, similarities: np.ndarray, *, vote: Vote) -> np.ndarray:
+    """Return the class (M,) that every row votes for; a draw goes to the class that is nearer.
 
     Args:
         neighbor_labels: (M, k) classes, nearest first.
@@ -231,115 +138,186 @@ def predict(neighbor_labels: np.ndarray, similarities: np.ndarray, *, vote: Vote
     return neighbor_labels[np.arange(len(winner)), winner]
 
 
-@dataclass(frozen=True)
-class NearestNeighborOptions(ReferenceTeacherOptions):
-    """How `distill nn` measures."""
-
-    k: tuple[int, ...] = (1,)
-    """Neighbors that vote; several numbers come from one search."""
-    vote: Vote = "majority"
-    """One voice each, or weighted by exp(similarity / 0.07)."""
-    ivf: bool = False
-    """Search through inverted lists, faster on millions of images, and say what that misses."""
-    ivf_lists: int | None = None
-    """Number of lists; None: the square root of the number of training images."""
-    ivf_probes: int = 16
-    """Lists that an image is compared with."""
-    agreement: bool = False
-    """Also measure how many of the k nearest images are those that the teacher sees; the one
-    measure that needs no labels."""
-    agreement_images: int = 10_000
-    """Images whose neighbors are compared, at most; drawn by the seed."""
-    seed: int = 0
-    """Of the lists, and of what is drawn."""
-
-
-@dataclass(frozen=True)
-class NearestNeighborResult:
-    """What `distill nn` found.
-
-    Attributes:
-        metrics: What was added to metrics.json, by name, as fractions of 1.
-        scores: By k; None for data without labels.
-        classes: Names of the classes by label.
-        agreement: None when it was not asked for.
-    """
-
-    metrics: dict[str, Any]
-    scores: NearestNeighborScores | None
-    classes: tuple[str, ...]
-    agreement: Agreement | None
-
-
-def evaluate_nn(run_or_weights: Path, options: NearestNeighborOptions) -> NearestNeighborResult:
-    """Measure a trained student.
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count which class was taken for which.
 
     Args:
-        run_or_weights: A run directory, a student.safetensors, or other weights with
-            `options.student`.
-        options: How to measure.
+        labels: (M,) true classes.
+        predicted: (M,) predicted ones.
 
     Returns:
-        The metrics are `nn_accuracy` (k = 1), else `nn_accuracy_k5`, `nn_accuracy_k5_weighted` and
-        so on; through inverted lists these end in `_ivf`, and there is `nn_recall_ivf`; then
-        `neighbor_agreement_k1` and so on.
-
-    Raises:
-        DistillError: No such run, weights that do not fit, no labels (unless agreement is asked
-            for), a number out of range, no teacher to agree with.
+        The classes (C,) that occur in either, sorted, and counts (C, C) int64 in that order: rows
+        are the true classes, columns the predicted ones.
     """
-    require_seed(options.seed)
-    evaluation = open_evaluation(run_or_weights, options)
-    require_ks(options.k, most=len(evaluation.evaluator.train_index))  # before they are embedded
-    teacher = reference_teacher(run_or_weights, options)
-    if options.agreement and teacher is None:
-        raise DistillError(
-            f"--agreement needs a teacher, and {run_or_weights} names none; add --teacher"
-        )
-    scores = agreement = None
-    metrics: dict[str, Any] = {}
-    if not options.agreement or evaluation.evaluator.unavailable_reason() is None:
-        scores = _scores(evaluation, options)
-        metrics |= _accuracies(scores, options)
-    if options.agreement:
-        assert teacher is not None
-        agreement = measure_agreement(
-            evaluation,
-            teacher,
-            ks=options.k,
-            num_images=options.agreement_images,
-            seed=options.seed,
-        )
-        metrics |= agreement.metrics()
-    metrics = evaluation.named(metrics)
-    evaluation.keep(metrics)
-    classes = tuple(evaluation.evaluator.data.train.classes or ())
-    return NearestNeighborResult(metrics, scores, classes, agreement)
+    from sklearn.metrics import confusion_matrix
+
+    classes = np.union1d(labels, predicted)
+    return classes, confusion_matrix(labels, predicted, labels=classes)
 
 
-def _scores(evaluation: Evaluation, options: NearestNeighborOptions) -> NearestNeighborScores:
-    train, val = evaluation.stored()
-    lists = InvertedLists(options.ivf_lists, options.ivf_probes, seed=options.seed)
-    return nn_scores(
-        train.features,
-        train.labels,
-        val.features,
-        val.labels,
-        ks=options.k,
-        vote=options.vote,
-        ivf=lists if options.ivf else None,
+def _accuracy_meaning(name: re.Match[str]) -> str:
+    votes = "the nearest training image"
+    if name["k"]:
+        weighted = "weighted " if name["weighted"] else ""
+        votes = f"a {weighted}vote of the {name['k']} nearest training images"
+    lists = ", searched through inverted lists (an earlier version)" if name["ivf"] else ""
+    return f"share of the validation images that get their own class from {votes} by cosine{lists}"
+
+
+@register_evaluation(
+    "nn",
+    summary="measure a student's nearest-neighbor accuracy",
+    examples="""\
+  distill nn runs/first --data photos
+      the number that training printed, from the run's student
+  distill nn runs/first --data photos --k 1 5 20 --vote weighted
+      several numbers of neighbors, of which nearer ones count more
+  distill nn runs/first --data photos --per-class --confusion confusion.csv
+      class by class, and which was taken for which
+  distill nn runs/first --data photos --k 1 5 20 --agreement
+      and how many of the teacher's neighbors the student keeps
+  distill nn alexnet.pth --student alexnet --data photos
+      weights of another origin""",
+)
+class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
+    """Measure a student: is an image of the class of its nearest training image?"""
+
+    METRICS = (
+        Metric(
+            r"nn_accuracy(_k(?P<k>\d+))?(?P<weighted>_weighted)?(?P<ivf>_ivf)?", _accuracy_meaning
+        ),
+        Metric(
+            "nn_recall_ivf",
+            "share of the nearest neighbors that inverted lists found (an earlier version)",
+        ),
+        Metric(
+            r"neighbou?r_agreement_k(?P<k>\d+)",
+            lambda name: (
+                f"share of the teacher's {name['k']} nearest images that are the student's, too"
+            ),
+        ),
     )
 
+    @dataclass(frozen=True)
+    class Options(ReferenceTeacherOptions):
+        """How `distill nn` measures."""
 
-def _accuracies(scores: NearestNeighborScores, options: NearestNeighborOptions) -> dict[str, float]:
-    suffix = "_ivf" if options.ivf else ""
-    found = {
-        _metric_name(k, options.vote) + suffix: accuracy
-        for k, accuracy in scores.accuracies().items()
-    }
-    return found if scores.recall is None else {**found, "nn_recall_ivf": scores.recall}
+        k: tuple[int, ...] = (1,)
+        """Neighbors that vote; several numbers come from one search."""
+        vote: Vote = "majority"
+        """One voice each, or weighted by exp(similarity / 0.07)."""
+        agreement: bool = False
+        """Also measure how many of the k nearest images are those that the teacher sees; the one
+        number that needs no labels."""
+        agreement_images: int = 10_000
+        """Images whose neighbors are compared, at most; drawn by the seed."""
+        seed: int = 0
+        """Draws the images of the agreement."""
+        per_class: bool = False
+        """Print the accuracy of every class and what it is taken for, at the first --k."""
+        confusion: Path | None = None
+        """CSV file for the counts of true (rows) and predicted classes (columns) at the first --k;
+        up to 20 classes are printed, too."""
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Refuse numbers out of range and a file that cannot be written."""
+        require_seed(options.seed)
+        if options.agreement_images < 1:
+            raise DistillError(
+                f"--agreement-images is {options.agreement_images}, it must be at least 1"
+            )
+        if options.confusion is not None:
+            require_file_place(options.confusion, flag="--confusion", example="confusion.csv")
+
+    @classmethod
+    def run(cls, subject: Subject, options: Options) -> EvaluationResult:
+        """Measure accuracies, where there are labels, and the agreement, where it is asked for."""
+        require_ks(options.k, most=len(subject.evaluator.train_index))  # before they are embedded
+        teacher = reference_teacher(subject.path, options)
+        if options.agreement and teacher is None:
+            raise DistillError(
+                f"--agreement needs a teacher, and {subject.path} names none; add --teacher"
+            )
+        result = EvaluationResult({})
+        if not options.agreement or subject.evaluator.unavailable_reason() is None:
+            _measure_accuracy(subject, options, result)
+        if options.agreement:
+            assert teacher is not None
+            _measure_agreement(subject, teacher, options, result)
+        return result
 
 
-def _metric_name(k: int, vote: Vote) -> str:
-    name = "nn_accuracy" if k == 1 else f"nn_accuracy_k{k}"
-    return name if vote == "majority" or k == 1 else f"{name}_{vote}"
+def _measure_accuracy(
+    subject: Subject, options: NearestNeighbor.Options, result: EvaluationResult
+) -> None:
+    train, val = subject.embeddings()
+    require_splits(train.features, train.labels, val.features, val.labels)
+    predicted = nn_predictions(
+        train.features, train.labels, val.features, ks=options.k, vote=options.vote
+    )
+    for k, classes in predicted.items():
+        weighted = "_weighted" if options.vote == "weighted" else ""
+        name = "nn_accuracy" if k == 1 else f"nn_accuracy_k{k}{weighted}"
+        result.metrics[name] = float(np.mean(classes == val.labels))
+    names = subject.evaluator.data.train.classes or ()
+    classes, counts = confusion(val.labels, predicted[options.k[0]])
+    shown = [names[label] for label in classes]
+    if options.per_class:
+        result.tables.append(_class_table(shown, counts, k=options.k[0]))
+    if options.confusion is not None:
+        cells = [[str(count) for count in row] for row in counts]
+        content = io.StringIO(newline="")
+        table = csv.writer(content)
+        table.writerow(["true class", *shown])
+        table.writerows([name, *row] for name, row in zip(shown, cells, strict=True))
+        atomic_write(options.confusion, content.getvalue().encode())
+        if len(shown) <= _MAX_SHOWN_CLASSES:
+            numbers = [str(number) for number in range(len(shown))]
+            rows = [[f"{i} {name}", *cells[i]] for i, name in enumerate(shown)]
+            result.tables.append(Table(["true, then predicted", *numbers], rows))
+
+
+def _class_table(names: Sequence[str], counts: np.ndarray, *, k: int) -> Table:
+    """Return a row for every class that validation images are of."""
+    rows = []
+    for row, (name, taken) in enumerate(zip(names, counts, strict=True)):
+        if not (total := taken.sum()):
+            continue
+        wrong = np.where(np.arange(len(taken)) == row, 0, taken)
+        most = int(wrong.argmax())
+        taken_for = f"{names[most]} ({wrong[most] / total:.4f})" if wrong[most] else ""
+        rows.append([name, str(total), f"{taken[row] / total:.4f}", taken_for])
+    return Table(["class", "images", f"k = {k}", "most often taken for"], rows)
+
+
+def _measure_agreement(
+    subject: Subject,
+    teacher: TeacherOptions,
+    options: NearestNeighbor.Options,
+    result: EvaluationResult,
+) -> None:
+    """Compare neighbors among the validation images, or among the training images without any."""
+    evaluator = subject.evaluator
+    split: Literal["train", "val"] = "val" if evaluator.data.val is not None else "train"
+    images, _ = evaluator.split(split)
+    caches = teacher_cache(teacher, evaluator), subject.cache
+    readable = [cache.stored(split).index for cache in caches]
+    distributed.release_others()  # what follows is for one process
+    both = np.intersect1d(readable[0], readable[1])
+    of_teacher, of_student = (cache.stored(split, both).features for cache in caches)
+    agreement = neighbor_agreement(
+        of_teacher,
+        of_student,
+        ks=options.k,
+        num_sampled=options.agreement_images,
+        seed=options.seed,
+    )
+    result.metrics.update({f"neighbor_agreement_k{k}": one for k, one in agreement.items()})
+    rows = [[str(k), f"{one:.4f}", f"{k / (len(both) - 1):.4f}"] for k, one in agreement.items()]
+    num_compared = min(options.agreement_images, len(both))
+    title = (
+        f"share of the teacher's k nearest images that are the student's: {num_compared:,} of "
+        f"{len(both):,} images of {images.name}, among each other"
+    )
+    result.tables.append(Table(["k", "agreement", "by chance"], rows, title))

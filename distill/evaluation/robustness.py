@@ -59,8 +59,9 @@ from distill.embeddings.cache import NetworkCache
 from distill.embeddings.evaluator import Evaluator
 from distill.errors import DistillError
 from distill.evaluation.base import (
-    Evaluation,
+    EvaluationResult,
     ReferenceTeacherOptions,
+    Subject,
     open_evaluation,
     reference_teacher,
     teacher_cache,
@@ -521,10 +522,7 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
             )
             result.add_corrupted(found, _notes(one, found))
         result.add_shifts(measure_shifts(one, shifts))
-    metrics = evaluation.named(result.metrics)
-    evaluation.keep(metrics)
-    defined = {name: value for name, value in metrics.items() if value is not None}
-    return replace(result, metrics=defined)
+    return replace(result, metrics=evaluation.keep(EvaluationResult(result.metrics)).metrics)
 
 
 def _wanted(options: RobustnessOptions) -> tuple[Sequence[str], Sequence[int]]:
@@ -551,9 +549,9 @@ def _wanted(options: RobustnessOptions) -> tuple[Sequence[str], Sequence[int]]:
 
 
 def _classifiers(
-    run_or_weights: Path, options: RobustnessOptions, evaluation: Evaluation
+    run_or_weights: Path, options: RobustnessOptions, evaluation: Subject
 ) -> list[FrozenClassifier]:
-    evaluation.require_measurable()
+    evaluation.require_labels()
     evaluator = evaluation.evaluator
     index = _sample(evaluator.val_index, options)
     caches = [evaluation.cache]

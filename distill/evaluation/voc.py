@@ -35,6 +35,7 @@ import torch
 
 from distill.data.loader import num_usable_cores
 from distill.data.voc import VocImages, open_voc
+from distill.embeddings.search import l2_normalized, require_same_width
 from distill.errors import DistillError
 from distill.evaluation.average_precision import (
     ABSENT,
@@ -45,7 +46,7 @@ from distill.evaluation.average_precision import (
     classification_ap,
     mean_average_precision,
 )
-from distill.evaluation.base import Evaluation, MeasurementOptions, open_evaluation
+from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation
 from distill.evaluation.detection import (
     DetectionPass,
     FineTuning,
@@ -54,7 +55,6 @@ from distill.evaluation.detection import (
     detection_aps,
     fine_tune,
 )
-from distill.evaluation.nn import l2_normalized, require_same_width
 from distill.terminal import progress_bar
 
 Classifier = Literal["svm", "logistic"]
@@ -234,7 +234,7 @@ Task = Literal["classification", "detection"]
 
 
 @dataclass(frozen=True)
-class VocOptions(MeasurementOptions):
+class VocOptions(EvaluationOptions):
     """How `distill voc` measures."""
 
     data: str | None = None
@@ -334,7 +334,7 @@ def measure_voc(run_or_weights: Path, options: VocOptions) -> VocMeasurement:
         name += "" if options.classifier == "svm" else f"_{options.classifier}"
     definition = _definition(train, test, options)
     measurement = VocMeasurement(name, train.object_classes, per_class, definition)
-    evaluation.keep(measurement.metrics())
+    evaluation.keep(EvaluationResult(measurement.metrics()))
     return measurement
 
 
@@ -349,7 +349,7 @@ def _definition(train: VocImages, test: VocImages, options: VocOptions) -> str:
 
 
 def _classification(
-    evaluation: Evaluation, train: VocImages, test: VocImages, options: VocOptions
+    evaluation: Subject, train: VocImages, test: VocImages, options: VocOptions
 ) -> dict[Rule, np.ndarray]:
     learned, tested = evaluation.cache.stored("train"), evaluation.cache.stored("val")
     found = classify(
@@ -364,7 +364,7 @@ def _classification(
 
 
 def _detection(
-    evaluation: Evaluation, train: VocImages, test: VocImages, options: VocOptions
+    evaluation: Subject, train: VocImages, test: VocImages, options: VocOptions
 ) -> dict[Rule, np.ndarray]:
     evaluator = evaluation.evaluator
     torch.manual_seed(options.seed)  # of the new layers

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import distill
 from distill.errors import DistillError
-from distill.evaluation.base import MeasurementOptions
+from distill.evaluation.base import EvaluationOptions
 from distill.files import atomic_write, require_file_place
 from distill.reports.content import RunContent
 from distill.reports.page import Made, comparison_page, run_page
@@ -48,9 +48,9 @@ class ReportOptions:
     num_workers: int | None = None
     """Processes that load images; None: by cores and data."""
 
-    def measurement(self) -> MeasurementOptions:
+    def measurement(self) -> EvaluationOptions:
         """Return what opening a run needs of these."""
-        return MeasurementOptions(
+        return EvaluationOptions(
             data=self.data,
             device=self.device,
             on_bad_image=self.on_bad_image,

@@ -41,11 +41,11 @@ from distill.data.sources import ImageData
 from distill.embeddings.cache import NetworkCache
 from distill.embeddings.embed import Embeddings
 from distill.embeddings.evaluator import Evaluator, Split
+from distill.embeddings.search import l2_normalized, nearest_neighbors, require_labels
 from distill.errors import DistillError
 from distill.evaluation.base import open_evaluation, teacher_cache, teacher_of_run
 from distill.evaluation.clusters import Alignment, align
-from distill.evaluation.kmeans import Clustering, nearest_centroids
-from distill.evaluation.nn import l2_normalized, nearest_neighbors, require_labels
+from distill.evaluation.kmeans import kmeans, nearest_centroids
 from distill.reports.content import (
     Cluster,
     ClusterSection,
@@ -278,7 +278,7 @@ def clustered(
     Returns:
         The cluster of every image (N,), and which class every cluster stands for.
     """
-    centroids = Clustering(seed=seed).centroids(features, num_classes=len(np.unique(labels)))
+    centroids = kmeans(features, len(np.unique(labels)), seed=seed)
     of_image = nearest_centroids(features, centroids)
     return of_image, align(of_image, labels, of_image, labels, num_clusters=len(centroids))
 

@@ -26,8 +26,9 @@ from distill.data.loader import Batch, guarded_batches
 from distill.data.sources import fingerprints
 from distill.device import keep_freed_memory, make_deterministic, pick_device
 from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.search import require_labels
 from distill.errors import DistillError, NonFiniteLossError
-from distill.evaluation.nn import nn_accuracy, require_labels
+from distill.evaluation.nn import nn_accuracy
 from distill.models.networks import EmbeddingNetwork
 from distill.run_directory import RunDirectory
 from distill.training.checkpoints import (

@@ -22,6 +22,7 @@ from distill.data.sources import ImageData, default_pretraining_augmentation, tr
 from distill.data.views import two_views
 from distill.device import pick_precision
 from distill.errors import DistillError
+from distill.evaluation.standard import standard_metrics
 from distill.files import atomic_write
 from distill.models.networks import EmbeddingNetwork, num_parameters, prepare_for_device
 from distill.models.weights import save_network
@@ -283,5 +284,5 @@ def _measure(job: PretrainJob, run: RunDirectory, *, prefix: str, what: str) -> 
         return
     if prefix and f"{prefix}nn_accuracy" in known:
         return
-    measured: dict[str, Any] = evaluator.measure(job.setting.network, what=what)
+    measured = standard_metrics(*evaluator.embed_both(job.setting.network, what=what))
     run.add_metrics({prefix + name: value for name, value in measured.items()})

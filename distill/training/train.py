@@ -19,9 +19,11 @@ from distill import distributed
 from distill.config import TrainConfig
 from distill.device import require_memory
 from distill.embeddings.cache import NetworkCache, stored
-from distill.embeddings.evaluator import EmbeddedSplits, Evaluator
+from distill.embeddings.embed import Embeddings
+from distill.embeddings.evaluator import Evaluator
 from distill.embeddings.store import EmbeddingTable
 from distill.errors import DistillError
+from distill.evaluation.standard import standard_metrics
 from distill.models.networks import EmbeddingNetwork, num_parameters
 from distill.models.weights import save_network
 from distill.run_directory import RunDirectory, read_metrics
@@ -108,13 +110,17 @@ def _is_measured(run: RunDirectory) -> bool:
     return "untrained_nn_accuracy" in read_metrics(run.path)
 
 
-def _keep(run: RunDirectory, splits: EmbeddedSplits, *, prefix: str, what: str) -> None:
-    found = splits.measure()
+def _keep(
+    run: RunDirectory, splits: tuple[Embeddings, Embeddings], *, prefix: str, what: str
+) -> None:
+    found = standard_metrics(*splits)
     run.add_metrics({prefix + name: value for name, value in found.items()})
     logger.info(f"{what}: nearest neighbor {found['nn_accuracy']:.4f}")
 
 
-def _teacher_splits(job: Job, embeddings: TeacherEmbeddings | None) -> EmbeddedSplits | None:
+def _teacher_splits(
+    job: Job, embeddings: TeacherEmbeddings | None
+) -> tuple[Embeddings, Embeddings] | None:
     """Return the teacher's embeddings in memory; None without one, or when they do not fit."""
     if job.teacher is None:
         return None
@@ -135,7 +141,7 @@ def _teacher_splits(job: Job, embeddings: TeacherEmbeddings | None) -> EmbeddedS
     except DistillError as error:
         logger.info(f"the teacher is not measured: {error}")
         return None
-    return EmbeddedSplits(
+    return (
         stored(embeddings.views[0], data.train, evaluator.train_index).in_memory(),
         stored(embeddings.val, data.val, evaluator.val_index).in_memory(),
     )
@@ -196,5 +202,5 @@ def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:
     metrics = training_metrics(job.setting, progress)
     evaluator = job.setting.evaluator
     if evaluator.unavailable_reason() is None and job.config.run.measure != "none":
-        metrics |= evaluator.measure(job.setting.network, what="student")
+        metrics |= standard_metrics(*evaluator.embed_both(job.setting.network, what="student"))
     run.add_metrics(metrics)

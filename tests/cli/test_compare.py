@@ -20,7 +20,7 @@ import distill
 from distill.cli.main import run
 from distill.comparison import sitting
 from distill.comparison.child import perform
-from distill.evaluation.base import MeasurementOptions, open_evaluation
+from distill.evaluation.base import EvaluationOptions, open_evaluation
 from distill.models.weights import read_state_dict
 
 COMMON = {"image_size": 16, "batch_size": 128, "num_workers": 0, "precision": "fp32"}
@@ -115,7 +115,7 @@ def test_a_grid_that_is_killed_goes_on_and_the_teacher_sees_each_image_once(
     # Numbers of one pass for all three measures are those that training would have made.
     other = "two-queues--timm-test_resnet--pixels--seed0"
     measured = json.loads((output / "cells" / f"{other}.json").read_text())["metrics"]
-    evaluation = open_evaluation(output / "runs" / other, MeasurementOptions())
+    evaluation = open_evaluation(output / "runs" / other, EvaluationOptions())
     expected = evaluation.evaluator.measure(evaluation.network, what="student")
     assert {name: measured[name] for name in expected} == expected
     assert "teacher_nn_accuracy" not in measured

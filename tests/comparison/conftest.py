@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,25 +77,21 @@ class Trainer:
         run.student.write_bytes(b"weights")
         self._moment(name, "unmeasured")
         before = {"teacher_nn_accuracy": 0.95, "untrained_nn_accuracy": 0.3 + 0.1 * config.run.seed}
-        after = self._splits(config).measure()
+        after = self._standard(config)
         measured = {"none": {}, "trained": after, "all": {**before, **after}}
         run.add_metrics({**measured[config.run.measure], "train_seconds": 60.0})
         self.finished[name] += 1
         self._moment(name, "trained")
         return RunResult(run.path, {}, None)
 
-    def open_evaluation(self, run: Path, options: Any) -> Any:
+    def standard(self, run: Path, options: Any) -> None:
         self._moment(run.name, "evaluation")
-        return SimpleNamespace(
-            splits=lambda: self._splits(self.configs[run.name]),
-            keep=lambda metrics: add_metrics(run, metrics),
-        )
+        add_metrics(run, self._standard(self.configs[run.name]))
 
     @staticmethod
-    def _splits(config: Any) -> Any:
+    def _standard(config: Any) -> dict[str, float]:
         accuracy = 0.5 + 0.01 * config.run.seed + 0.2 * (config.method.variant != "one-queue")
-        values = {"nn_accuracy": accuracy, "cluster_alignment": accuracy / 2}
-        return SimpleNamespace(measure=lambda: values)
+        return {"nn_accuracy": accuracy, "cluster_alignment": accuracy / 2}
 
     def measure(self, run: Path, options: Any) -> None:
         self._moment(run.name, "linear")
@@ -116,8 +111,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
     monkeypatch.setattr("distill.training.train.train", found.train)
     monkeypatch.setattr("distill.evaluation.linear.evaluate_linear", found.measure)
-    # After the module above has taken the real one.
-    monkeypatch.setattr("distill.evaluation.base.open_evaluation", found.open_evaluation)
+    monkeypatch.setattr("distill.evaluation.standard.evaluate_standard", found.standard)
     monkeypatch.setattr("distill.comparison.job.require_runnable", lambda cells, directory: None)
     monkeypatch.setattr(sitting, "launch_process", lambda request, stop, slot: perform(request))
     return found

@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.kmeans import Clustering, kmeans, nearest_centroids
+from distill.evaluation.kmeans import kmeans, nearest_centroids
 
 
 def unit_rows(*shape: int) -> np.ndarray:
@@ -119,14 +121,6 @@ def test_blocks_of_a_memory_map_are_assigned_as_the_whole_is(tmp_path):
         np.testing.assert_array_equal(found, whole)
 
 
-def test_a_clustering_passes_everything_on():
-    features = unit_rows(200, 4)
-    how = Clustering(5, seed=3, num_iterations=2, restarts=2, spherical=True)
-    expected = kmeans(features, 5, seed=3, num_iterations=2, restarts=2, spherical=True)
-    np.testing.assert_array_equal(how.centroids(features, num_classes=9), expected)
-    assert Clustering().centroids(features, num_classes=9).shape == (9, 4)
-
-
 @pytest.mark.parametrize("name", ["iterations", "restarts"])
 def test_numbers_of_iterations_and_restarts_out_of_range(name: str):
     keyword = {"iterations": "num_iterations", "restarts": "restarts"}[name]
@@ -137,3 +131,46 @@ def test_numbers_of_iterations_and_restarts_out_of_range(name: str):
 def test_centroids_of_other_widths():
     with pytest.raises(DistillError, match="5 wide and the validation embeddings 4;"):
         nearest_centroids(np.eye(4), np.eye(5, dtype=np.float32))
+
+
+def test_batches_come_close_to_all_at_once():
+    features = unit_rows(3000, 8)
+    whole = spread(features, kmeans(features, 12))
+    begun = spread(features, kmeans(features[::10], 12))
+    found = spread(features, kmeans(features * 3, 12, batch_size=300))
+    assert whole * 0.999 < found < whole + 0.25 * (begun - whole)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_batches_of_one_class_after_the_other_do_no_harm(spherical: bool):
+    labels = np.arange(1200) // 200  # as folders are read
+    rng = np.random.default_rng(0)
+    features = ((rng.normal(size=(6, 10)) * 3)[labels] + rng.normal(size=(1200, 10))).astype("f2")
+    centroids = kmeans(features, 6, batch_size=150, spherical=spherical)
+    clusters = nearest_centroids(features, centroids)
+    assert sum(np.bincount(clusters[labels == one]).max() for one in range(6)) > 0.98 * 1200
+    norms = np.linalg.norm(centroids, axis=1)
+    assert (np.abs(norms - 1) < 1e-5).all() == spherical
+
+
+def test_batches_may_be_as_small_as_the_number_of_clusters():
+    features = unit_rows(15, 3)  # two batches, of 8 and of 7
+    first, again = (kmeans(features, 10, batch_size=10) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert first.dtype == np.float32
+    assert kmeans(features, 15, batch_size=1000).shape == (15, 3)
+    with pytest.raises(DistillError, match=r"batch of k-means has 4 images, .* each of the 5 clus"):
+        kmeans(features, 5, batch_size=4)
+
+
+def test_memory_of_batches_does_not_grow_with_the_images(tmp_path):
+    peaks = []
+    for num_images in (4000, 16000):
+        rows = np.random.default_rng(0).normal(size=(num_images, 64)).astype(np.float16)
+        np.save(tmp_path / "rows.npy", rows)
+        mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+        tracemalloc.start()
+        kmeans(mapped, 8, restarts=1, batch_size=1000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 5 * 1000 * 64 * 4

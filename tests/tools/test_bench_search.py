@@ -6,14 +6,11 @@ import time
 import numpy as np
 
 
-def test_a_line_for_every_way_to_search(tool, capsys, tmp_path):
-    argv = ["--images", "600", "--width", "16", "--classes", "8", "--queries", "30"]
-    assert tool("bench_search").main([*argv, "--probes", "1", "99", "--folder", str(tmp_path)]) == 0
-    exact, one, all_lists = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
-    assert exact[:4] == ["600", "16", "30", "exact"]
-    assert one[3:6] == ["IVF,", "1", "probes"]
-    assert 0 < float(one[-1]) < 1
-    assert float(all_lists[-1]) == 1
+def test_a_line_for_every_number_of_images(tool, capsys, tmp_path):
+    argv = ["--images", "600", "700", "--width", "16", "--classes", "8", "--queries", "30"]
+    assert tool("bench_search").main([*argv, "--folder", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:3] for line in lines] == [["600", "16", "30"], ["700", "16", "30"]]
     assert not list(tmp_path.iterdir())
 
 
