@@ -22,7 +22,7 @@ from distill.files import cache_folder
 from distill.models.checkpoints.archives import is_archive
 from distill.models.checkpoints.pytorch import is_zip_of_pytorch
 from distill.models.checkpoints.safetensors_file import SUFFIX
-from distill.models.download import Content, fetch
+from distill.models.download import fetch, mismatch
 from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.models.weights import load_weights, read_description, rebuild_network, save_network
 from students.registry import student_spec
@@ -178,7 +178,7 @@ def _compare_with_published(spec: NetworkSpec, weights: Path) -> None:
     source = None if spec.publication is None else spec.publication.source
     if source is None or source.checksum is None or not weights.is_file():
         return
-    if weights.suffix != SUFFIX and (difference := Content.of_file(weights, source).mismatch()):
+    if weights.suffix != SUFFIX and (difference := mismatch(weights, source)):
         logger.info(f"{weights} is not the published file ({difference}); it is read all the same")
 
 

@@ -260,8 +260,3 @@ def records(_: Path) -> list[bytes]:
         **{"milliseconds": {"1": [1.0, 2.0]}, "versions": {"onnx": "1"}},
     }
     return [json.dumps({"weights": "ab", "artifacts": [artifact], "card": "cd"}).encode()]
-
-
-def downloads(_: Path) -> list[bytes]:
-    """The record of a download."""
-    return [b'{"url": "https://x/y", "bytes": 3, "sha256": "ab", "fetched": "2026-01-01"}']

@@ -30,7 +30,6 @@ from distill.errors import DistillError
 from distill.evaluation.linear import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
-from distill.models.download import DownloadError, read_record
 from distill.recipes import load_recipe
 from distill.reports.grid_markdown import grid_markdown
 from distill.reports.page import Made, grid_page, run_page
@@ -132,13 +131,6 @@ def _read_export(file: Path) -> None:
     )
 
 
-def _read_download(file: Path) -> None:
-    try:
-        read_record(file.with_suffix(""))
-    except DownloadError as error:
-        raise DistillError(str(error)) from error
-
-
 TARGETS = {
     "recipe": Target(
         "recipe.yaml",
@@ -192,5 +184,4 @@ TARGETS = {
         "json",
     ),
     "export": Target("export.json", fuzz_samples.records, _read_export, syntax="json"),
-    "download": Target("w.pth.json", fuzz_samples.downloads, _read_download, syntax="json"),
 }

@@ -13,7 +13,7 @@ READERS = (
     *("recipe", "grid", "config", "run-config", "run-metrics", "run-log", "run-robustness"),
     *("comparison-run", "checkpoint", "safetensors", "pytorch", "zip", "tar", "bundle-index"),
     *("bundle-data", "image", "shard", "annotation", "voc-list", "class-map", "class-map-csv"),
-    *("class-names", "frames", "label-list", "cache", "export", "download"),
+    *("class-names", "frames", "label-list", "cache", "export"),
 )
 
 
