@@ -103,7 +103,7 @@ def fetch(source: Source, folder: Path, *, instead: str) -> Path:
                 if problem := _problem(source, path):  # else another process has fetched it
                     logger.info(f"downloading {source.url} to {path} ({problem})")
                     _Download(source, path).run()
-    except _Failure as failure:
+    except _DownloadError as failure:
         caveat = f"; known about this link: {source.caveat}" if source.caveat else ""
         raise DistillError(f"{failure}{caveat}; {failure.remedy}, or {instead}") from failure
     except OSError as error:  # of the disk: what the network does wrong is an HTTPError
@@ -126,7 +126,7 @@ def mismatch(path: Path, source: Source) -> str:
     return "" if digest.startswith(expected) else f"its {algorithm} is {digest}, not {expected}"
 
 
-class _Failure(Exception):
+class _DownloadError(Exception):
     """Why a file cannot be had, and the remedy."""
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -217,7 +217,7 @@ class _Download:
 
         Raises:
             HTTPError: The connection broke, or what came does not continue what is there.
-            _Failure: The server refuses, or the disk has too little room.
+            _DownloadError: The server refuses, or the disk has too little room.
         """
         start = self.num_bytes
         headers = {"User-Agent": "distill-vision", "Accept-Encoding": "identity"}
@@ -270,15 +270,15 @@ class _Download:
         missing = (self.total or 0) - self.num_bytes
         free = shutil.disk_usage(self.partial.parent).free
         if missing > free:
-            raise _Failure(
+            raise _DownloadError(
                 f"{self.source.url} needs {missing:,} bytes more in {self.path.parent}, which has "
                 f"room for {free:,}",
                 f"free space there or {_ELSEWHERE}",
             )
 
-    def _failure(self, reason: str) -> _Failure:
+    def _failure(self, reason: str) -> _DownloadError:
         kept = self.partial.exists() and self.num_bytes
-        return _Failure(
+        return _DownloadError(
             f"{self.source.url} cannot be downloaded: {reason}"
             + (f" (the {kept:,} bytes that came are kept)" if kept else ""),
             f"put the file at {self.path.absolute()} by hand",
@@ -289,14 +289,14 @@ def _problem(source: Source, path: Path) -> str:
     """Say why the file must be downloaded; empty when it is there and whole.
 
     Raises:
-        _Failure: It was put there by hand and is not the file.
+        _DownloadError: It was put there by hand and is not the file.
     """
     if not path.exists():
         return "it is not there yet"
     difference = mismatch(path, source)
     record = _read_object(_beside(path, ".json"))
     if not record and difference:
-        raise _Failure(
+        raise _DownloadError(
             f"{path} is not the file of {source.url}: {difference}",
             "move it away to have it downloaded",
         )

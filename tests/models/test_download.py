@@ -32,8 +32,8 @@ class FileServer:
     """Serves `content`; each request is answered as the next of `replies` says, then as usual.
 
     A reply may have: status; drop_after and stall_after, bytes of the body after which it hangs up
-    or goes silent; hold, to wait for `release` before the body; whole, to ignore ranges; any_version,
-    to ignore If-Range; unstated, to send no length; headers, which replace the usual ones.
+    or goes silent; hold, to wait for `release` before the body; whole, to ignore ranges;
+    any_version, to ignore If-Range; unstated, to send no length; headers, instead of the usual.
     """
 
     def __init__(self) -> None:
@@ -317,9 +317,7 @@ def test_too_little_room_is_said_before_anything_is_written(server, interrupted,
 
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_disk_that_fails_is_one_sentence_and_publishes_nothing(
-    server, folder, monkeypatch, kind
-):
+def test_a_disk_that_fails_is_one_sentence_and_publishes_nothing(server, folder, monkeypatch, kind):
     def fail(*_, **__):
         raise OSError(kind, os.strerror(kind))
 

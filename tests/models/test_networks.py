@@ -140,7 +140,7 @@ def test_a_trained_module_comes_back_into_the_module_that_is_given(tmp_path: Pat
     assert torch.equal(again(images), network.eval()(images))
     with pytest.raises(DistillError, match=r"your own mine, .* distill.load_student\(.*module="):
         load_trained(tmp_path)
-    with pytest.raises(DistillError, match="does not fit module:mine: .* of another shape"):
+    with pytest.raises(DistillError, match=r"does not fit module:mine: .* of another shape"):
         load_trained(tmp_path, module=Own(width=6))
     save_network(build_student("timm:test_resnet", image_size=32), tmp_path / "student.safetensors")
     with pytest.raises(DistillError, match="built by name; leave out module="):
