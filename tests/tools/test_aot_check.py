@@ -40,6 +40,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_configuration_of_each_pass_per_target(tmp_path):
     file = tmp_path / "table.json"
     result = run(str(TOOL), "--forms", "quick", "--json", str(file))

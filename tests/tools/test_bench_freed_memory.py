@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
 def test_a_line_for_every_student(tool, capsys):
     argv = ["--students", "resnet18", "--image-size", "32", "--batch-size", "2"]
