@@ -32,7 +32,15 @@ sys.path.pop(0)  # tests/students would stand before students
 from distill import distributed  # noqa: E402
 from distill.cli.main import run  # noqa: E402
 
-for module in ("distill.training.train", "distill.training.pretrain", "torch.distributed.nn"):
+PRELOADED = ("distill.training.train", "distill.training.pretrain", "torch.distributed.nn")
+LIBRARIES = (
+    "timm",
+    "torchvision.transforms.v2",
+    "torch.utils.tensorboard",
+    "sklearn.datasets",
+    "faiss",
+)
+for module in (*PRELOADED, *LIBRARIES):
     importlib.import_module(module)
 
 ENDED: dict[int, int] = {}

@@ -57,6 +57,7 @@ def run(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_tiny_mode_checks_times_and_writes(run):
     status, found, said = run()
     assert status == 0, said
@@ -83,6 +84,7 @@ def test_a_wrong_kernel_is_named_and_fails(run):
     assert len(found["failures"]) == 2
 
 
+@pytest.mark.slow
 def test_tuning_passes_over_what_cannot_run_or_is_wrong(run):
     status, found, said = run("--tune", "--dtypes", "bf16", change=SOME_PLANS_FAIL)
     assert status == 1, said
