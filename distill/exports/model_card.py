@@ -1,19 +1,9 @@
-"""What the numbers of metrics.json mean, in words for a model card.
+"""The model card: what an exported network is, how to feed it, what was measured, where it ends.
 
-Numbers that this module does not know are given with their name alone.
-
-The lines of Python that load each exported format, as the model card shows them.
-
-Every snippet takes `pixels` and leaves `embeddings`.
-
-The tables of a model card: input contract, files, times.
-
-Shapes: B batch, S image side, D embedding width.
-
-The model card: what an exported network is, how to feed it, what was measured, where it ends.
-
-Front matter as the Hugging Face Hub reads it (https://huggingface.co/docs/hub/model-cards). Names
-that come from data or from people are escaped; sections without content are left out.
+Front matter as the Hugging Face Hub reads it (https://huggingface.co/docs/hub/model-cards). What
+the numbers mean is read from the evaluations, how a file is loaded from its format. Names that come
+from data or from people are escaped, and paths are told by their last part: folders of this machine
+say nothing elsewhere.
 
 Shapes: B batch, S image side, D embedding width.
 """
@@ -21,257 +11,52 @@ Shapes: B batch, S image side, D embedding width.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.exports.network import INPUT
-from distill.exports.plain_weights import LibraryModel
-from distill.exports.record import Artifact, Record
+from distill.config import METHODS
+from distill.data.sources import ImageData
+from distill.evaluation.base import describe_metric
+from distill.exports.formats import FILE_FORMATS, INPUT
+from distill.exports.record import Record
 from distill.markdown import cleaned, code, escaped, table
-from distill.models.networks import InputSpec
+from distill.models.networks import EmbeddingNetwork, is_own_module, num_parameters
+from distill.run_directory import read_config, read_metrics, read_run_metadata
+from teachers.registry import TEACHERS
 
-_WHOSE = {
-    "teacher_": "the teacher: ",
-    "untrained_": "the same network before training: ",
-    "backbone_": "at the embedding: ",
-    "": "",
+_PRETRAINING = {  # methods, and where they were published
+    "simclr": ("SimCLR", "2002.05709"),
+    "byol": ("BYOL", "2006.07733"),
+    "c-simclr": ("C-SimCLR", "2109.12909"),
+    "c-byol": ("C-BYOL", "2109.12909"),
 }
-_NEIGHBOR = (
-    "share of the validation images that get their own class from {votes} nearest training "
-    "image{s} by cosine"
-)
-_CLUSTERS = (
-    "share of the validation images in the class that their k-means cluster stands for ({which}, "
-    "matched to classes {how})"
-)
-_AGREEING = "{what} of k-means clusters and classes of the validation images"
-_LINEAR = "accuracy on the validation images of {what}"
-_VOC = "mean average precision of {what} on PASCAL VOC or a set in its layout, {rule}"
-_FIXED = {
-    "nn_accuracy": _NEIGHBOR.format(votes="the", s=""),
-    "nn_recall_ivf": "share of the nearest neighbors that inverted lists find",
-    "linear_accuracy": _LINEAR.format(what="a linear classifier, as published"),
-    "linear_accuracy_sweep": _LINEAR.format(what="a linear classifier, the best of a sweep"),
-    "linear_accuracy_logistic": _LINEAR.format(what="a logistic regression"),
-    "robustness_clean_error": "error on validation images as they are",
-    "robustness_mean_error": "error under ImageNet-C's corruptions, computed on the fly",
-    "robustness_gap": "error under corruption minus error on the images as they are",
-    "robustness_mce": "mean corruption error, relative to AlexNet's",
-    "train_seconds": "seconds of training",
-    "num_steps": "optimizer steps",
-    "num_skipped_images": "images left out because they cannot be read",
-    "residual_information": "nats that one view of an image tells beyond the other",
-    "information_y_z": "lower bound in nats on what the embedding of one view tells of the other",
-    "view_cosine": "mean cosine of the embeddings of two views of an image",
-    "lipschitz_sampled": "largest slope of the embedding over sampled pairs, a lower bound",
-    "lipschitz_ascended": "largest slope of the embedding that ascent found, a lower bound",
+_HEADLINE = ("nn_accuracy", "cluster_alignment", "linear_accuracy")  # for the front matter
+_MAX_CLASSES = 20  # named in a card
+# How a run was executed and where it lies, not what was trained.
+_OF_THE_MACHINE = {
+    "teacher_cache",
+    "teacher_batch_size",
+    "num_workers",
+    "on_bad_image",
+    "max_bad_images",
+    "device",
+    "output",
+    "resume",
+    "nn_every",
+    "log_every",
+    "checkpoint_every",
+    "keep_every",
+    "on_failed_checkpoint",
+    "measure",
 }
-_AGREEMENTS = {
-    "nmi": "normalized mutual information",
-    "ari": "adjusted Rand index",
-    "purity": "purity",
-}
-_RULES = {"": "11-point rule", "_area": "area under the curve"}
-
-
-def figures(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return name, value and meaning of every number; what is not a number is left out."""
-    return [
-        (name, _shown(value), meaning(name)) for name, value in metrics.items() if _is_number(value)
-    ]
-
-
-def meaning(name: str) -> str:
-    """Return what a number of metrics.json says; empty when that is not known here."""
-    name, _, data = name.partition("@")
-    if data:
-        words = meaning(name)
-        return words and f"{words}; on {data}"
-    for prefix, whose in _WHOSE.items():
-        if name.startswith(prefix):
-            words = _meaning(name.removeprefix(prefix))
-            if words:
-                return whose + words
-    return ""
-
-
-def is_accuracy(name: str) -> bool:
-    """Tell whether a number is an accuracy of the exported network itself, on the run's data."""
-    known = r"nn_accuracy(_k\d+(_weighted)?)?|cluster_alignment(_k\d+)?|linear_accuracy"
-    return re.fullmatch(known, name) is not None
-
-
-def _meaning(name: str) -> str:
-    if name in _FIXED:
-        return _FIXED[name]
-    if found := re.fullmatch(r"nn_accuracy(?:_k(\d+))?(_weighted)?(_ivf)?", name):
-        votes = f"a {'weighted ' if found[2] else ''}vote of the {found[1]}" if found[1] else "the"
-        words = _NEIGHBOR.format(votes=votes, s="s" if found[1] else "")
-        return f"{words}, searched through inverted lists" if found[3] else words
-    if found := re.fullmatch(
-        r"cluster_(alignment|nmi|ari|purity)(_k\d+)?(_count)?(_spherical)?(_minibatch)?", name
-    ):
-        return _cluster_meaning(*found.groups())
-    if found := re.fullmatch(r"neighbor_agreement_k(\d+)", name):
-        return f"share of the teacher's {found[1]} nearest images that are the student's, too"
-    if found := re.fullmatch(r"linear_accuracy_labels_([^_]+)(_std)?", name):
-        is_share = re.fullmatch(r"[\d.e-]+", found[1]) is not None
-        labels = f"a share of {found[1]} of the labels" if is_share else f"the labels of {found[1]}"
-        what = f"a linear classifier learned from {labels}"
-        return ("standard deviation over draws of the " if found[2] else "") + _LINEAR.format(
-            what=what
-        )
-    if found := re.fullmatch(r"voc_(classification|detection)_map(_area)?", name):
-        return _VOC.format(what=found[1], rule=_RULES[found[2] or ""])
-    return ""
-
-
-def _cluster_meaning(
-    kind: str, number: str | None, count: str | None, spherical: str | None, minibatch: str | None
-) -> str:
-    which = f"{number.removeprefix('_k')} clusters" if number else "as many clusters as classes"
-    means = [word for word, there in (("spherical", spherical), ("mini-batch", minibatch)) if there]
-    if means:
-        which += f", {' '.join(means)} k-means"
-    if kind == "alignment":
-        how = "by count on the training images" if count else "on the training images"
-        return _CLUSTERS.format(which=which, how=how)
-    return f"{_AGREEING.format(what=_AGREEMENTS[kind])} ({which})"
-
-
-def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
-def loading_code(artifact: Artifact, spec: InputSpec, model: LibraryModel | None) -> list[str]:
-    """Return the lines that load a file that lies in the working directory and use it.
-
-    Args:
-        artifact: The file.
-        spec: What the network wants to see.
-        model: For the plain file, the library's model that it fits.
-    """
-    if artifact.format == "onnx":
-        return [
-            "import onnxruntime",
-            f'session = onnxruntime.InferenceSession("{artifact.name}")',
-            f'(embeddings,) = session.run(None, {{"{INPUT}": pixels}})  # a NumPy array',
-        ]
-    if artifact.format == "torch-export":
-        return [
-            "import torch",
-            f'network = torch.export.load("{artifact.name}").module()',
-            "embeddings = network(pixels)",
-        ]
-    if artifact.format == "safetensors":
-        return [
-            "import distill",
-            f'network = distill.load_student("{artifact.name}")',
-            "embeddings = network(pixels)",
-        ]
-    assert model is not None, "a plain file was written for this model"
-    mean, std = list(spec.mean), list(spec.std)
-    return [
-        f"import safetensors.torch, torch, {model.library}",
-        *model.code,
-        f'model.load_state_dict(safetensors.torch.load_file("{artifact.name}"), strict=True)',
-        f"mean, std = torch.tensor({mean}), torch.tensor({std})",
-        "normalized = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)",
-        "embeddings = model.eval()(normalized).flatten(1)",
-    ]
-
-
-FORMAT_WORDS = {
-    "onnx": "ONNX",
-    "torch-export": "torch.export",
-    "safetensors": "safetensors, for this toolkit",
-    "safetensors-plain": "safetensors, under a library's names",
-}
-
-
-def contract(spec: InputSpec, embedding_dim: int) -> list[str]:
-    """Return the table of what goes into the network and what comes out.
-
-    Args:
-        spec: What it wants to see.
-        embedding_dim: D.
-    """
-    side = spec.image_size
-    prepared = (
-        f"shorter side resized to {round(side / spec.crop_fraction)} px ({spec.interpolation}, "
-        f"antialiased, as Pillow does), then the central {side} x {side} px"
-    )
-    mean, deviation = (", ".join(f"{x:g}" for x in values) for values in (spec.mean, spec.std))
-    normalized = (
-        f"included in every file but a plain safetensors file: mean {mean}, standard deviation "
-        f"{deviation}"
-    )
-    embeddings = (
-        f"`embeddings`, float32 (B, {embedding_dim}); of length 1 only where the table of files "
-        "says so"
-    )
-    rows = [
-        ("input", f"`{INPUT}`, float32 (B, 3, {side}, {side}), any B from 1 on, red, green, blue"),
-        ("range", "0 to 1 (8-bit values divided by 255)"),
-        ("preparation", prepared),
-        ("normalization", normalized),
-        ("output", embeddings),
-    ]
-    return table(("", ""), rows)
-
-
-def files(record: Record) -> list[str]:
-    """Return the table of the files of an export folder, with differences and times."""
-    header = ("file", "format", "bytes", "length 1", "largest difference", "SHA-256")
-    rows = [
-        (
-            code(each.name),
-            FORMAT_WORDS[each.format],
-            f"{each.num_bytes:,}",
-            "yes" if each.l2_normalize else "no",
-            f"{each.relative_difference:.1e}",
-            code(each.sha256),
-        )
-        for each in record.artifacts
-    ]
-    explained = (
-        "The difference is that of an embedding from the original network's, as a share of its "
-        "length, over batches of 1, 3 and 8 real images on a CPU in float32."
-    )
-    return [*table(header, rows), "", explained, *_times(record)]
-
-
-def _times(record: Record) -> list[str]:
-    timed = [each for each in record.artifacts if each.milliseconds]
-    if not timed:
-        return []
-    sizes = list(timed[0].milliseconds)
-    header = ("milliseconds for an image", *(f"batches of {size}" for size in sizes))
-    rows = [
-        (code(each.name), *(_pair(each.milliseconds[size]) for size in sizes)) for each in timed
-    ]
-    return ["", *table(header, rows), "", "The original network, then the file, side by side."]
-
-
-def _pair(times: Sequence[float]) -> str:
-    return f"{times[0]:.3g} / {times[1]:.3g}"
-
-
-Rows = tuple[tuple[str, str], ...]  # label and value, Markdown already
-
 _USE = (
     "The network turns an image into a vector that is to be compared with the vectors of other "
     "images: nearest neighbors, clusters, duplicates, or as features of a classifier that is "
-    "trained on them. It was trained without labels and names no classes by itself."
+    "trained on them. It names no classes by itself."
 )
 _LIMITS = (
     "The figures hold for the data they were measured on; on images of another kind (subject, "
@@ -283,121 +68,297 @@ _LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What a model card says beside the files.
+class ModelCard:
+    """The card of a run's network.
 
-    Attributes:
-            title: Of the card; plain text, as are `summary` and `tags`.
-        summary: One or two sentences on how it was trained.
-        num_parameters: Of the network.
-        embedding_dim: D.
-        input: What it wants to see.
-        library: The library's model that a plain file fits, if any.
-        license: SPDX or Hugging Face name.
-        dataset: Name of the images it was trained on; plain text.
-        tags: For the front matter.
-        teacher: Rows on the teacher; empty without one.
-        data: Rows on the images.
-        settings: Rows on the training.
-        metrics: The content of metrics.json.
-        versions: What it was trained with.
+    Args:
+        run: A run directory with a trained network.
+        network: The network.
+        data: The images it was trained on; None when they are not at hand.
+        license_name: Of the exported network: an SPDX or Hugging Face name.
     """
 
-    title: str
-    summary: str
-    num_parameters: int
-    embedding_dim: int
-    input: InputSpec
-    library: LibraryModel | None
-    license: str
-    dataset: str
-    tags: tuple[str, ...]
-    teacher: Rows
-    data: Rows
-    settings: Rows
-    metrics: Mapping[str, Any]
-    versions: Mapping[str, str]
+    def __init__(
+        self, run: Path, network: EmbeddingNetwork, data: ImageData | None, *, license_name: str
+    ) -> None:
+        self.network = network
+        self.data = data
+        self.license = license_name
+        self.options = read_config(run)
+        self.metrics = read_metrics(run)
+        self.command, self.versions, _ = read_run_metadata(run)
+        named = self.options.get("data") or "unknown images"
+        self.dataset = _shown(named) if data is None else data.name
+
+    def text(self, record: Record, weights: Path) -> str:
+        """Return the card of all files of an export folder, as Markdown.
+
+        Args:
+            record: The files.
+            weights: The run's file of the network's weights.
+        """
+        title, summary = self._title_and_summary()
+        side = self.network.input.image_size
+        size = (
+            f"{num_parameters(self.network):,} parameters; an image of {side} x {side} pixels "
+            f"becomes {self.network.embedding_dim:,} numbers."
+        )
+        settings = [
+            (escaped(name), escaped(_shown(value)))
+            for name, value in self.options.items()
+            if value is not None and name not in _OF_THE_MACHINE
+        ]
+        sections = {
+            "Input and output": self._contract(),
+            "Files": _files(record),
+            "Loading": self._loading(record, weights),
+            "Teacher": table(("", ""), list(self._teacher())) if self._is_distilled else [],
+            "Data": table(("", ""), list(self._data())),
+            "Figures": _figures(self.metrics),
+            "Settings": table(("option", "value"), settings),
+            "Intended use": [_USE],
+            "Limits": [f"- {limit}" for limit in _LIMITS],
+            "Versions": self._versions(record),
+        }
+        front_matter = yaml.safe_dump(self._front_matter(title), sort_keys=False)
+        parts = [f"---\n{front_matter}---", f"# {escaped(title)}", f"{escaped(summary)} {size}"]
+        for heading, lines in sections.items():
+            if lines:
+                parts += [f"## {heading}", "\n".join(lines)]
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def _is_distilled(self) -> bool:
+        """Whether a teacher was learned from."""
+        if self.command != "train":
+            return False
+        return self._method not in METHODS or METHODS.get(self._method).teacher != "never"
+
+    @property
+    def _method(self) -> str:
+        return str(self.options.get("method", "compress"))  # before there were baselines
+
+    def _title_and_summary(self) -> tuple[str, str]:
+        """Return the title, and one or two sentences on how the network was trained."""
+        if self.command != "train":
+            method, paper = _PRETRAINING.get(self._method, (self._method, "unknown"))
+            backbone = self.network.spec.name.partition(":")[2]
+            return f"{backbone} pre-trained by {method}", (
+                f"A {backbone} that was trained without labels by {method} (arXiv {paper}) on the "
+                f"images of {self.dataset}."
+            )
+        student, teacher = _shown(self.options.get("student")), _shown(self.options.get("teacher"))
+        if not self._is_distilled:
+            return f"{student} trained with labels", (
+                f"A {student} that was trained with the labels of {self.dataset}, without a "
+                "teacher."
+            )
+        known = METHODS.get(self._method).summary if self._method in METHODS else self._method
+        return f"{student} distilled from {teacher}", (
+            f"A {student} that was distilled from {teacher} on the images of {self.dataset}, "
+            f"without labels. Method: {known}."
+        )
+
+    def _front_matter(self, title: str) -> dict[str, Any]:
+        kind = "self-supervised-learning"
+        if self.command == "train":
+            kind = "knowledge-distillation" if self._is_distilled else "supervised-learning"
+        tags = ("image-feature-extraction", kind, "distill", _shown(self.network.spec.name))
+        head: dict[str, Any] = {
+            "license": cleaned(self.license),
+            "pipeline_tag": "image-feature-extraction",
+            "tags": [cleaned(tag) for tag in tags],
+        }
+        measured = [
+            {"type": "accuracy", "name": name, "value": self.metrics[name]}
+            for name in _HEADLINE
+            if _is_number(self.metrics.get(name))
+        ]
+        if not measured:
+            return head
+        dataset = cleaned(self.dataset)
+        result = {
+            "task": {"type": "image-feature-extraction"},
+            "dataset": {"name": dataset, "type": dataset},
+            "metrics": measured,
+        }
+        index = [{"name": cleaned(title), "results": [result]}]
+        return {**head, "metrics": ["accuracy"], "model-index": index}
+
+    def _contract(self) -> list[str]:
+        """Return the table of what goes into the network and what comes out."""
+        spec = self.network.input
+        side = spec.image_size
+        mean, deviation = (", ".join(f"{x:g}" for x in values) for values in (spec.mean, spec.std))
+        rows = [
+            (
+                "input",
+                f"`{INPUT}`, float32 (B, 3, {side}, {side}), any B from 1 on, red, green, blue",
+            ),
+            ("range", "0 to 1 (8-bit values divided by 255)"),
+            (
+                "preparation",
+                f"shorter side resized to {round(side / spec.crop_fraction)} px "
+                f"({spec.interpolation}, antialiased, as Pillow does), then the central "
+                f"{side} x {side} px",
+            ),
+            (
+                "normalization",
+                f"included in every file but a plain safetensors file: mean {mean}, standard "
+                f"deviation {deviation}",
+            ),
+            (
+                "output",
+                f"`embeddings`, float32 (B, {self.network.embedding_dim}); of length 1 only where "
+                "the table of files says so",
+            ),
+        ]
+        return table(("", ""), rows)
+
+    def _loading(self, record: Record, weights: Path) -> list[str]:
+        lines: list[str] = []
+        for artifact in record.artifacts:
+            kind = FILE_FORMATS[artifact.format](self.network, weights)
+            snippet = kind.snippet(artifact.name)
+            lines += ["", f"{kind.title}:", "", "```python", *snippet, "```"]
+        return lines[1:]
+
+    def _teacher(self) -> Iterator[tuple[str, str]]:
+        name = str(self.options.get("teacher"))
+        yield "name", escaped(_shown(name))
+        if self.options.get("teacher_weights"):
+            yield "weights", escaped(_shown(self.options["teacher_weights"])) + ", a file"
+        if name in TEACHERS:
+            yield from _registered_teacher(name)
+        elif name.startswith("timm:"):
+            yield from _timm_teacher(name.removeprefix("timm:"))
+        elif name.startswith("torchvision:"):
+            yield "source", "a model of torchvision"
+        elif is_own_module(name):
+            yield "source", "a PyTorch module of whoever trained the student"
+        else:
+            yield "source", "trained or converted by this toolkit; its own run tells more"
+
+    def _data(self) -> Iterator[tuple[str, str]]:
+        yield "images", escaped(self.dataset)
+        if self.data is None:
+            return
+        yield "for training", f"{len(self.data.train):,}"
+        yield "for validation", f"{len(self.data.val):,}" if self.data.val is not None else "none"
+        classes = self.data.train.classes
+        if not classes:
+            yield "classes", "none: the images have no labels"
+            return
+        names = ", ".join(escaped(name) for name in classes[:_MAX_CLASSES])
+        rest = len(classes) - _MAX_CLASSES
+        more = f" and {rest:,} more" if rest > 0 else ""
+        purpose = "for the figures alone" if self._is_distilled else "for labels"
+        yield "classes", f"{len(classes):,}, {purpose}: {names}{more}"
+
+    def _versions(self, record: Record) -> list[str]:
+        rows = [("trained with", _listed(self.versions))]
+        rows += [
+            (f"{code(each.name)} written with", _listed(each.versions)) for each in record.artifacts
+        ]
+        return table(("", ""), rows)
 
 
-def model_card(facts: CardFacts, record: Record) -> str:
-    """Return the card of all files of an export folder, as Markdown."""
-    parts = [
-        ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False).rstrip(), "---"],
-        [f"# {escaped(facts.title)}"],
-        [f"{escaped(facts.summary)} {_size(facts)}"],
-        *_section("Input and output", contract(facts.input, facts.embedding_dim)),
-        *_section("Files", files(record)),
-        *_section("Loading", _loading(facts, record)),
-        *_section("Teacher", table(("", ""), facts.teacher) if facts.teacher else []),
-        *_section("Data", table(("", ""), facts.data)),
-        *_section("Figures", _figures(facts.metrics)),
-        *_section("Settings", table(("option", "value"), facts.settings)),
-        *_section("Intended use", [_USE]),
-        *_section("Limits", [f"- {limit}" for limit in _LIMITS]),
-        *_section("Versions", _versions(facts, record)),
+def _files(record: Record) -> list[str]:
+    """Return the table of the files of an export folder, with differences and times."""
+    header = ("file", "format", "bytes", "length 1", "largest difference", "SHA-256")
+    rows = [
+        (
+            code(each.name),
+            FILE_FORMATS[each.format].title,
+            f"{each.num_bytes:,}",
+            "yes" if each.l2_normalize else "no",
+            f"{each.relative_difference:.1e}",
+            code(each.sha256),
+        )
+        for each in record.artifacts
     ]
-    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
-
-
-def _section(title: str, lines: list[str]) -> list[list[str]]:
-    return [[f"## {title}"], lines] if lines else []
-
-
-def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    measured = {
-        name: value
-        for name, value in facts.metrics.items()
-        if is_accuracy(name) and isinstance(value, (int, float))
-    }
-    head: dict[str, Any] = {
-        "license": cleaned(facts.license),
-        "pipeline_tag": "image-feature-extraction",
-        "tags": [cleaned(tag) for tag in facts.tags],
-    }
-    if not measured:
-        return head
-    dataset = cleaned(facts.dataset)
-    result = {
-        "task": {"type": "image-feature-extraction"},
-        "dataset": {"name": dataset, "type": dataset},
-        "metrics": [
-            {"type": "accuracy", "name": name, "value": value} for name, value in measured.items()
-        ],
-    }
-    index = [{"name": cleaned(facts.title), "results": [result]}]
-    return {**head, "metrics": ["accuracy"], "model-index": index}
-
-
-def _size(facts: CardFacts) -> str:
-    return (
-        f"{facts.num_parameters:,} parameters; an image of {facts.input.image_size} x "
-        f"{facts.input.image_size} pixels becomes {facts.embedding_dim:,} numbers."
+    explained = (
+        "The difference is that of an embedding from the original network's, as a share of its "
+        "length, over batches of 1, 3 and 8 real images on a CPU in float32."
     )
-
-
-def _loading(facts: CardFacts, record: Record) -> list[str]:
-    lines: list[str] = []
-    for artifact in record.artifacts:
-        snippet = loading_code(artifact, facts.input, facts.library)
-        lines += ["", f"{FORMAT_WORDS[artifact.format]}:", "", "```python", *snippet, "```"]
-    return lines[1:]
+    lines = [*table(header, rows), "", explained]
+    timed = [each for each in record.artifacts if each.milliseconds]
+    if not timed:
+        return lines
+    sizes = list(timed[0].milliseconds)
+    header = ("milliseconds for an image", *(f"batches of {size}" for size in sizes))
+    times = [
+        (
+            code(each.name),
+            *(" / ".join(f"{ms:.3g}" for ms in each.milliseconds[size]) for size in sizes),
+        )
+        for each in timed
+    ]
+    return [
+        *lines,
+        "",
+        *table(header, times),
+        "",
+        "The original network, then the file, side by side.",
+    ]
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
-    rows = [(escaped(name), value, words) for name, value, words in figures(metrics)]
+    """Return the table of every number with what it means; what is not a number is left out."""
+    rows = []
+    for name, value in metrics.items():
+        if _is_number(value):
+            meaning = describe_metric(name)
+            words = "" if meaning is None else escaped(meaning.words)
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            rows.append((escaped(name), shown, words))
     if not rows:
         return ["Nothing was measured."]
     return [*table(("figure", "value", "meaning"), rows), "", "Accuracies are fractions of 1."]
 
 
-def _versions(facts: CardFacts, record: Record) -> list[str]:
-    rows = [("trained with", _listed(facts.versions))]
-    rows += [
-        (f"{code(each.name)} written with", _listed(each.versions)) for each in record.artifacts
-    ]
-    return table(("", ""), rows)
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _registered_teacher(name: str) -> Iterator[tuple[str, str]]:
+    spec = TEACHERS.get(name)
+    yield "what it is", escaped(spec.summary)
+    published = spec.publication
+    if published is None:
+        return
+    yield "paper", _arxiv(published.paper)
+    yield "license of its weights", escaped(published.license)
+    yield (
+        "linear accuracy on ImageNet",
+        f"{published.linear_accuracy:.3f} as its authors state it, as a fraction of 1",
+    )
+    yield "published at", f"<{published.source.url}>"
+
+
+def _timm_teacher(name: str) -> Iterator[tuple[str, str]]:
+    yield "source", "a model of timm"
+    try:
+        import timm
+    except ImportError:
+        return
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    yield "license of its weights", escaped(getattr(config, "license", None) or "not stated")
+    papers = getattr(config, "paper_ids", None) or ()
+    for paper in (papers,) if isinstance(papers, str) else papers:
+        yield "paper", _arxiv(paper.removeprefix("arXiv:"))
+
+
+def _arxiv(paper: str) -> str:
+    return f"[arXiv {escaped(paper)}](https://arxiv.org/abs/{paper})"
 
 
 def _listed(versions: Mapping[str, str]) -> str:
     return escaped(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _shown(value: Any) -> str:
+    """Return an option in words; of a path the last part."""
+    text = str(value)
+    return Path(text).name if os.sep in text else text

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from distill.errors import DistillError
 from distill.files import is_file_name
@@ -25,19 +26,18 @@ class Artifact:
 
     Attributes:
         name: Of the file.
-        format: `onnx`, `torch-export`, `safetensors`, or `safetensors-plain` for the file under a
-            library's names.
+        format: A key of `distill.exports.formats.FILE_FORMATS`.
         sha256: Of its content, in hexadecimal.
         num_bytes: Its size.
         l2_normalize: Whether its embeddings have length 1.
-        absolute_difference: See `distill.exports.export.Difference`.
-        relative_difference: The same.
+        absolute_difference: Largest difference of a number from the original network's.
+        relative_difference: Largest length of a row's difference over that of the original's row.
         milliseconds: Time for an image by batch size, original and exported; empty when not timed.
         versions: Of what wrote it.
     """
 
     name: str
-    format: str
+    format: Literal["onnx", "torch-export", "safetensors", "safetensors-plain"]
     sha256: str
     num_bytes: int
     l2_normalize: bool
@@ -58,7 +58,7 @@ class Record:
     """
 
     weights: str
-    artifacts: tuple[Artifact, ...] = field(default=())
+    artifacts: tuple[Artifact, ...] = ()
     card: str = ""
 
     def artifact(self, name: str) -> Artifact | None:
@@ -68,17 +68,17 @@ class Record:
     def with_artifacts(self, new: Sequence[Artifact], folder: Path) -> Record:
         """Return the record with files added or replaced; those that changed since are left out."""
         names = {each.name for each in new}
-        kept = [each for each in self.artifacts if each.name not in names]
-        still = [each for each in kept if _is_unchanged(folder / each.name, each.sha256)]
-        return Record(self.weights, (*still, *new))
+        kept = [
+            each
+            for each in self.artifacts
+            if each.name not in names and _is_unchanged(folder / each.name, each.sha256)
+        ]
+        return Record(self.weights, (*kept, *new))
 
-    def with_card(self, digest: str) -> Record:
-        """Return the record with the SHA-256 of the model card."""
-        return replace(self, card=digest)
-
-    def to_json(self) -> str:
-        """Return the record as `read_record` reads it."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+    def write(self, folder: Path) -> None:
+        """Write the record as `read_record` reads it."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
 
 
 def read_record(folder: Path) -> Record | None:
@@ -125,13 +125,20 @@ def require_free(folder: Path, names: Sequence[str], *, weights: str, overwrite:
     record = read_record(folder) or Record(weights)
     if record.weights != weights:
         raise DistillError(f"{folder} holds the export of other weights; choose another --output")
-    for name in names:
-        _require_replaceable(folder / name, record.artifact(name), overwrite=overwrite)
-    if (folder / CARD).exists() and not _is_unchanged(folder / CARD, record.card):
-        raise DistillError(
-            f"{folder / CARD} was not written by an export of these weights, or was changed since; "
-            "rename it or choose another --output"
-        )
+    written = {each.name: each.sha256 for each in record.artifacts}
+    for name in (*names, CARD):
+        file = folder / name
+        digest = record.card if name == CARD else written.get(name, "")
+        if file.exists() and not _is_unchanged(file, digest):
+            raise DistillError(
+                f"{file} was not written by an export of these weights, or was changed since; "
+                "move it away or choose another --output"
+            )
+        if file.exists() and name != CARD and not overwrite:
+            raise DistillError(
+                f"{file} is there from an earlier export; replace it with --overwrite or choose "
+                "another --output"
+            )
     return record
 
 
@@ -142,21 +149,6 @@ def sha256(file: Path) -> str:
         while block := content.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _require_replaceable(file: Path, earlier: Artifact | None, *, overwrite: bool) -> None:
-    if not file.exists():
-        return
-    if earlier is None or not _is_unchanged(file, earlier.sha256):
-        raise DistillError(
-            f"{file} was not written by an export of these weights, or was changed since; remove "
-            "it or choose another --output"
-        )
-    if not overwrite:
-        raise DistillError(
-            f"{file} is there from an earlier export; replace it with --overwrite or choose "
-            "another --output"
-        )
 
 
 def _is_unchanged(file: Path, digest: str) -> bool:

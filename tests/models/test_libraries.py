@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from distill.errors import DistillError
-from distill.exports.plain_weights import library_model, write_plain
+from distill.exports.formats import PlainSafetensors, library_model
 from distill.models.libraries import library_spec
 from students.registry import build_student
 
@@ -18,7 +18,7 @@ def test_auxiliary_heads_of_training_are_taken_off(tmp_path):
     assert network.train()(images).shape == (2, 1024)  # one tensor, in training too
     network.eval()
     file = tmp_path / "plain.safetensors"
-    write_plain(network, file)
+    PlainSafetensors(network, file).write(file)
     names: dict = {}
     exec(CODE + "\n".join(library_model(network).code), names)
     names["model"].load_state_dict(safetensors.torch.load_file(file), strict=True)
