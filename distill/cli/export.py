@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
-from distill.cli.parse import parse
+from distill.cli.parse import parse, print_table
 from distill.exports.export import ExportOptions
-
-if TYPE_CHECKING:
-    from distill.exports.record import Artifact
 
 _EXAMPLES = """Export the network of a finished run, its normalization of pixels included, with a
 model card. Every file is compared with the original on real images before it is kept.
@@ -39,28 +35,25 @@ class ExportCommand:
 def run(argv: list[str]) -> int:
     """Run `distill export`; return the exit status."""
     command = parse(ExportCommand, argv, prog="distill export", description=_EXAMPLES)
-    from distill.cli.parse import print_table
     from distill.exports.export import export
 
     done = export(command.run, command.options)
     sizes = list(done.artifacts[0].milliseconds)
+    rows = [
+        [
+            artifact.format,
+            str(done.folder / artifact.name),
+            f"{artifact.num_bytes / 2**20:,.1f} MiB",
+            f"{artifact.relative_difference:.1e}",
+            *(" / ".join(f"{ms:.2f}" for ms in artifact.milliseconds[size]) for size in sizes),
+        ]
+        for artifact in done.artifacts
+    ]
     times = [f"ms/image in batches of {size}" for size in sizes]
-    header = ["format", "file", "size", "largest difference", *times]
-    print_table([_row(artifact, done.folder, sizes) for artifact in done.artifacts], header=header)
+    print_table(rows, header=["format", "file", "size", "largest difference", *times])
     print(
         "difference as a share of an embedding's length"
         + ("; times of the original / of the file" if sizes else "")
     )
     print(f"model card: {done.card}")
     return 0
-
-
-def _row(artifact: Artifact, folder: Path, sizes: list[str]) -> list[str]:
-    times = [artifact.milliseconds[size] for size in sizes]
-    return [
-        artifact.format,
-        str(folder / artifact.name),
-        f"{artifact.num_bytes / 2**20:,.1f} MiB",
-        f"{artifact.relative_difference:.1e}",
-        *(f"{original:.2f} / {exported:.2f}" for original, exported in times),
-    ]

@@ -1,1 +1,1 @@
-"""Writes trained networks for other programs: ONNX, torch.export, safetensors, with a model card."""
+"""Exports trained networks: ONNX, torch.export, safetensors, each with a model card."""

@@ -1,4 +1,4 @@
-"""The file formats of an export, each in one class: how a file is written, loaded, and read by others.
+"""The file formats of an export, a class each: how a file is written, loaded and read by others.
 
 - `Onnx`, https://onnx.ai: written by `torch.onnx.export(dynamo=True)`, run by onnxruntime on the
   CPU. One file, so at most 2 GiB.

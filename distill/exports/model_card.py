@@ -286,7 +286,7 @@ def _files(record: Record) -> list[str]:
     if not timed:
         return lines
     sizes = list(timed[0].milliseconds)
-    header = ("milliseconds for an image", *(f"batches of {size}" for size in sizes))
+    timed_header = ("milliseconds for an image", *(f"batches of {size}" for size in sizes))
     times = [
         (
             code(each.name),
@@ -297,7 +297,7 @@ def _files(record: Record) -> list[str]:
     return [
         *lines,
         "",
-        *table(header, times),
+        *table(timed_header, times),
         "",
         "The original network, then the file, side by side.",
     ]
