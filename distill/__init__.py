@@ -130,8 +130,8 @@ def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) 
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.training.convert import ConvertOptions
-    from distill.training.convert import convert as convert_job
+    from teachers.convert import ConvertOptions
+    from teachers.convert import convert as convert_job
 
     file = None if weights is None else Path(weights)
     return convert_job(ConvertOptions(teacher, Path(to), file))

@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from importlib import metadata
 
 import torch
 
@@ -44,6 +46,36 @@ def pick_device(name: str) -> torch.device:
             "devices; use --device cpu"
         )
     return device
+
+
+@cache
+def require_torchvision() -> None:
+    """Refuse a torchvision that was built for another torch: its operators cannot be loaded.
+
+    Raises:
+        DistillError: It is missing or does not fit.
+    """
+    try:
+        from torchvision import extension
+
+        fits = extension._has_ops()
+    except (ImportError, OSError, RuntimeError):  # an operator is registered that is not there
+        fits = False
+    if not fits:
+        ours, theirs = installed_version("torchvision"), installed_version("torch")
+        raise DistillError(
+            f"torchvision {ours} does not fit torch {theirs}: its "
+            "operators cannot be loaded; install a matching pair, such as torch 2.14.1 with "
+            "torchvision 0.29.1"
+        )
+
+
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, "not installed" where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def make_deterministic(wanted: bool) -> None:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.models.layout import PyTorchLayout
+from distill.models.libraries import torchvision_models
 from distill.models.networks import NetworkSpec
+from students.registry import register_student
 
 # What CompRess's own checkpoints call fc6 and fc7.
 _PUBLISHED = {"classifier.1.": "feats.0.", "classifier.4.": "feats.2."}
@@ -46,20 +48,18 @@ class FC6(nn.Linear):
 
 def build_alexnet(image_size: int) -> nn.Module:
     """Build AlexNet up to fc7; parameter names are torchvision's."""
-    from torchvision import models
-
-    network = models.alexnet(weights=None, dropout=0.0)
+    network = torchvision_models().alexnet(weights=None, dropout=0.0)
     network.classifier = network.classifier[: _FC7 + 1]
     network.avgpool.__class__, network.classifier[_FC6].__class__ = Pool, FC6
     return network
 
 
-SPECS = (
+register_student(
     NetworkSpec(
         name="alexnet",
         build=build_alexnet,
         min_image_size=64,
         layout=PyTorchLayout(renamed=_PUBLISHED, ignored=("classifier.6.", "fc.")),
         summary="AlexNet, fc7 embedding of 4096",
-    ),
+    )
 )

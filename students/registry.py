@@ -9,20 +9,22 @@ from distill.models.libraries import library_spec
 from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.models.weights import load_weights
 from distill.registry import Registry
-from students import alexnet, mobilenet, resnet
 
 STUDENTS: Registry[NetworkSpec] = Registry(
     "student", remedy="timm:NAME and torchvision:NAME work too"
 )
-for _spec in (*alexnet.SPECS, *resnet.SPECS, *mobilenet.SPECS):
-    STUDENTS.add(_spec.name, _spec)
+
+
+def register_student(spec: NetworkSpec) -> None:
+    """Make a student known by its name."""
+    STUDENTS.add(spec.name, spec)
 
 
 def student_spec(name: str) -> NetworkSpec:
     """Describe the student called `name`.
 
     Raises:
-        UnknownNameError: When neither the registry, timm nor torchvision knows it.
+        UnknownNameError: Neither the registry, timm nor torchvision knows it.
     """
     return library_spec(name) or STUDENTS.get(name)
 
@@ -39,8 +41,8 @@ def build_student(
     Args:
         name: `alexnet`, `resnet18`, `resnet50`, `mobilenetv2`, `timm:NAME` or `torchvision:NAME`.
         image_size: Side of its input in pixels; below 64, ResNets get a small-image stem.
-        crop_fraction: Share of the image's side that its evaluation view keeps; None: as the
-            network's authors evaluate it.
+        crop_fraction: Share of the image's side that its evaluation view keeps, in (0, 1]; None: as
+            the network's authors evaluate it.
         weights: File to start from; None starts from random weights (torch's global seed).
 
     Returns:
@@ -48,6 +50,11 @@ def build_student(
 
     Raises:
         DistillError: Unknown name, an image too small, or weights that do not fit.
+
+    Example:
+        >>> from students.registry import build_student
+        >>> build_student("resnet18", image_size=32).embedding_dim
+        512
     """
     spec = student_spec(name)
     if crop_fraction is not None:

@@ -12,16 +12,16 @@ from functools import partial
 from torch import nn
 
 from distill.models.layout import PyTorchLayout
+from distill.models.libraries import torchvision_models
 from distill.models.networks import NetworkSpec
+from students.registry import register_student
 
 SMALL_IMAGE_BELOW = 64
 
 
 def build_resnet(image_size: int, *, name: str) -> nn.Module:
     """Build torchvision's `name` without its classifier, with the stem that fits `image_size`."""
-    from torchvision import models
-
-    network = models.get_model(name, weights=None)
+    network = torchvision_models().get_model(name, weights=None)
     network.fc = nn.Identity()
     if image_size < SMALL_IMAGE_BELOW:
         width = network.conv1.out_channels
@@ -31,18 +31,20 @@ def build_resnet(image_size: int, *, name: str) -> nn.Module:
     return network
 
 
-SPECS = (
+register_student(
     NetworkSpec(
         name="resnet18",
         build=partial(build_resnet, name="resnet18"),
         layout=PyTorchLayout(ignored=("fc.",)),
         summary="ResNet-18, embedding of 512",
-    ),
+    )
+)
+register_student(
     NetworkSpec(
         name="resnet50",
         build=partial(build_resnet, name="resnet50"),
         layout=PyTorchLayout(ignored=("fc.",)),
         published_projection_dim=8192,
         summary="ResNet-50, embedding of 2048",
-    ),
+    )
 )

@@ -1,11 +1,8 @@
-"""Freezes a network so that nothing that happens around it can change it.
-
-Networks that this toolkit trained, rebuilt from what their runs left behind.
-
-Loads a teacher by whatever a person calls it, from wherever its weights are.
+"""Loads a frozen teacher by whatever a person calls it, from wherever its weights are.
 
 A teacher is frozen for good: evaluation mode that `train()` does not leave, no gradient, never
-handed to an optimizer and never written to a checkpoint.
+handed to an optimizer and never written to a checkpoint. What a run of this toolkit left behind (a
+student, a pre-trained backbone) is loaded by `load_trained`, and can be a teacher, too.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from distill.errors import DistillError
 from distill.files import cache_folder
 from distill.models.checkpoints.archives import is_archive
 from distill.models.checkpoints.pytorch import is_zip_of_pytorch
-from distill.models.checkpoints.safetensors_file import SUFFIX
+from distill.models.checkpoints.safetensors import SUFFIX
 from distill.models.download import fetch, mismatch
 from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.models.weights import load_weights, read_description, rebuild_network, save_network
@@ -31,67 +28,13 @@ from teachers.resnet import BACKBONES, PREFIX
 
 logger = logging.getLogger("distill.teachers")
 
-Network = TypeVar("Network", bound=nn.Module)
-
-
-def freeze(network: Network) -> Network:
-    """Freeze `network` in place: evaluation mode for good, no gradient to any parameter.
-
-    A later `train()` on the network or on a module that contains it leaves it in evaluation mode.
-    """
-    network.eval().requires_grad_(False)
-    network.train = lambda mode=True: network  # type: ignore[method-assign]
-    return network
-
-
-FILES = ("student.safetensors", "backbone.safetensors")
-
-
-def has_trained(path: Path) -> bool:
-    """Return whether a run directory holds a trained network, or a path is a network's own file."""
-    return (path.suffix == SUFFIX and path.is_file()) or any(
-        (path / name).exists() for name in FILES
-    )
-
-
-def load_trained(
-    path: Path, *, module: nn.Module | None = None, image_size: int | None = None
-) -> EmbeddingNetwork:
-    """Rebuild a student, a pre-trained backbone or a converted teacher from its file or its run.
-
-    Args:
-        path: The file or the run directory.
-        module: The person's own module that was trained, to be filled with the weights; None for
-            a network that is built by name.
-        image_size: Side of its input in pixels; None takes the side that the file names.
-
-    Returns:
-        The network in evaluation mode, on the CPU.
-
-    Raises:
-        DistillError: When there is no such file or it was not written by this toolkit.
-    """
-    if not path.is_dir():
-        return rebuild_network(path, _spec, module=module, image_size=image_size)
-    for name in FILES:
-        if (path / name).exists():
-            return rebuild_network(path / name, _spec, module=module, image_size=image_size)
-    raise DistillError(
-        f"{path} holds no {' or '.join(FILES)}; it is written when a run ends: finish the run with "
-        f"--output {path} --resume, or name another directory"
-    )
-
-
-def _spec(name: str) -> NetworkSpec:
-    if name.startswith(PREFIX):
-        return BACKBONES.get(name.removeprefix(PREFIX))
-    return TEACHERS.get(name) if name in TEACHERS else student_spec(name)
-
-
-INSTEAD = (
+FILES = ("student.safetensors", "backbone.safetensors")  # of a run that ended
+_INSTEAD = (
     "give the weights yourself with --teacher-weights FILE, or use --teacher "
     f"{NEEDS_NO_DOWNLOAD}, which needs no download"
 )
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_teacher(
@@ -111,13 +54,18 @@ def load_teacher(
     Raises:
         DistillError: Unknown name, weights that are missing, cannot be fetched or do not fit, an
             unusable image side.
+
+    Example:
+        >>> from teachers.load import load_teacher
+        >>> load_teacher("digits-cbyol").embedding_dim
+        128
     """
-    if has_trained(Path(name)):
-        return freeze(_trained(Path(name), weights, image_size))
+    path = Path(name)
+    if (path.suffix == SUFFIX and path.is_file()) or any((path / file).exists() for file in FILES):
+        return freeze(_load_trained_teacher(path, weights, image_size))
     spec = teacher_spec(name)
     if weights is not None:
-        _require_same_network(spec, weights)
-        _compare_with_published(spec, weights)
+        _check_given_weights(spec, weights)
     file = weights or spec.weights_file
     if file is None and spec.publication is not None:
         file = _published_file(spec)
@@ -127,6 +75,87 @@ def load_teacher(
     elif spec.pretrained is not None:
         spec.pretrained(network.backbone)
     return freeze(network)
+
+
+def freeze(network: Network) -> Network:
+    """Freeze `network` in place: evaluation mode for good, no gradient to any parameter.
+
+    A later `train()` on the network or on a module that contains it leaves it in evaluation mode.
+    """
+    network.eval().requires_grad_(False)
+    network.train = lambda mode=True: network  # type: ignore[method-assign]
+    return network
+
+
+def load_trained(
+    path: Path, *, module: nn.Module | None = None, image_size: int | None = None
+) -> EmbeddingNetwork:
+    """Rebuild a student, a pre-trained backbone or a converted teacher from its file or its run.
+
+    Args:
+        path: The file or the run directory.
+        module: The person's own module that was trained, to be filled with the weights; None for
+            a network that is built by name.
+        image_size: Side of its input in pixels; None takes the side that the file names.
+
+    Returns:
+        The network in evaluation mode, on the CPU.
+
+    Raises:
+        DistillError: There is no such file, it was not written by this toolkit, or it holds the
+            weights of a module that is not given.
+    """
+    file = path
+    if path.is_dir():
+        there = [path / name for name in FILES if (path / name).exists()]
+        if not there:
+            raise DistillError(
+                f"{path} holds no {' or '.join(FILES)}; it is written when a run ends: finish the "
+                f"run with --output {path} --resume, or name another directory"
+            )
+        file = there[0]
+    return rebuild_network(file, _any_spec, module=module, image_size=image_size)
+
+
+def _any_spec(name: str) -> NetworkSpec:
+    if name.startswith(PREFIX):
+        return BACKBONES.get(name.removeprefix(PREFIX))
+    return TEACHERS.get(name) if name in TEACHERS else student_spec(name)
+
+
+def _load_trained_teacher(
+    path: Path, weights: Path | None, image_size: int | None
+) -> EmbeddingNetwork:
+    if weights is not None:
+        raise DistillError(f"{path} brings its own weights; leave out --teacher-weights")
+    if image_size is not None and path.is_dir():
+        raise DistillError(
+            f"{path} is a run directory and brings its own image size; leave out "
+            "--teacher-image-size"
+        )
+    return load_trained(path, image_size=image_size)
+
+
+def _check_given_weights(spec: NetworkSpec, weights: Path) -> None:
+    """Refuse a file that says that it is another network; say if it is not the published file.
+
+    Raises:
+        DistillError: With the name under which the file works: another network may expect other
+            pixels.
+    """
+    description = read_description(weights)
+    holds = description.get("network") if isinstance(description, dict) else None
+    if holds not in (None, spec.name):
+        raise DistillError(
+            f"{weights} holds {holds}, not {spec.name}; use --teacher {weights}, which brings its "
+            "own input"
+        )
+    source = spec.publication.source if spec.publication else None
+    if source is None or source.checksum is None or not weights.is_file():
+        return
+    # PyTorch's older format has no checksum of its own, so that damage would pass unnoticed.
+    if weights.suffix != SUFFIX and (difference := mismatch(weights, source)):
+        logger.info(f"{weights} is not the published file ({difference}); it is read all the same")
 
 
 def _published_file(spec: NetworkSpec) -> Path:
@@ -140,13 +169,13 @@ def _published_file(spec: NetworkSpec) -> Path:
     if not published.is_fetchable:
         raise DistillError(
             f"{spec.name} is not fetched from {published.source.url}: {published.source.caveat}; "
-            f"{INSTEAD}"
+            f"{_INSTEAD}"
         )
     folder = cache_folder() / "teachers" / spec.name.partition(":")[0]
     converted = folder / f"{spec.name.replace(':', '-')}.safetensors"
     if converted.exists():
         return converted
-    file = fetch(published.source, folder, instead=INSTEAD)
+    file = fetch(published.source, folder, instead=_INSTEAD)
     if not is_archive(file) or is_zip_of_pytorch(file):
         return file
     with filelock.FileLock(f"{converted}.lock"):
@@ -156,38 +185,3 @@ def _published_file(spec: NetworkSpec) -> Path:
             load_weights(network, file)
             save_network(network, converted)
     return converted
-
-
-def _require_same_network(spec: NetworkSpec, weights: Path) -> None:
-    """Refuse a file that says of itself that it is another network, which may see other pixels.
-
-    Raises:
-        DistillError: With the name under which the file works.
-    """
-    description = read_description(weights)
-    holds = description.get("network") if isinstance(description, dict) else None
-    if holds not in (None, spec.name):
-        raise DistillError(
-            f"{weights} holds {holds}, not {spec.name}; use --teacher {weights}, which brings its "
-            "own input"
-        )
-
-
-def _compare_with_published(spec: NetworkSpec, weights: Path) -> None:
-    """Say so when a file is not the published one: PyTorch's older format cannot tell damage."""
-    source = None if spec.publication is None else spec.publication.source
-    if source is None or source.checksum is None or not weights.is_file():
-        return
-    if weights.suffix != SUFFIX and (difference := mismatch(weights, source)):
-        logger.info(f"{weights} is not the published file ({difference}); it is read all the same")
-
-
-def _trained(path: Path, weights: Path | None, image_size: int | None) -> EmbeddingNetwork:
-    if weights is not None:
-        raise DistillError(f"{path} brings its own weights; leave out --teacher-weights")
-    if image_size is not None and path.is_dir():
-        raise DistillError(
-            f"{path} is a run directory and brings its own image size; leave out "
-            "--teacher-image-size"
-        )
-    return load_trained(path, image_size=image_size)

@@ -1,26 +1,32 @@
-"""ResNets of any depth and width for pre-training, with torchvision's names and blocks.
+"""ResNets of any depth and width, for published teachers and for pre-training.
 
-Source: He et al., CVPR 2016; the width multiplies every stage, stem included, as in SimCLR (Chen et
-al., ICML 2020), unlike torchvision's wide ResNets, whose factor widens the bottlenecks alone. The
-last BatchNorm of a residual branch starts at gamma 0 (Goyal et al., 2017), so that every block
-starts as the identity. At width 1 and with the ImageNet stem, weights are interchangeable with
-torchvision's.
+Names and blocks are torchvision's. Source: He et al., CVPR 2016; the width multiplies every stage,
+stem included, as in SimCLR (Chen et al., ICML 2020), unlike torchvision's wide ResNets, whose
+factor widens the bottlenecks alone. The last BatchNorm of a residual branch starts at gamma 0
+(Goyal et al., 2017), so that every block starts as the identity. At width 1 and with the ImageNet
+stem, weights are interchangeable with torchvision's.
 
-Backbones of pre-training by name: `resnet50`, `resnet50x2`, `resnet18x0.25-small`.
+`BACKBONES` names those that can be pre-trained: `resnet50`, `resnet50x2`, `resnet18x0.25-small`.
+
+Shapes: B batch, C channels, H x W and S x S pixels, D embedding width.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import DistillError, UnknownNameError
+from distill.models.libraries import torchvision_models
 from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.registry import Registry
+from teachers.heads import mlp_head
 
 _BLOCKS = {
     18: ("BasicBlock", (2, 2, 2, 2)),
@@ -29,17 +35,17 @@ _BLOCKS = {
     101: ("Bottleneck", (3, 4, 23, 3)),
     152: ("Bottleneck", (3, 8, 36, 3)),
 }
-DEPTHS = tuple(_BLOCKS)
-WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0)
-STEMS = ("imagenet", "small")
 _BASE_WIDTH = 64
+WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0)
+ARCHITECTURES = tuple(f"resnet{depth}" for depth in _BLOCKS)
+PREFIX = "backbone:"  # tells a backbone's weights from a student's of the same name
 
 
 class ResNet(nn.Module):
     """A ResNet without classifier: normalized images (B, 3, S, S) -> pooled (B, D).
 
     Args:
-        depth: One of `DEPTHS`.
+        depth: 18, 34, 50, 101 or 152.
         width: Factor of every stage's width, one of `WIDTHS`.
         stem: `imagenet`: 7 x 7 convolution of stride 2 and max-pool of stride 2; `small`: 3 x 3 of
             stride 1 and no pool, for images below 64 px.
@@ -50,9 +56,7 @@ class ResNet(nn.Module):
         self, depth: int, *, width: float = 1.0, stem: str = "imagenet", pool: str = "symmetric"
     ) -> None:
         super().__init__()
-        from torchvision.models import resnet
-
-        block = getattr(resnet, _BLOCKS[depth][0])
+        block = getattr(torchvision_models().resnet, _BLOCKS[depth][0])
         base = round(_BASE_WIDTH * width)
         is_small = stem == "small"
         size, stride, padding = (3, 1, 1) if is_small else (7, 2, 3)
@@ -123,9 +127,30 @@ def _initialize(network: nn.Module) -> None:
                 break
 
 
-PREFIX = "backbone:"  # tells a backbone's weights from a student's of the same name
-ARCHITECTURES = tuple(f"resnet{depth}" for depth in DEPTHS)
-BACKBONES: Registry[NetworkSpec] = Registry("backbone")
+def build_resnet(
+    image_size: int,
+    *,
+    depth: int,
+    width: float,
+    stem: str = "imagenet",
+    pool: str = "symmetric",
+    head_dims: tuple[int, int] | None = None,
+) -> nn.Module:
+    """Build a `ResNet` with random weights, as `NetworkSpec.build` does.
+
+    Args:
+        image_size: Not used: the stem is chosen by name.
+        depth: See `ResNet`.
+        width: See `ResNet`.
+        stem: See `ResNet`.
+        pool: See `ResNet`.
+        head_dims: Hidden and output width of a projection head to put behind it; None: no head.
+    """
+    backbone = ResNet(depth, width=width, stem=stem, pool=pool)
+    if head_dims is None:
+        return backbone
+    head = mlp_head(backbone.embedding_dim, *head_dims)
+    return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
 
 def backbone_name(arch: str, *, width: float = 1.0, stem: str = "imagenet") -> str:
@@ -133,7 +158,7 @@ def backbone_name(arch: str, *, width: float = 1.0, stem: str = "imagenet") -> s
 
     Raises:
         UnknownNameError: An unknown architecture, with the nearest.
-        DistillError: A width or stem that is not offered.
+        DistillError: A width that is not offered.
     """
     if arch not in ARCHITECTURES:
         raise UnknownNameError("architecture", arch, ARCHITECTURES, "width is given by --width")
@@ -150,7 +175,7 @@ def build_backbone(name: str, *, image_size: int, crop_fraction: float = 0.875) 
     Args:
         name: As `backbone_name` returns it.
         image_size: Side of its input in pixels.
-        crop_fraction: Share of the image's side that its evaluation view keeps.
+        crop_fraction: Share of the image's side that its evaluation view keeps, in (0, 1].
 
     Raises:
         DistillError: Unknown name or an unusable image side.
@@ -160,14 +185,8 @@ def build_backbone(name: str, *, image_size: int, crop_fraction: float = 0.875) 
     return build_network(spec, image_size=image_size).train()
 
 
-def build_resnet_of(image_size: int, *, depth: int, width: float, stem: str) -> nn.Module:
-    """Build a `ResNet`; the image side decides nothing, the stem was chosen by name."""
-    return ResNet(depth, width=width, stem=stem)
-
-
-for _depth in DEPTHS:
-    for _width in WIDTHS:
-        for _stem in STEMS:
-            _name = backbone_name(f"resnet{_depth}", width=_width, stem=_stem)
-            _builder = partial(build_resnet_of, depth=_depth, width=_width, stem=_stem)
-            BACKBONES.add(_name, NetworkSpec(name=PREFIX + _name, build=_builder))
+BACKBONES: Registry[NetworkSpec] = Registry("backbone")
+for _depth, _width, _stem in product(_BLOCKS, WIDTHS, ("imagenet", "small")):
+    _name = backbone_name(f"resnet{_depth}", width=_width, stem=_stem)
+    _build = partial(build_resnet, depth=_depth, width=_width, stem=_stem)
+    BACKBONES.add(_name, NetworkSpec(name=PREFIX + _name, build=_build))

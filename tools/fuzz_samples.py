@@ -24,7 +24,7 @@ from distill.comparison.cells import asked_options
 from distill.comparison.job import make_plan
 from distill.comparison.options import CompareOptions
 from distill.config import TrainConfig, flattened
-from distill.models.checkpoints.safetensors_file import write_safetensors
+from distill.models.checkpoints.safetensors import write_safetensors
 from distill.training.checkpoints import write_state
 
 RUN = ("config.yaml", "metrics.json", "log.jsonl", "robustness.json")

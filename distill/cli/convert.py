@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distill.cli.parse import parse
-from distill.training.convert import ConvertOptions
+from teachers.convert import ConvertOptions
 
 _EXAMPLES = """Convert a teacher to one safetensors file, after which its original is not needed.
 
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     """Run `distill convert`; return the exit status."""
     options = parse(ConvertOptions, argv, prog="distill convert", description=_EXAMPLES)
     from distill.cli.parse import print_metrics
-    from distill.training.convert import convert
+    from teachers.convert import convert
 
     print_metrics(convert(options))
     return 0

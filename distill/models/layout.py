@@ -2,6 +2,10 @@
 
 Going from the network to the file makes reading strict by construction: a weight has one source,
 and what is left over in the file must be on the list of what is known not to be the network.
+
+Both layouts have the same methods: `names` (the name in the file for every key of the network's
+state dict), `stored_shape` (how a weight of a shape is stored), `converted` (a stored weight as the
+network takes it) and `ignores` (whether a tensor of the file is known not to be the network's).
 """
 
 from __future__ import annotations
@@ -9,43 +13,21 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-from distill.models.checkpoints.tensor_file import Kind
-
 UNUSED = "num_batches_tracked"  # of BatchNorm: no embedding depends on it, and files may lack it
 
-
-class Layout(Protocol):
-    """The names and the storage of a network's weights in one family of files."""
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of file that is laid out so; others name weights as the network does."""
-        ...
-
-    def names(self, keys: Collection[str], found: Collection[str]) -> dict[str, str]:
-        """Return the name in the file for every key of the network's state dict.
-
-        Args:
-            keys: Of the network.
-            found: The names that the file has.
-        """
-        ...
-
-    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return how a weight of this shape is stored."""
-        ...
-
-    def converted(self, tensor: Tensor) -> Tensor:
-        """Return a stored weight as the network takes it."""
-        ...
-
-    def ignores(self, name: str) -> bool:
-        """Tell whether a tensor of the file is known not to belong to the network."""
-        ...
+_OF_NORM = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+_OF_KERNEL = {"weight": "kernel", "bias": "bias"}
+_STORED = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}  # by number of dimensions
+_CONVERTED = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 @dataclass(frozen=True)
@@ -59,20 +41,29 @@ class PyTorchLayout:
         ignored: Beginnings of names that do not belong to the network (after the prefix or not).
     """
 
+    kind: ClassVar = "pytorch"
     prefix: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    kind: Kind = "pytorch"
 
     def names(self, keys: Collection[str], found: Collection[str]) -> dict[str, str]:
-        """Return the name in the file for every key; see `Layout`."""
+        """Return the name in the file for every key.
+
+        Args:
+            keys: Of the network's state dict.
+            found: The names that the file has.
+        """
         prefix = self.prefix if any(name.startswith(self.prefix) for name in found) else ""
         renamed = {
             own: other
             for own, other in self.renamed.items()
             if any(name.startswith(prefix + other) for name in found)
         }
-        return {key: prefix + _renamed(key, renamed) for key in keys}
+        names = {}
+        for key in keys:
+            own = next((own for own in renamed if key.startswith(own)), "")
+            names[key] = prefix + renamed.get(own, "") + key.removeprefix(own)
+        return names
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return `shape`."""
@@ -83,7 +74,7 @@ class PyTorchLayout:
         return tensor
 
     def ignores(self, name: str) -> bool:
-        """Tell whether a name begins as one of `ignored`."""
+        """Return whether a name begins as one of `ignored`."""
         return name.removeprefix(self.prefix).startswith(self.ignored) or name.startswith(
             self.ignored
         )
@@ -102,13 +93,13 @@ class TensorFlowLayout:
         ignored: Regular expressions of whole names that do not belong to the network.
     """
 
+    kind: ClassVar = "tensorflow"
     modules: Mapping[str, str]
     suffix: str = ""
     ignored: tuple[str, ...] = ()
-    kind: Kind = "tensorflow"
 
     def names(self, keys: Collection[str], found: Collection[str]) -> dict[str, str]:
-        """Return the variable for every key; see `Layout`."""
+        """Return the variable for every key; what the file has does not matter."""
         norms = {key.removesuffix(".running_mean") for key in keys if key.endswith("running_mean")}
         names = {}
         for key in keys:
@@ -127,23 +118,8 @@ class TensorFlowLayout:
         return tensor.permute(_CONVERTED[tensor.ndim])
 
     def ignores(self, name: str) -> bool:
-        """Tell whether one of `ignored` matches the whole name."""
+        """Return whether one of `ignored` matches the whole name."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
-_OF_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
-_OF_KERNEL = {"weight": "kernel", "bias": "bias"}
-_STORED = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
-_CONVERTED = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-
-
-def _renamed(key: str, renamed: Mapping[str, str]) -> str:
-    for own, other in renamed.items():
-        if key.startswith(own):
-            return other + key.removeprefix(own)
-    return key
+Layout: TypeAlias = PyTorchLayout | TensorFlowLayout

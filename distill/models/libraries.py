@@ -1,112 +1,119 @@
 """Networks of other libraries by name: `timm:NAME` and `torchvision:NAME`, for either role.
 
-The classifier is removed; the embedding is what it used to read.
+The classifier is removed; the embedding is what it used to read. Both libraries are imported where
+they are needed, torchvision only after a check that it fits the installed torch.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from distill.device import require_torchvision
 from distill.errors import DistillError, UnknownNameError
 from distill.models.layout import PyTorchLayout
 from distill.models.networks import InputSpec, Interpolation, NetworkSpec
 
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
-_AUXILIARY = tuple(f"{name}." for name in AUXILIARY_HEADS)
+_TORCHVISION_HEADS = (
+    *("fc.", "classifier.", "head.", "heads."),
+    *(f"{name}." for name in AUXILIARY_HEADS),
+)
 
 
 def library_spec(name: str) -> NetworkSpec | None:
     """Describe `timm:NAME` or `torchvision:NAME`; None when `name` has no such prefix.
 
     Raises:
-        UnknownNameError: When the library has no such model.
-        DistillError: When timm is not installed.
+        UnknownNameError: The library has no such model.
+        DistillError: timm is not installed, or torchvision does not fit torch.
     """
-    library, separator, model_name = name.partition(":")
-    if not separator or library not in _LIBRARIES:
-        return None
-    return _LIBRARIES[library](model_name)
+    library, _, model_name = name.partition(":")
+    if library == "timm" and model_name:
+        return _timm_spec(name, model_name)
+    if library == "torchvision" and model_name:
+        return _torchvision_spec(name, model_name)
+    return None
 
 
-def _timm_spec(model_name: str) -> NetworkSpec:
+def torchvision_models() -> Any:
+    """Return the module `torchvision.models`.
+
+    Raises:
+        DistillError: torchvision does not fit torch.
+    """
+    require_torchvision()
+    from torchvision import models
+
+    return models
+
+
+def _timm_spec(name: str, model_name: str) -> NetworkSpec:
+    require_torchvision()  # which timm imports
     try:
         import timm
     except ImportError as error:
         raise DistillError(
-            f"timm:{model_name} needs the timm library; install it with pip install timm"
+            f"{name} needs the timm library; install it with pip install timm"
         ) from error
     architecture = model_name.partition(".")[0]
     if not timm.is_model(architecture):
-        raise UnknownNameError("timm model", model_name, _near(model_name, timm.list_models()))
+        raise _unknown("timm model", model_name, timm.list_models())
     try:
         config = timm.get_pretrained_cfg(model_name)
     except RuntimeError as error:  # an unknown tag
         known = timm.list_pretrained(architecture) or [architecture]
         raise UnknownNameError("timm model", model_name, known[:8]) from error
+    classifier = (config.classifier if config is not None else None) or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
     def build(image_size: int) -> nn.Module:
         return timm.create_model(model_name, pretrained=False, num_classes=0)
 
-    def load_pretrained(backbone: nn.Module) -> None:
-        source = timm.create_model(model_name, pretrained=True, num_classes=0)
-        backbone.load_state_dict(source.state_dict())
-
     return NetworkSpec(
-        name=f"timm:{model_name}",
+        name=name,
         build=build,
         input=_timm_input(config),
-        layout=PyTorchLayout(ignored=_timm_head_keys(config)),
-        pretrained=_explained(load_pretrained, f"timm:{model_name}"),
+        layout=PyTorchLayout(ignored=tuple(f"{head}." for head in heads)),
+        pretrained=_pretrained(
+            name, lambda: timm.create_model(model_name, pretrained=True, num_classes=0)
+        ),
     )
 
 
 def _timm_input(config: Any) -> InputSpec:
     if config is None:
         return InputSpec()
-    interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     return InputSpec(
         image_size=config.input_size[-1],
         mean=tuple(config.mean),
         std=tuple(config.std),
         crop_fraction=config.crop_pct or 0.875,
-        interpolation=interpolation,
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
     )
 
 
-def _timm_head_keys(config: Any) -> tuple[str, ...]:
-    classifier = (config.classifier if config is not None else None) or ()
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return tuple(f"{name}." for name in names)
-
-
-def _torchvision_spec(model_name: str) -> NetworkSpec:
-    from torchvision import models
-
+def _torchvision_spec(name: str, model_name: str) -> NetworkSpec:
+    models = torchvision_models()
     known = models.list_models(module=models)
     if model_name not in known:
-        raise UnknownNameError("torchvision model", model_name, _near(model_name, known))
+        raise _unknown("torchvision model", model_name, known)
 
-    def build(image_size: int) -> nn.Module:
-        backbone = models.get_model(model_name, weights=None)
-        remove_auxiliary_heads(backbone)
-        remove_classifier(backbone, f"torchvision:{model_name}")
-        return backbone
-
-    def load_pretrained(backbone: nn.Module) -> None:
-        source = models.get_model(model_name, weights="DEFAULT")
-        remove_auxiliary_heads(source)
-        remove_classifier(source, f"torchvision:{model_name}")
-        backbone.load_state_dict(source.state_dict())
+    def make(weights: str | None) -> nn.Module:
+        model = models.get_model(model_name, weights=weights)
+        remove_auxiliary_heads(model)
+        remove_classifier(model, name)
+        return model
 
     return NetworkSpec(
-        name=f"torchvision:{model_name}",
-        build=build,
+        name=name,
+        build=lambda image_size: make(None),
         input=_torchvision_input(models.get_model_weights(model_name)),
-        layout=PyTorchLayout(ignored=("fc.", "classifier.", "head.", "heads.", *_AUXILIARY)),
-        pretrained=_explained(load_pretrained, f"torchvision:{model_name}"),
+        layout=PyTorchLayout(ignored=_TORCHVISION_HEADS),
+        pretrained=_pretrained(name, lambda: make("DEFAULT")),
     )
 
 
@@ -125,7 +132,7 @@ def remove_classifier(model: nn.Module, name: str) -> None:
     """Replace the last linear layer of `model` (its classifier) by the identity, in place.
 
     Raises:
-        DistillError: When the model has no linear classifier.
+        DistillError: The model has no linear classifier.
     """
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
@@ -147,31 +154,25 @@ def remove_auxiliary_heads(model: nn.Module) -> None:
     setattr(model, "aux_logits", False)  # noqa: B010  (to the type checker all are modules)
 
 
-def _explained(load: Callable[[nn.Module], None], name: str) -> Callable[[nn.Module], None]:
-    """Turn whatever a download raises into one sentence with the remedy."""
+def _pretrained(name: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    """Return a function that copies the weights of the published model into a backbone."""
 
-    def load_or_explain(backbone: nn.Module) -> None:
+    def load(backbone: nn.Module) -> None:
         try:
-            load(backbone)
+            published = make()
         except Exception as error:  # hubs raise their own families: connection, HTTP, cache, value
-            reason = str(error).strip().splitlines()
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DistillError(
-                f"the pretrained weights of {name} could not be fetched "
-                f"({reason[0] if reason else type(error).__name__}); connect to the network once, "
-                "or give the file yourself (--teacher-weights or --student-weights)"
+                f"the pretrained weights of {name} could not be fetched ({reason}); connect to "
+                "the network once, or give the file yourself (--teacher-weights or "
+                "--student-weights)"
             ) from error
+        backbone.load_state_dict(published.state_dict())
 
-    return load_or_explain
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    """A few hundred names do not fit one sentence: keep those that look like `name`."""
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=8, cutoff=0.4) or known[:8]
+    return load
 
 
-_LIBRARIES: dict[str, Callable[[str], NetworkSpec]] = {
-    "timm": _timm_spec,
-    "torchvision": _torchvision_spec,
-}
+def _unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
+    """Name the models that look like `name`: all of them do not fit one sentence."""
+    near = difflib.get_close_matches(name, known, n=8, cutoff=0.4)
+    return UnknownNameError(kind, name, near or known[:8])

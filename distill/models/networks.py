@@ -90,7 +90,6 @@ class NetworkSpec:
         layout: How its published file names the weights, and what else lies in it.
         pretrained: Fetches a library model's pretrained weights; None where only a file will do.
         weights_file: The file itself, for a network that is shipped with its weights.
-        needs_weights: False for a network that has none.
         publication: Who published it, where and under which terms; None for what nobody did.
         published_projection_dim: Width of the linear layer that the published recipe trains this
             student through; None for none.
@@ -104,7 +103,6 @@ class NetworkSpec:
     layout: Layout = field(default_factory=PyTorchLayout)
     pretrained: Callable[[nn.Module], None] | None = None
     weights_file: Path | None = None
-    needs_weights: bool = True
     publication: Publication | None = None
     published_projection_dim: int | None = None
     summary: str = ""

@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill.device import installed_version
 from distill.errors import DistillError
 from distill.models.checkpoints.open import open_checkpoint
-from distill.models.checkpoints.safetensors_file import SUFFIX, SafetensorsFile, write_safetensors
+from distill.models.checkpoints.safetensors import SUFFIX, SafetensorsFile, write_safetensors
 from distill.models.checkpoints.tensor_file import TensorFile
 from distill.models.layout import UNUSED, Layout, PyTorchLayout
 from distill.models.networks import (
@@ -182,10 +182,9 @@ def read_description(path: Path) -> Any:
 
 def _layout_of(spec: NetworkSpec, file: TensorFile) -> Layout:
     """Return how the file names the network's weights."""
-    kind = "tensorflow" if file.kind == "tensorflow" else "pytorch"
-    if spec.layout.kind == kind:
+    if file.kind == spec.layout.kind:
         return spec.layout
-    if kind == "pytorch":
+    if file.kind == "pytorch":
         return PyTorchLayout(ignored=("fc.",))  # a conversion, perhaps with a classifier
     raise DistillError(
         f"{file.path} is a TensorFlow checkpoint, and how those name the weights of {spec.name} is "
@@ -251,16 +250,9 @@ def module_key(network: EmbeddingNetwork) -> str:
             "mode; a teacher must be deterministic: take the randomness out of its forward"
         )
     cls = type(network.backbone)
-    versions = [f"{name} {_version(name)}" for name in ("torch", "torchvision", "timm")]
+    versions = [f"{name} {installed_version(name)}" for name in ("torch", "torchvision", "timm")]
     digest = hashlib.sha256(
         "\n".join([f"{cls.__module__}.{cls.__qualname__}", weights, *versions]).encode()
     )
     digest.update(output.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"

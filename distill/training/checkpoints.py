@@ -32,7 +32,7 @@ from torch import Tensor
 
 from distill import distributed
 from distill.errors import DistillError
-from distill.models.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
+from distill.models.checkpoints.safetensors import SafetensorsFile, write_safetensors
 
 FORMAT = 2
 _PLAIN = (bool, int, float, str, type(None))

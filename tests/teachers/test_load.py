@@ -16,7 +16,8 @@ from distill.errors import DistillError
 from distill.models import download
 from distill.models.download import Source
 from teachers.load import load_teacher
-from teachers.registry import TEACHERS, build_published
+from teachers.registry import TEACHERS
+from teachers.resnet import build_resnet
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 IMAGES = torch.rand(2, 3, 64, 64)
@@ -58,7 +59,7 @@ def publish(monkeypatch):
     def publish(name: str, url: str, **known) -> None:
         spec = TEACHERS.get(name)
         pool = "same" if spec.layout.kind == "tensorflow" else "symmetric"
-        build = partial(build_published, depth=50, width=0.125, pool=pool)
+        build = partial(build_resnet, depth=50, width=0.125, pool=pool)
         source = replace(Source(url, **known), caveat=spec.publication.source.caveat)
         about = replace(spec.publication, source=source, width=0.125)
         changed = replace(spec, build=build, publication=about)

@@ -13,8 +13,8 @@ from distill.errors import DistillError, UnknownNameError
 from distill.models.layout import TensorFlowLayout
 from distill.models.networks import InputSpec, NetworkSpec, build_network
 from distill.models.weights import load_weights
-from teachers.registry import TEACHERS, build_published, teacher_spec
-from teachers.resnet import ResNet, SamePool
+from teachers.registry import TEACHERS, teacher_spec
+from teachers.resnet import ResNet, SamePool, build_resnet
 from teachers.tensorflow_names import compressive_layout, projection_layout, simclr_layout
 
 # Name, layout, head, answer, images: the features that TensorFlow computed.
@@ -33,7 +33,7 @@ ORACLES = [
 
 def eighth(layout: TensorFlowLayout, *, side: int, head=None, depth: int = 50, pool: str = "same"):
     """Describe a published network at an eighth of its width, as the oracles are."""
-    build = partial(build_published, depth=depth, width=0.125, pool=pool, head_dims=head)
+    build = partial(build_resnet, depth=depth, width=0.125, pool=pool, head_dims=head)
     seen = InputSpec(image_size=side, mean=(0.0,) * 3, std=(1.0,) * 3)
     return NetworkSpec(name="an eighth", build=build, input=seen, layout=layout)
 

@@ -9,7 +9,8 @@ import torch
 
 from distill.models.checkpoints.open import open_checkpoint
 from teachers.load import load_teacher
-from teachers.registry import TEACHERS, build_published
+from teachers.registry import TEACHERS
+from teachers.resnet import build_resnet
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """Make the published networks small."""
     for name in ("r50x4", "r50-c-byol"):
         spec = TEACHERS.get(name)
-        build = partial(build_published, depth=50, width=0.125)
+        build = partial(build_resnet, depth=50, width=0.125)
         publication = replace(spec.publication, width=0.125)
         monkeypatch.setitem(
             TEACHERS._entries, name, replace(spec, build=build, publication=publication)

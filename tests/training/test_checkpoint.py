@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.models.checkpoints import safetensors_file
+from distill.models.checkpoints import safetensors as safetensors_file
 from distill.training.checkpoints import (
     About,
     CheckpointNotWrittenError,

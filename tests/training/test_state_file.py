@@ -105,7 +105,7 @@ def test_damage_is_found_wherever_it_is(tmp_path: Path, damage: str):
     ],
 )
 def test_a_structure_that_is_none_is_damage(tmp_path: Path, structure):
-    from distill.models.checkpoints.safetensors_file import write_safetensors
+    from distill.models.checkpoints.safetensors import write_safetensors
 
     write_safetensors(
         tmp_path / "a", {"a": torch.zeros(1)}, {"format": 2, "state": {"dict": [["x", structure]]}}

@@ -11,7 +11,7 @@ from distill.errors import DistillError
 from distill.files import cache_folder
 from distill.models.checkpoints.archives import extract, is_archive
 from distill.models.checkpoints.pytorch import PyTorchFile, is_zip_of_pytorch
-from distill.models.checkpoints.safetensors_file import SUFFIX, SafetensorsFile
+from distill.models.checkpoints.safetensors import SUFFIX, SafetensorsFile
 from distill.models.checkpoints.tensor_file import TensorFile
 from distill.models.checkpoints.tensorflow import Bundle, bundle_prefix, is_bundle_file
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from torch import Tensor
-
-Kind = Literal["pytorch", "safetensors", "tensorflow"]
 
 
 class TensorFile(ABC):
@@ -18,11 +15,16 @@ class TensorFile(ABC):
 
     Attributes:
         path: As the person named it.
-        kind: Of the file, which says how it is likely to name weights.
+        kind: Which library's habits its names follow.
         shapes: The shape of every tensor by name.
     """
 
-    def __init__(self, path: Path, kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: Literal["pytorch", "tensorflow"],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self.path = path
         self.kind = kind
         self.shapes = dict(shapes)
@@ -41,10 +43,5 @@ class TensorFile(ABC):
     def __enter__(self) -> TensorFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

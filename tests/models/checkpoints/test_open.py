@@ -36,7 +36,7 @@ def test_by_content(tmp_path: Path, archive: Path):
     kinds = {
         "zip-of-pytorch.zip": "pytorch",
         "old.tar": "pytorch",
-        "x.safetensors": "safetensors",
+        "x.safetensors": "pytorch",
         "m": "tensorflow",
         "m.index": "tensorflow",
         "archive.bin": "tensorflow",

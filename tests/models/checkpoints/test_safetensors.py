@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from distill.errors import DistillError
-from distill.models.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
+from distill.models.checkpoints.safetensors import SafetensorsFile, write_safetensors
 
 TENSORS = {
     "conv": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),

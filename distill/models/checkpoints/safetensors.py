@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,16 @@ class SafetensorsFile(TensorFile):
             metadata = self._file.metadata() or {}
             names = sorted(self._file.keys())
             shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
-            self.description = _parsed(metadata.get(_DESCRIPTION))
+            description = metadata.get(_DESCRIPTION)
+            self.description = None if description is None else parse_json(description)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise _not_whole(path, error) from error
-        super().__init__(path, "safetensors", shapes)
+        super().__init__(path, "pytorch", shapes)
         stored = metadata.get(_CHECKSUM)
         if not verify or stored is None:
             return
-        if stored != self._checksum(metadata.get(_DESCRIPTION, "")):
+        tensors = ((name, self.read(name)) for name in names)
+        if stored != _checksum(description or "", tensors):
             raise DistillError(
                 f"the checksum of {path} is wrong: the file is damaged; make or fetch it again"
             )
@@ -67,9 +69,6 @@ class SafetensorsFile(TensorFile):
             return self._file.get_tensor(name)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise _not_whole(self.path, error) from error
-
-    def _checksum(self, description: str) -> str:
-        return _checksum(description, ((name, self.read(name)) for name in sorted(self.shapes)))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: Any) -> None:
@@ -106,7 +105,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
-def _checksum(description: str, tensors: Any) -> str:
+def _checksum(description: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     checksum = google_crc32c.Checksum(description.encode())
     for name, tensor in tensors:
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -119,10 +118,6 @@ def _disk_error(error: Exception, path: Path) -> Exception:
     """Return what the system said, which the library hands on as text only."""
     code = re.search(r"os error (\d+)", str(error))
     return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
-
-
-def _parsed(description: str | None) -> Any:
-    return None if description is None else parse_json(description)
 
 
 def _not_whole(path: Path, error: Exception) -> DistillError:

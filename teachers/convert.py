@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError
-from distill.models.checkpoints.safetensors_file import SUFFIX
+from distill.models.checkpoints.safetensors import SUFFIX
 from distill.models.networks import num_parameters
 from distill.models.weights import save_network
 from teachers.load import load_teacher
