@@ -501,6 +501,22 @@ class PretrainConfig:
     run: RunOptions = field(default_factory=RunOptions)
 
 
+# What to do instead of an option that is gone, as a flag, a YAML key or a keyword.
+REMOVED_OPTIONS = {
+    "predictor": "--predictor is gone: the student is trained through one linear layer, or through "
+    "none with --projection-dim 0; --method simreg has an MLP; leave it out",
+    "small_crops": "--small-crops is gone: it cost more than it brought; leave it out, or use "
+    "--student-crops 2",
+    "small_crop_size": "--small-crop-size is gone, as are small crops; leave it out",
+    "num_teacher_views": "--num-teacher-views is gone: the teacher's center crop is embedded once; "
+    "leave it out, or let the teacher see the student's crop with --teacher-view student",
+    "ivf": "--ivf is gone: exact search was faster at every size that was measured; leave it out",
+    "ivf_lists": "--ivf-lists is gone, as is --ivf; leave it out",
+    "ivf_probes": "--ivf-probes is gone, as is --ivf; leave it out",
+    "minibatch": "--minibatch is gone: k-means takes embeddings beyond memory in parts by itself; "
+    "leave it out",
+}
+
 Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
 Group = TypeVar("Group", bound="DataclassInstance")  # one whose fields are options
 
@@ -632,6 +648,8 @@ def _validated(options: Mapping[str, Any], hints: dict[str, Any], source: str) -
     given = {name.replace("-", "_"): value for name, value in options.items()}
     unknown = next((name for name in given if name not in hints), None)
     if unknown is not None:
+        if unknown in REMOVED_OPTIONS:
+            raise DistillError(f"{source}: {REMOVED_OPTIONS[unknown]}")
         nearest = nearest_match(unknown, hints)
         hint = f"; did you mean {nearest!r}?" if nearest else "; the command's --help lists them"
         raise DistillError(f"{source} has an unknown option {shown(unknown)}{hint}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import distill
-from distill.cli.parse import print_table
+from distill.cli.command import print_table
 from distill.config import ImageOptions
 from distill.data.sources import open_images, training_images
 from distill.training.setting import evaluator_of

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
-import tyro
+from distill.cli.command import Positional, command, parse, print_table
 
-from distill.cli.parse import parse
-
-_EXAMPLES = """List what can be asked for by name.
-
-examples:
-  distill list
-  distill list teachers
-"""
+_SECTIONS = Literal["all", "teachers", "students", "methods", "datasets", "recipes"]
 
 
-@dataclass(frozen=True)
-class ListCommand:
-    """The arguments of `distill list`."""
+@command("list", "list teachers, students, methods, datasets, recipes")
+def list_names(argv: Sequence[str]) -> int:
+    """List what can be asked for by name.
 
-    what: tyro.conf.Positional[
-        Literal["all", "teachers", "students", "methods", "datasets", "recipes"]
-    ] = "all"
-    """What to list."""
-
-
-def run(argv: list[str]) -> int:
-    """Run `distill list`; return the exit status."""
-    what = parse(ListCommand, argv, prog="distill list", description=_EXAMPLES).what
+    Examples:
+      distill list
+      distill list teachers
+    """
+    what = parse("list", argv, what=Positional(_SECTIONS, "What to list.", "all")).what
     sections = {
         "teachers": _teachers,
         "students": _students,
@@ -41,20 +30,13 @@ def run(argv: list[str]) -> int:
         if what in ("all", name):
             if name == "teachers":
                 _print_published()
-            _print_section(name, rows())
+            print(name)
+            print_table([(f"  {one}", summary) for one, summary in rows()])
     return 0
-
-
-def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
-    from distill.cli.parse import print_table
-
-    print(title)
-    print_table([(f"  {name}", summary) for name, summary in rows])
 
 
 def _print_published() -> None:
     """Print what is known about the published teachers, and what is wrong with their links."""
-    from distill.cli.parse import print_table
     from teachers.registry import TEACHERS
 
     known = [(name, spec, spec.publication) for name, spec in TEACHERS.items()]

@@ -5,32 +5,19 @@ What all subcommands share in reading their flags (tyro does the work).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-
-def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print one number a line, by name."""
-    print_table([(name, _shown(value)) for name, value in metrics.items()])
-
-
-def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> None:
-    """Print left-aligned columns."""
-    everything = [*([header] if header else []), *rows]
-    widths = [max(len(row[column]) for row in everything) for column in range(len(everything[0]))]
-    for row in everything:
-        print(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
+from distill.cli.command import (  # noqa: F401
+    flag_values,
+    given_options,
+    print_metrics,
+    print_table,
+)
 
 Command = TypeVar("Command")
 _NUMBERS: dict[type, tuple[str, str]] = {
@@ -101,19 +88,3 @@ def parse(
         config=config,
         registry=_REGISTRY,
     )
-
-
-def flag_value(argv: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag that must be known before the others; None without it."""
-    for position, argument in enumerate(argv):
-        if argument == flag and position + 1 < len(argv):
-            return argv[position + 1]
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-    return None
-
-
-def given_options(argv: Sequence[str]) -> list[str]:
-    """Return the names of all flags, as the options they set: `batch_size` for --batch-size 8."""
-    flags = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
-    return [flag.replace("-", "_") for flag in flags]

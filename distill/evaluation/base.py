@@ -179,6 +179,7 @@ class Evaluation(ABC, Generic[OptionsT]):
         Options: A frozen dataclass; its fields are flags and keywords, their docstrings the help.
         METRICS: What the numbers mean.
         accepts_several_runs: Whether one call may name several runs.
+        is_shared: Whether processes that torchrun started share its work.
         tables_show_metrics: Whether the tables hold every number, so that none is printed twice.
     """
 
@@ -188,6 +189,7 @@ class Evaluation(ABC, Generic[OptionsT]):
     Options: ClassVar[type[EvaluationOptions]]
     METRICS: ClassVar[tuple[Metric, ...]]
     accepts_several_runs: ClassVar[bool] = False
+    is_shared: ClassVar[bool] = False
     tables_show_metrics: ClassVar[bool] = False
 
     @classmethod

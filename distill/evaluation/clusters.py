@@ -294,6 +294,7 @@ def _meaning(name: re.Match[str]) -> str:
 class Clusters(Evaluation["Clusters.Options"]):
     """Measure a student: do the clusters of its embeddings agree with classes?"""
 
+    is_shared = True
     METRICS = (
         Metric(
             r"cluster_(?P<kind>alignment|nmi|ari|purity)(_k(?P<k>\d+))?(?P<count>_count)?"

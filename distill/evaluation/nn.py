@@ -182,6 +182,7 @@ def _accuracy_meaning(name: re.Match[str]) -> str:
 class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
     """Measure a student: is an image of the class of its nearest training image?"""
 
+    is_shared = True
     METRICS = (
         Metric(
             r"nn_accuracy(_k(?P<k>\d+))?(?P<weighted>_weighted)?(?P<ivf>_ivf)?", _accuracy_meaning
