@@ -1,126 +1,208 @@
-"""What a comparison has found so far: its tables, its curves, and every number of every run."""
+"""What a comparison has found so far: its tables and curves, and its results as one file.
+
+comparison.json holds the grid, every number of every trial and the tables. It can be kept beside
+code in place of the directory: `distill compare FILE --table` prints its tables, and with --output
+the comparison goes on from it elsewhere. Such a file may be older than the options of today: tables
+are made from what the trials say of themselves.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
 
-from distill.comparison.cells import Cell, budget_of
-from distill.comparison.curves import held_out_curves
-from distill.comparison.grid import BUDGET, Grid, Method
-from distill.comparison.state import DONE, FAILED, STARTED, ComparisonDirectory, Outcome
-from distill.comparison.tuning import best_score
-from distill.reports.grid_content import (
+from distill.comparison.grid import BUDGET, Method, parse_grid
+from distill.comparison.trial import Comparison, Trial, TrialStatus, best_score, parse_status
+from distill.errors import DistillError
+from distill.parsing import checked, parse_json
+from distill.reports.comparison_tables import (
     MEASURES,
-    METHOD,
-    REFERENCE,
-    CellLine,
-    GridContent,
-    GridRow,
-    GridTable,
+    ComparisonContent,
+    ComparisonTable,
+    Spread,
+    TableRow,
+    TrialLine,
     TuningChoice,
+    spread_of,
 )
-from distill.reports.spread import Spread, spread_of
+from distill.reports.content import Curves, Series
 from distill.terminal import described_seconds
 
-Outcomes = Mapping[str, Outcome | None]
+FORMAT = "distill comparison, version 2"  # version 1 held no grid
+_MAX_CURVES = 7  # of a figure: as many as there are colors and dashes
+_RECORD = ("state", "options", "metrics", "holdout_curve", "seconds", "error")
 
 
-def read_results(grid: Grid, cells: Sequence[Cell], directory: ComparisonDirectory) -> GridContent:
-    """Return what there is to say about a comparison; runs may be missing.
+def read_results(comparison: Comparison) -> ComparisonContent:
+    """Return what there is to say about a comparison; trials may be missing."""
+    grid, statuses = comparison.grid, comparison.statuses
+    places = [(student, teacher.name) for teacher in grid.teachers for student in grid.students]
+    compared = [trial for trial in comparison.trials.values() if trial.tuning is None]
+    by_place = {
+        place: [trial for trial in compared if (trial.student, trial.teacher) == place]
+        for place in places
+    }
+    return ComparisonContent(
+        name=comparison.path.resolve().name,
+        budget=_budget(comparison),
+        tables=[_table(comparison, place, trials) for place, trials in by_place.items()],
+        methods={method.name: _method_words(method) for method in grid.methods},
+        tuning=_tuning(comparison),
+        tuning_facts=_tuning_facts(comparison),
+        failed=[
+            (name, statuses[name].error or "")
+            for name in comparison.trials
+            if comparison.is_in_state(name, "failed")
+        ],
+        curves=[held_out_curves(trials, statuses) for trials in by_place.values()],
+        trials=[_line(trial, statuses.get(trial.name)) for trial in comparison.trials.values()],
+        notes=_notes(comparison),
+    )
+
+
+def results_json(comparison: Comparison, content: ComparisonContent) -> str:
+    """Return grid, tables and every trial as JSON, a line for each row and trial."""
+    head = {
+        "format": FORMAT,
+        "name": content.name,
+        "grid": comparison.grid.content,
+        "budget": content.budget,
+        "tuning": [asdict(choice) for choice in content.tuning],
+    }
+    rows = [
+        {
+            "student": table.student,
+            "teacher": table.teacher,
+            "name": row.name,
+            "kind": "reference" if row.is_reference else "method",
+            "num_done": row.num_done,
+            "num_failed": row.num_failed,
+            "num_asked": row.num_asked,
+            "train_seconds": row.train_seconds,
+            **{name: value and asdict(value) for name, value in row.values.items()},
+            "best": [name for name in table.measures() if table.best(name) is row],
+        }
+        for table in content.tables
+        for row in table.rows
+    ]
+    trials = []
+    for trial in comparison.trials.values():
+        status = comparison.statuses.get(trial.name)
+        trials.append(
+            {
+                "name": trial.name,
+                "method": trial.method.name,
+                "student": trial.student,
+                "teacher": trial.teacher,
+                "seed": trial.seed,
+                "tuning": trial.tuning,
+                "chosen": comparison.tuned_values(trial),
+                "holdout_nn_accuracy": status and status.holdout_nn_accuracy,
+                **({"state": "open"} if status is None else asdict(status)),
+            }
+        )
+    text = json.dumps(head, indent=1, default=str).removesuffix("\n}")
+    for name, lines in (("rows", rows), ("trials", trials)):
+        text += f',\n "{name}": [\n  ' + ",\n  ".join(map(json.dumps, lines)) + "\n ]"
+    return text + "\n}\n"
+
+
+def read_results_file(file: Path, path: Path | None) -> Comparison:
+    """Read comparison.json, whatever it is called.
+
+    Args:
+        file: The file.
+        path: The directory where the comparison is to go on; None: it is only looked at.
 
     Raises:
-        DistillError: A file that is damaged.
+        DistillError: It cannot be read, is something else, or of a version that held no grid.
     """
-    outcomes = {cell.name: directory.outcome(cell.name) for cell in cells}
-    places = [(student, teacher.name) for teacher in grid.teachers for student in grid.students]
-    failed = [
-        (name, found.error or "")
-        for name, found in outcomes.items()
-        if found is not None and found.state == FAILED
-    ]
-    return GridContent(
-        name=directory.path.resolve().name,
-        budget=_budget(grid, cells, outcomes),
-        tables=[_table(grid, cells, outcomes, *place) for place in places],
-        methods={method.name: _words(method) for method in grid.methods},
-        tuning=_tuning(cells, outcomes),
-        tuning_facts=_tuning_facts(grid, cells),
-        failed=failed,
-        curves=[held_out_curves(cells, outcomes, *place) for place in places],
-        cells=[_line(cell, outcomes[cell.name]) for cell in cells],
-        notes=_notes(grid),
-    )
+    try:
+        content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
+        if content.get("format") != FORMAT and "cells" in content:
+            raise DistillError(
+                f"{file} was written by an older version and holds no grid; name the directory of "
+                "the comparison"
+            )
+        if content.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        grid = parse_grid(checked(content.get("grid"), dict[str, Any]), source=f"grid of {file}")
+        trials = checked(content.get("trials"), list[dict[str, Any]])
+        known = {
+            str(trial.get("name")): parse_status({n: trial[n] for n in _RECORD if n in trial})
+            for trial in trials
+            if trial.get("state") != "open"
+        }
+        name = checked(content.get("name"), str)
+    except OSError as error:
+        raise DistillError(f"{file} cannot be read: {error.strerror or error}") from error
+    except DistillError:
+        raise
+    except ValueError as error:
+        raise DistillError(
+            f"{file} holds no results of a comparison ({error}); name such a file, the directory "
+            "of a comparison, or the YAML file of a grid"
+        ) from error
+    return Comparison(grid, path or file.parent / Path(name).name, known)
 
 
 def _table(
-    grid: Grid, cells: Sequence[Cell], outcomes: Outcomes, student: str, teacher: str
-) -> GridTable:
-    mine = [
-        cell
-        for cell in cells
-        if (cell.student, cell.teacher) == (student, teacher) and cell.tuning is None
-    ]
+    comparison: Comparison, place: tuple[str, str], trials: Sequence[Trial]
+) -> ComparisonTable:
+    grid = comparison.grid
     measures = [name for name in MEASURES if grid.linear or name != "linear_accuracy"]
-    rows = [
-        _method_row(method, [c for c in mine if c.method is method], outcomes, measures)
-        for method in sorted(grid.methods, key=lambda method: method.is_reference)
-    ]
-    rows += [
-        GridRow(words, REFERENCE, _reference(prefix, mine, outcomes, measures))
-        for prefix, words in (("untrained_", "untrained student"), ("teacher_", "teacher"))
-    ]
-    return GridTable(student, teacher, rows)
+    rows = []
+    for method in sorted(grid.methods, key=lambda method: method.is_reference):
+        mine = [trial for trial in trials if trial.method is method]
+        done = [
+            comparison.statuses[trial.name].metrics
+            for trial in mine
+            if comparison.is_in_state(trial.name, "done")
+        ]
+        seconds = [metrics["train_seconds"] for metrics in done if "train_seconds" in metrics]
+        row = TableRow(
+            name=method.name,
+            values=_spreads(done, measures),
+            is_reference=method.is_reference,
+            num_done=len(done),
+            num_failed=sum(comparison.is_in_state(trial.name, "failed") for trial in mine),
+            num_asked=len(mine),
+            train_seconds=mean(seconds) if seconds else None,
+        )
+        rows.append(row)
+    # One trial of each seed has measured what was there before training.
+    by_seed: dict[int, Mapping[str, float]] = {}
+    for trial in sorted(trials, key=_is_unusual):
+        status = comparison.statuses.get(trial.name)
+        if status is not None and "untrained_nn_accuracy" in status.metrics:
+            by_seed.setdefault(trial.seed, status.metrics)
+    before = [by_seed[seed] for seed in sorted(by_seed)]
+    untrained = _spreads(before, measures, "untrained_")
+    teacher = _spreads(before[:1], measures, "teacher_")
+    rows.append(TableRow("untrained student", untrained, is_reference=True))
+    rows.append(TableRow("teacher", teacher, is_reference=True))
+    return ComparisonTable(*place, rows)
 
 
-def _method_row(
-    method: Method, cells: Sequence[Cell], outcomes: Outcomes, measures: Sequence[str]
-) -> GridRow:
-    found = [outcomes[cell.name] for cell in cells]
-    done = [one for one in found if one is not None and one.state == DONE]
-    seconds = [
-        float(one.metrics["train_seconds"]) for one in done if "train_seconds" in one.metrics
-    ]
-    return GridRow(
-        name=method.name,
-        kind=REFERENCE if method.is_reference else METHOD,
-        values={
-            name: spread_of([float(one.metrics[name]) for one in done if name in one.metrics])
-            for name in measures
-        },
-        num_done=len(done),
-        num_failed=sum(one is not None and one.state == FAILED for one in found),
-        num_asked=len(cells),
-        train_seconds=mean(seconds) if seconds else None,
-    )
-
-
-def _reference(
-    prefix: str, cells: Sequence[Cell], outcomes: Outcomes, measures: Sequence[str]
+def _spreads(
+    metrics: Sequence[Mapping[str, float]], measures: Sequence[str], prefix: str = ""
 ) -> dict[str, Spread | None]:
-    """Return what runs wrote down before training, a value for each seed; one for the teacher.
-
-    One run of each seed has measured it.
-    """
-    by_seed: dict[int, Mapping[str, Any]] = {}
-    for cell in sorted(cells, key=_is_unusual):
-        outcome = outcomes[cell.name]
-        if outcome is not None and f"{prefix}nn_accuracy" in outcome.metrics:
-            by_seed.setdefault(cell.seed, outcome.metrics)
-    found = [by_seed[seed] for seed in sorted(by_seed)]
-    found = found[:1] if prefix == "teacher_" else found
     return {
-        name: spread_of([float(one[prefix + name]) for one in found if prefix + name in one])
+        name: spread_of([one[prefix + name] for one in metrics if prefix + name in one])
         for name in measures
     }
 
 
-def _is_unusual(cell: Cell) -> tuple[bool, bool, bool]:
-    """Rank a cell by what its numbers before training are of, the usual first."""
-    options = cell.options
+def _is_unusual(trial: Trial) -> tuple[bool, bool, bool]:
+    """Rank a trial by what its numbers before training are of, the usual first."""
+    options = trial.options
     return (
         options.get("teacher_view") == "student",  # measured at the student's size
         options.get("student_weights") is not None,
@@ -128,25 +210,137 @@ def _is_unusual(cell: Cell) -> tuple[bool, bool, bool]:
     )
 
 
-def _budget(grid: Grid, cells: Sequence[Cell], outcomes: Outcomes) -> dict[str, str]:
-    compared = next(cell for cell in cells if cell.tuning is None)
+def held_out_curves(
+    trials: Sequence[Trial], statuses: Mapping[str, TrialStatus]
+) -> list[Curves]:
+    """Return accuracy on held-out training images as training goes on, a mean over seeds.
+
+    Methods have losses of their own, which cannot be drawn on one axis; this check is the same for
+    all. A figure has at most seven methods; all figures have one vertical axis.
+
+    Args:
+        trials: Of one student and one teacher.
+        statuses: By name.
+    """
+    by_method: dict[str, list[Sequence[tuple[int, float]]]] = {}
+    for trial in trials:
+        status = statuses.get(trial.name)
+        if status is not None and status.state == "done":
+            by_method.setdefault(trial.method.name, []).append(status.holdout_curve)
+    series = [
+        Series(name, *zip(*points, strict=True))
+        for name, runs in by_method.items()
+        if (points := _mean_curve(runs))
+    ]
+    if not series:
+        return []
+    size = math.ceil(len(series) / math.ceil(len(series) / _MAX_CURVES))
+    parts = [series[start : start + size] for start in range(0, len(series), size)]
+    extremes = [extreme(one.y) for one in series for extreme in (min, max)]
+    return [
+        Curves(
+            "Held-out training images" + (f", {number} of {len(parts)}" if parts[1:] else ""),
+            "epoch",
+            "nearest-neighbor accuracy, mean over seeds",
+            part,
+            y_also=extremes,
+        )
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _mean_curve(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Return the mean over runs at the epochs that all of them have."""
+    by_epoch: dict[int, list[float]] = {}
+    for run in runs:
+        for epoch, value in run:
+            by_epoch.setdefault(epoch, []).append(value)
+    return [(epoch, mean(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == len(runs)]
+
+
+def _budget(comparison: Comparison) -> dict[str, str]:
+    ended = [status for status in comparison.statuses.values() if status.state != "started"]
+    options = _options_of(comparison, is_tuning=False)
     words = {
-        name: "by data" if value is None else str(value)
-        for name, value in budget_of(compared).items()
+        name.replace("_", " "): "by data" if options.get(name) is None else str(options[name])
+        for name in BUDGET
         if name != "on_bad_image"
     }
-    made = [one for one in outcomes.values() if one is not None and one.state != STARTED]
     return {
-        **{name.replace("_", " "): value for name, value in words.items()},
-        "seeds": ", ".join(map(str, grid.seeds)),
-        "runs made": f"{len(made)} of {len(cells)}",
-        "time": described_seconds(sum(one.seconds for one in made)),
+        **words,
+        "seeds": ", ".join(map(str, comparison.grid.seeds)),
+        "runs made": f"{len(ended)} of {len(comparison.trials)}",
+        "time": described_seconds(sum(status.seconds for status in ended)),
     }
 
 
-def _words(method: Method) -> str:
+def _options_of(comparison: Comparison, *, is_tuning: bool) -> Mapping[str, Any]:
+    """Return the options of a trial as it was made, else as the grid asks for them."""
+    trials = [t for t in comparison.trials.values() if (t.tuning is not None) == is_tuning]
+    made = [trial for trial in trials if trial.name in comparison.statuses]
+    if made:
+        return comparison.statuses[made[0].name].options
+    return trials[0].options if trials else {}
+
+
+def _tuning(comparison: Comparison) -> list[TuningChoice]:
+    by_place: dict[tuple[str, str, str], list[Trial]] = {}
+    for trial in comparison.trials.values():
+        if trial.tuning is not None:
+            by_place.setdefault(trial.place, []).append(trial)
+    choices = []
+    for place, trials in by_place.items():
+        statuses = [comparison.statuses.get(trial.name) for trial in trials]
+        scores = [status and status.holdout_nn_accuracy for status in statuses]
+        is_open = any(comparison.is_open(trial.name) for trial in trials)
+        settings = [_setting(trial.tuning or {}) for trial in trials]
+        chosen = None if is_open else best_score(scores)
+        choices.append(TuningChoice(*place, list(zip(settings, scores, strict=True)), chosen))
+    return choices
+
+
+def _tuning_facts(comparison: Comparison) -> str:
+    options = _options_of(comparison, is_tuning=True)
+    if not options:
+        return ""
+    epochs = options.get("epochs")
+    length = "as many epochs as the others" if epochs is None else f"{epochs} epochs"
+    share = options.get("holdout")
+    images = "" if share is None else f", {100 * share:g} % of them,"
+    return (
+        f"Each value was tried in one run of {length} with seed {comparison.grid.seeds[0]}; the "
+        "value whose student had the highest nearest-neighbor accuracy on the held-out training "
+        f"images{images or ','} was taken for all seeds. Validation images chose nothing."
+    )
+
+
+def _line(trial: Trial, status: TrialStatus | None) -> TrialLine:
+    if status is None:
+        return TrialLine(trial.name, "open", "", "")
+    if trial.tuning is not None:
+        values = [status.holdout_nn_accuracy]
+    else:
+        values = [status.metrics.get(name) for name in MEASURES]
+    numbers = ", ".join(f"{value:.3f}" for value in values if value is not None)
+    took = described_seconds(status.seconds) if status.seconds else ""
+    return TrialLine(trial.name, status.state, numbers, took)
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    grid = comparison.grid
+    common = {name: value for name, value in grid.common.items() if name not in BUDGET}
+    notes = [f"All runs: {_setting(common)}."] if common else []
+    notes += [f"With {name}: {_setting(options)}." for name, options in grid.per_student.items()]
+    notes += ["The linear classifier is measured of trained students alone."] if grid.linear else []
+    references = [method.name for method in grid.methods if method.is_reference]
+    if references:
+        notes.append(f"Beside the comparison, as references: {', '.join(references)}.")
+    return notes
+
+
+def _method_words(method: Method) -> str:
     parts = [_setting(method.options)] if method.options else ["the defaults"]
-    parts += [f"{name}: {_setting(given)}" for name, given in method.per_student.items()]
+    parts += [f"{name}: {_setting(options)}" for name, options in method.per_student.items()]
     parts += [f"tuned: {_setting(method.tune)}"] if method.tune else []
     return "; ".join(parts)
 
@@ -159,54 +353,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
-
-
-def _tuning(cells: Sequence[Cell], outcomes: Outcomes) -> list[TuningChoice]:
-    by_place: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in cells:
-        if cell.tuning is not None:
-            by_place.setdefault(cell.place, []).append(cell)
-    found = []
-    for place, mine in by_place.items():
-        ended = [outcomes[cell.name] for cell in mine]
-        scores = [one.holdout_nn_accuracy if one is not None else None for one in ended]
-        is_open = any(one is None or one.state == STARTED for one in ended)
-        tried = [
-            (_setting(cell.tuning or {}), score) for cell, score in zip(mine, scores, strict=True)
-        ]
-        found.append(TuningChoice(*place, tried, None if is_open else best_score(scores)))
-    return found
-
-
-def _tuning_facts(grid: Grid, cells: Sequence[Cell]) -> str:
-    first = next((cell for cell in cells if cell.tuning is not None), None)
-    if first is None:
-        return ""
-    epochs, share = budget_of(first)["epochs"], budget_of(first)["holdout"]
-    length = "as many epochs as the others" if epochs is None else f"{epochs} epochs"
-    return (
-        f"Each value was tried in one run of {length} with seed {first.seed}; the value "
-        "whose student had the highest nearest-neighbor accuracy on the held-out training images, "
-        f"{100 * share:g} % of them, was taken for all seeds. Validation images chose nothing."
-    )
-
-
-def _line(cell: Cell, outcome: Outcome | None) -> CellLine:
-    if outcome is None:
-        return CellLine(cell.name, "open", "", "")
-    names = ["holdout_nn_accuracy"] if cell.tuning is not None else list(MEASURES)
-    values = {**outcome.metrics, "holdout_nn_accuracy": outcome.holdout_nn_accuracy}
-    numbers = [f"{values[name]:.3f}" for name in names if values.get(name) is not None]
-    took = described_seconds(outcome.seconds) if outcome.seconds else ""
-    return CellLine(cell.name, outcome.state, ", ".join(numbers), took)
-
-
-def _notes(grid: Grid) -> list[str]:
-    common = {name: value for name, value in grid.common.items() if name not in BUDGET}
-    found = [f"All runs: {_setting(common)}."] if common else []
-    found += [f"With {name}: {_setting(given)}." for name, given in grid.per_student.items()]
-    found += ["The linear classifier is measured of trained students alone."] if grid.linear else []
-    named = [method.name for method in grid.methods if method.is_reference]
-    if named:
-        found.append(f"Beside the comparison, as references: {', '.join(named)}.")
-    return found

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distill.reports.content import Curves, Series, png_uri
-from distill.reports.spread import Spread
+from distill.reports.comparison_tables import Spread
 
 _ROUND = (1.0, 2.0, 5.0, 10.0)
 

@@ -18,7 +18,7 @@ from distill.reports import charts as chart_sizes
 from distill.reports import charts as scatter_sizes
 from distill.reports.charts import BarChart, bar_chart, heat_map, line_chart, scatter
 from distill.reports.content import Curves, RunContent, Series
-from distill.reports.grid_content import RULE, GridContent, GridTable
+from distill.reports.comparison_tables import RULE, ComparisonContent, ComparisonTable
 from distill.reports.summary import WHO, comparison_rows, other_rows, summary_rows
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def comparison_page(runs: Sequence[RunContent], made: Made) -> str:
     )
 
 
-def grid_page(content: GridContent, made: Made) -> str:
+def grid_page(content: ComparisonContent, made: Made) -> str:
     """Return the page about a comparison of methods."""
     tables = content.tables
     return _render(
@@ -85,7 +85,7 @@ def grid_page(content: GridContent, made: Made) -> str:
     )
 
 
-def _bar_charts(table: GridTable) -> list[BarChart]:
+def _bar_charts(table: ComparisonTable) -> list[BarChart]:
     """Return a figure for each measure: methods as bars, what was not trained as lines."""
     charts = []
     for name, words in table.measures().items():
