@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from distill.comparison.job import ComparisonResult
+    from distill.comparison.compare import ComparisonResult
     from distill.exports.export import Exported
     from distill.models.networks import EmbeddingNetwork
     from distill.training.cache import CachedSplit
@@ -100,7 +100,7 @@ def compare(grid: str | Path, **options: Any) -> ComparisonResult:
     """Compare methods on a grid; the same options and defaults as `distill compare`.
 
     Args:
-        grid: The YAML file of the grid, or the directory of a comparison.
+        grid: The YAML file of the grid, the directory of a comparison, or its comparison.json.
         **options: Any flag of `distill compare --help` with underscores.
 
     Returns:
@@ -109,11 +109,13 @@ def compare(grid: str | Path, **options: Any) -> ComparisonResult:
     Raises:
         DistillError: A request that cannot be met.
     """
-    from distill.comparison.job import compare as compare_job
-    from distill.comparison.options import CompareOptions
+    from distill.comparison.compare import CompareOptions
+    from distill.comparison.compare import compare as make_comparison
     from distill.config import as_options
 
-    return compare_job(Path(grid), as_options(CompareOptions, options, source="distill.compare"))
+    return make_comparison(
+        Path(grid), as_options(CompareOptions, options, source="distill.compare")
+    )
 
 
 def convert(teacher: str, to: str | Path, *, weights: str | Path | None = None) -> dict[str, Any]:

@@ -20,9 +20,8 @@ import yaml
 from bundle_writer import write_bundle
 from PIL import Image
 
-from distill.comparison.cells import asked_options
-from distill.comparison.job import make_plan
-from distill.comparison.options import CompareOptions
+from distill.comparison.grid import read_grid
+from distill.comparison.trial import make_trials
 from distill.config import TrainConfig, flattened
 from distill.models.checkpoints.safetensors import write_safetensors
 from distill.training.checkpoints import write_state
@@ -78,24 +77,24 @@ def run(_: Path) -> dict[str, bytes]:
     return dict(zip(RUN, contents, strict=True))
 
 
-CELL = "cells/one--resnet18--own--seed0.json"
+TRIAL = "trials/one--resnet18--own--seed0.json"
 
 
 def comparison(folder: Path) -> dict[str, bytes]:
     """A comparison's directory with one run that is done, and the tuning that chose for it."""
     (content,) = _yaml(_GRID)
     (folder / "a-grid.yaml").write_bytes(content)
-    cells = make_plan(folder / "a-grid.yaml", CompareOptions(output=folder / "none")).cells
-    cell = cells[Path(CELL).stem]
-    outcome = {
+    trials = make_trials(read_grid(folder / "a-grid.yaml"))
+    trial = trials[Path(TRIAL).stem]
+    status = {
         **{"state": "done", "metrics": {"nn_accuracy": 0.5, "train_seconds": 9.0}},
         **{"holdout_curve": [[1, 0.4], [2, 0.5]], "seconds": 10.0, "error": None},
     }
     files = {
-        f"cells/{name}.json": {**outcome, "asked": asked_options(cells[name], {})}
-        for name in cell.tuned_by
+        f"trials/{name}.json": {**status, "options": trials[name].identity({})}
+        for name in trial.tuned_by
     }
-    files[CELL] = {**outcome, "asked": asked_options(cell, {"learning_rate": 0.1})}
+    files[TRIAL] = {**status, "options": trial.identity({"learning_rate": 0.1})}
     written = {name: json.dumps(one).encode() for name, one in files.items()}
     return {"grid.yaml": content, **written}
 

@@ -7,19 +7,16 @@ images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import fuzz_samples
 
-from distill.comparison.cells import asked_options
-from distill.comparison.job import make_plan
-from distill.comparison.options import CompareOptions
-from distill.comparison.record import comparison_record
-from distill.comparison.results import read_results
-from distill.comparison.same import require_same_grid
+from distill.comparison.compare import CompareOptions, compare
+from distill.comparison.grid import read_grid
+from distill.comparison.results import read_results_file
+from distill.comparison.trial import make_trials
 from distill.config import TrainConfig, flattened, updated
 from distill.data.images import FolderImages
 from distill.data.shards import TarImages
@@ -30,8 +27,7 @@ from distill.evaluation.linear import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
 from distill.recipes import load_recipe
-from distill.reports.grid_markdown import grid_markdown
-from distill.reports.page import Made, grid_page, run_page
+from distill.reports.page import Made, run_page
 from distill.reports.run_facts import read_run
 from distill.reports.sections import read_class_names
 from distill.run_directory import read_config, read_run_metadata
@@ -66,8 +62,8 @@ def _read_options(file: Path) -> None:
 
 
 def _plan(file: Path) -> None:
-    for cell in make_plan(file, CompareOptions(output=file.parent / "none")).cells.values():
-        asked_options(cell, {})
+    for trial in make_trials(read_grid(file)).values():
+        trial.identity({})
 
 
 def _show_run(file: Path) -> None:
@@ -82,13 +78,10 @@ def _run_file(name: str) -> Target:
 
 
 def _show_comparison(file: Path) -> None:
-    plan = make_plan(file.parents[1], CompareOptions(resume=True))
-    cells, directory = list(plan.cells.values()), plan.directory
-    content = read_results(plan.grid, cells, directory)
-    json.dumps(comparison_record(content, cells, plan.cells, directory))
-    grid_markdown(content)
-    assert "<script>" not in grid_page(content, MADE)
-    require_same_grid(plan.cells, directory)
+    output = compare(file.parents[1], CompareOptions(table=True)).output
+    assert output is not None
+    read_results_file(output / "comparison.json", None)
+    assert "<script>" not in (output / "comparison.html").read_text(encoding="utf-8")
 
 
 def _bundle_part(ending: str) -> Callable[[Path], list[bytes]]:
@@ -141,8 +134,8 @@ TARGETS = {
     "config": Target("config.yaml", fuzz_samples.recipes, _read_options, syntax="yaml"),
     **{f"run-{Path(name).stem}": _run_file(name) for name in fuzz_samples.RUN},
     "comparison-run": Target(
-        fuzz_samples.CELL,
-        lambda folder: [fuzz_samples.comparison(folder)[fuzz_samples.CELL]],
+        fuzz_samples.TRIAL,
+        lambda folder: [fuzz_samples.comparison(folder)[fuzz_samples.TRIAL]],
         _show_comparison,
         fuzz_samples.comparison,
         "json",

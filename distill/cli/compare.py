@@ -5,15 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
-from distill.cli.parse import parse
-from distill.comparison.options import CompareOptions
-
-if TYPE_CHECKING:
-    from distill.comparison.job import ComparisonResult
+from distill.cli.parse import parse, print_table
+from distill.comparison.compare import CompareOptions, ComparisonResult, compare
+from distill.reports.comparison_tables import RULE, table_rows
+from distill.terminal import described_seconds
 
 INCOMPLETE = 3
 
@@ -31,6 +29,8 @@ examples:
       eight runs at a time, each on a GPU of its own
   distill compare runs/comparison --table
       print the tables of what is there
+  distill compare docs/comparison/resnet18.json --table
+      print the tables of a comparison whose comparison.json was kept
   distill compare grid.yaml --only '*resnet18*seed0'
       a part of the grid
 
@@ -44,36 +44,35 @@ class CompareCommand:
     """The arguments of `distill compare`."""
 
     grid: tyro.conf.Positional[Path]
-    """YAML file of the grid, or the directory of a comparison."""
+    """YAML file of the grid, the directory of a comparison, or its comparison.json."""
     options: CompareOptions = field(default_factory=CompareOptions)
 
 
 def run(argv: list[str]) -> int:
     """Run `distill compare`; return the exit status."""
     command = parse(CompareCommand, argv, prog="distill compare", description=_EXAMPLES)
-    from distill.comparison.job import compare
-
-    result = compare(command.grid, command.options)
-    if command.options.dry_run:
-        return _print_plan(result, command.options.jobs)
+    options, result = command.options, compare(command.grid, command.options)
+    if options.dry_run:
+        print_table([(trial.name, trial.state) for trial in result.content.trials])
+        left = _time_left(result, options.jobs)
+        print(f"{result.num_runs} runs, {result.num_open} of them to be made{left}")
+        return 0
     _print_tables(result)
-    return _print_end(result, command)
-
-
-def _print_plan(result: ComparisonResult, jobs: int) -> int:
-    from distill.cli.parse import print_table
-
-    print_table([(cell.name, cell.state) for cell in result.content.cells])
-    left = _time_left(result, jobs)
-    print(f"{result.num_runs} runs, {result.num_open} of them to be made{left}")
-    return 0
+    if options.table:
+        return 0
+    if not result.num_open:
+        return 1 if result.num_failed else 0
+    why = f"stopped by {result.stopped_by}; " if result.stopped_by else ""
+    made = result.num_runs - result.num_open
+    print(f"{why}{made} of {result.num_runs} runs are made{_time_left(result, options.jobs)}")
+    words = ["distill", "compare", str(command.grid), "--output", str(result.output), "--resume"]
+    words += ["--only", options.only] if options.only is not None else []
+    words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
+    print(f"go on with: {shlex.join(words)}")
+    return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by or "", INCOMPLETE)
 
 
 def _print_tables(result: ComparisonResult) -> None:
-    from distill.cli.parse import print_table
-    from distill.reports.grid_content import RULE
-    from distill.reports.grid_markdown import table_rows
-
     for table in result.content.tables:
         header, rows = table_rows(table)
         print(f"\n{table.title}")
@@ -83,35 +82,12 @@ def _print_tables(result: ComparisonResult) -> None:
     print(f"\n{RULE} Here the mark is *.")
     for name, error in result.content.failed:
         print(f"failed: {name}: {error}")
-
-
-def _print_end(result: ComparisonResult, command: CompareCommand) -> int:
-    size = f"{result.num_bytes / 2**20:,.0f} MiB"
-    print(f"\neverything is in {result.output} ({size}); comparison.html shows it")
-    if command.options.table:
-        return 0
-    if result.num_open:
-        go_on = shlex.join(_command_to_go_on(result, command))
-        why = f"stopped by {result.stopped_by}; " if result.stopped_by else ""
-        made = result.num_runs - result.num_open
-        left = _time_left(result, command.options.jobs)
-        print(f"{why}{made} of {result.num_runs} runs are made{left}")
-        print(f"go on with: {go_on}")
-        return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by or "", INCOMPLETE)
-    return 1 if result.num_failed else 0
-
-
-def _command_to_go_on(result: ComparisonResult, command: CompareCommand) -> list[str]:
-    options = command.options
-    words = ["distill", "compare", str(command.grid), "--output", str(result.output), "--resume"]
-    words += ["--only", options.only] if options.only is not None else []
-    words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
-    return words
+    if result.output is not None:
+        size = f"{result.num_bytes / 2**20:,.0f} MiB"
+        print(f"\neverything is in {result.output} ({size}); comparison.html shows it")
 
 
 def _time_left(result: ComparisonResult, jobs: int) -> str:
-    from distill.terminal import described_seconds
-
     if not result.num_open:
         return ""
     if result.seconds_left is None:

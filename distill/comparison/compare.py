@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,9 +163,7 @@ def open_comparison(source: Path, options: CompareOptions) -> Comparison:
         return comparison
     file = source / GRID if source.is_dir() else source
     if source.is_dir() and not file.exists():
-        raise DistillError(
-            f"{source} holds no comparison; name one, or the YAML file of a grid"
-        )
+        raise DistillError(f"{source} holds no comparison; name one, or the YAML file of a grid")
     output = options.output or (source if source.is_dir() else Path("runs") / source.stem)
     _require_usable(output, options)
     return Comparison(read_grid(file), output)
@@ -183,15 +181,15 @@ def _require_usable(output: Path, options: CompareOptions) -> None:
             f"{output} holds a comparison already; go on with --resume or choose another --output"
         )
     leftovers = {"runs", "trials", "cells", ".lock"}  # of one that was killed early
-    if output.is_dir() and not holds_comparison:
-        if any(entry.name not in leftovers for entry in output.iterdir()):
-            raise DistillError(
-                f"{output} is not empty and holds no comparison; choose another --output"
-            )
+    entries = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if not holds_comparison and entries - leftovers:
+        raise DistillError(
+            f"{output} is not empty and holds no comparison; choose another --output"
+        )
 
 
 def _trials_to_reopen(
-    comparison: Comparison, trials: Collection[Trial], options: CompareOptions
+    comparison: Comparison, trials: Sequence[Trial], options: CompareOptions
 ) -> tuple[list[Trial], list[Trial]]:
     """Return failed trials that are to be made again, and finished ones that lack a measure.
 
@@ -225,9 +223,7 @@ def _trials_to_reopen(
     return failed, unmeasured
 
 
-def _reopen(
-    comparison: Comparison, failed: Collection[Trial], unmeasured: Collection[Trial]
-) -> None:
+def _reopen(comparison: Comparison, failed: Sequence[Trial], unmeasured: Sequence[Trial]) -> None:
     """Open trials again: a failed one from its last checkpoint, or anew under other options."""
     for trial in failed:
         now = trial.identity(comparison.tuned_values(trial) or {})
@@ -275,8 +271,8 @@ def _require_same_options(comparison: Comparison, *, retried: Collection[str] = 
         untried = [one for one in trial.tuned_by if comparison.is_open(one)]
         if untried and status.state != "failed":
             raise DistillError(
-                f"{comparison.run(name)} was made with what tuning chose, and now there is one more "
-                f"value to try, {untried[0]}; take it out of tune, {remedy}"
+                f"{comparison.run(name)} was made with what tuning chose, and now there is one "
+                f"more value to try, {untried[0]}; take it out of tune, {remedy}"
             )
 
 
@@ -290,11 +286,11 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, An
 
 def _result(
     comparison: Comparison,
-    trials: Collection[Trial],
+    trials: Sequence[Trial],
     *,
     stopped_by: str | None = None,
     writes: bool = True,
-    reopened: Collection[Trial] = (),
+    reopened: Sequence[Trial] = (),
 ) -> ComparisonResult:
     content = _write(comparison) if writes else read_results(comparison)
     names = [trial.name for trial in trials if trial not in reopened]

@@ -221,9 +221,7 @@ def _methods(
     return tuple(methods)
 
 
-def _per_student(
-    value: Any, students: Collection[str], source: str
-) -> dict[str, dict[str, Any]]:
+def _per_student(value: Any, students: Collection[str], source: str) -> dict[str, dict[str, Any]]:
     where = f"{source}, per_student"
     by_student = {}
     for student, written in _mapping(value, where).items():

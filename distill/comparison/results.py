@@ -210,9 +210,7 @@ def _is_unusual(trial: Trial) -> tuple[bool, bool, bool]:
     )
 
 
-def held_out_curves(
-    trials: Sequence[Trial], statuses: Mapping[str, TrialStatus]
-) -> list[Curves]:
+def held_out_curves(trials: Sequence[Trial], statuses: Mapping[str, TrialStatus]) -> list[Curves]:
     """Return accuracy on held-out training images as training goes on, a mean over seeds.
 
     Methods have losses of their own, which cannot be drawn on one axis; this check is the same for
@@ -291,7 +289,7 @@ def _tuning(comparison: Comparison) -> list[TuningChoice]:
     choices = []
     for place, trials in by_place.items():
         statuses = [comparison.statuses.get(trial.name) for trial in trials]
-        scores = [status and status.holdout_nn_accuracy for status in statuses]
+        scores = [None if one is None else one.holdout_nn_accuracy for one in statuses]
         is_open = any(comparison.is_open(trial.name) for trial in trials)
         settings = [_setting(trial.tuning or {}) for trial in trials]
         chosen = None if is_open else best_score(scores)

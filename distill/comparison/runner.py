@@ -184,11 +184,13 @@ class Runner:
 
             try:
                 while True:
-                    while free and stopped_by() is None and (trial := self._next()) is not None:
-                        request = self._start(trial)
+                    while free and stopped_by() is None:
+                        started = self._next()
+                        if started is None:
+                            break
                         slot = free.pop(0)
-                        future = threads.submit(launch, request, should_stop, slot)
-                        self.running[future] = trial, slot
+                        future = threads.submit(launch, self._start(started), should_stop, slot)
+                        self.running[future] = started, slot
                     if not self.running:
                         return stopped_by() if self.comparison.num_open(self.trials) else None
                     for future in wait(self.running, return_when=FIRST_COMPLETED).done:

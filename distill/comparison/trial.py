@@ -23,12 +23,12 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.comparison.grid import BUDGET, Grid, Method, Teacher
-from distill.config import flattened
+from distill.config import METHODS, BaselineOptions, MethodOptions, flattened
 from distill.errors import DistillError
 from distill.files import atomic_write
 from distill.parsing import as_dataclass, parse_json
@@ -36,6 +36,13 @@ from distill.training.configuration import configure, identity
 
 # What a run may change when it is resumed, and a trial of a comparison may not.
 PLACES = ("data", "teacher_weights", "student_weights")
+# A method does not have all of these, and what it has not decides nothing.
+_OF_METHODS = {
+    option.name
+    for group in (MethodOptions, BaselineOptions)
+    for option in fields(group)
+    if option.name != "method"
+}
 _MAX_NAME = 200  # characters; file systems take 255 bytes
 
 
@@ -77,7 +84,9 @@ class Trial:
         flat = flattened(config)
         places = {name: flat[name] for name in (*PLACES, "on_bad_image")}
         places["data"] = places["data"] or os.environ.get("DISTILL_DATA")  # as training takes it
-        return {**identity(config), **places}
+        of_others = _OF_METHODS - METHODS.get(config.method.method).options
+        own = {name: one for name, one in identity(config).items() if name not in of_others}
+        return {**own, **places}
 
     def budget(self) -> dict[str, Any]:
         """Return the options that decide what the trial may spend; None follows the data."""
@@ -282,7 +291,7 @@ class Comparison:
 
     @property
     def trials_folder(self) -> Path:
-        """Where the records of the trials lie; comparisons made before it was called so are read."""
+        """Folder of the records of the trials, under its name of before where it has that."""
         old = self.path / "cells"
         return old if old.is_dir() else self.path / "trials"
 

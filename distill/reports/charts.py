@@ -32,8 +32,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distill.reports.content import Curves, Series, png_uri
 from distill.reports.comparison_tables import Spread
+from distill.reports.content import Curves, Series, png_uri
 
 _ROUND = (1.0, 2.0, 5.0, 10.0)
 

@@ -17,8 +17,8 @@ from distill.reports import charts as bar_sizes
 from distill.reports import charts as chart_sizes
 from distill.reports import charts as scatter_sizes
 from distill.reports.charts import BarChart, bar_chart, heat_map, line_chart, scatter
-from distill.reports.content import Curves, RunContent, Series
 from distill.reports.comparison_tables import RULE, ComparisonContent, ComparisonTable
+from distill.reports.content import Curves, RunContent, Series
 from distill.reports.summary import WHO, comparison_rows, other_rows, summary_rows
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from distill.reports.charts import LEFT, RIGHT, ROW, bar_chart
-from distill.reports.spread import Spread
+from distill.reports.comparison_tables import Spread
 
 
 def test_lengths_errors_and_levels_are_to_scale_and_start_at_zero():
