@@ -177,9 +177,7 @@ def test_trials_that_were_left_started_elsewhere_measure_nothing_for_others(
     assert measured == ["all", "none"]
 
 
-def test_a_tuning_run_that_fails_loses_and_without_any_the_trials_fail(
-    trainer, write_grid, output
-):
+def test_a_tuning_run_that_fails_loses_and_without_any_the_trials_fail(trainer, write_grid, output):
     grid = write_grid(methods={"one": {"tune": {"learning_rate": [0.1, 0.2]}}})
     tuning = [f"one--resnet18--pixels--tune-learning_rate-{rate}" for rate in (0.1, 0.2)]
     trainer.at[tuning[0], "half"] = NonFiniteLossError("nan")
