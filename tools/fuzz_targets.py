@@ -27,13 +27,11 @@ from distill.evaluation.linear import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
 from distill.recipes import load_recipe
-from distill.reports.page import Made, run_page
+from distill.reports.gallery import read_class_names
+from distill.reports.page import run_page
 from distill.reports.run_facts import read_run
-from distill.reports.sections import read_class_names
 from distill.run_directory import read_config, read_run_metadata
 from distill.training.checkpoints import read_state
-
-MADE = Made("now", "0")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def _plan(file: Path) -> None:
 
 
 def _show_run(file: Path) -> None:
-    assert "<script>" not in run_page(read_run(file.parent), MADE)
+    assert "<script>" not in run_page(read_run(file.parent))
 
 
 def _run_file(name: str) -> Target:

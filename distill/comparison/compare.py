@@ -9,7 +9,6 @@ command with --resume goes on.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import filelock
 import yaml
 from annotated_types import Ge, Gt
 
-import distill
 from distill.comparison.grid import read_grid
 from distill.comparison.results import read_results, read_results_file, results_json
 from distill.comparison.runner import Runner, require_runnable, seconds_left
@@ -34,7 +32,7 @@ from distill.comparison.worker import is_trained
 from distill.config import check_options
 from distill.errors import DistillError
 from distill.reports.comparison_tables import ComparisonContent, comparison_markdown
-from distill.reports.page import Made, grid_page
+from distill.reports.page import grid_page
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +197,15 @@ def _trials_to_reopen(
     Raises:
         DistillError: Trials on the disk were made with other options.
     """
-    done = [trial for name, trial in comparison.trials.items() if comparison.state(name) == "done"]
+    done = [
+        trial for name, trial in comparison.trials.items() if comparison.is_in_state(name, "done")
+    ]
     in_use = {name for trial in done for name in trial.tuned_by}
     failed = [
         trial
         for trial in trials
         if options.retry_failed
-        and comparison.state(trial.name) == "failed"
+        and comparison.is_in_state(trial.name, "failed")
         and trial.name not in in_use
     ]
     _require_same_options(comparison, retried={trial.name for trial in failed})
@@ -298,7 +298,7 @@ def _result(
         content=content,
         num_runs=len(trials),
         num_open=len(reopened) + sum(map(comparison.is_open, names)),
-        num_failed=sum(comparison.state(name) == "failed" for name in names),
+        num_failed=sum(comparison.is_in_state(name, "failed") for name in names),
         stopped_by=stopped_by,
         seconds_left=seconds_left(comparison, trials),
         num_bytes=sum(file.stat().st_size for file in files if file.is_file()),
@@ -308,10 +308,9 @@ def _result(
 def _write(comparison: Comparison) -> ComparisonContent:
     """Write the numbers, the tables and the page of what is there."""
     content = read_results(comparison)
-    made = Made(time.strftime("%Y-%m-%d %H:%M %Z"), distill.__version__)
     comparison.write_text(RESULTS, results_json(comparison, content))
     comparison.write_text("comparison.md", comparison_markdown(content))
-    comparison.write_text("comparison.html", grid_page(content, made))
+    comparison.write_text("comparison.html", grid_page(content))
     names = {file.stem for file in comparison.trials_folder.glob("*.json")}
     if others := len(names - set(comparison.trials)):
         logger.info(f"{others} runs on the disk are not part of the grid and are left alone")

@@ -1,12 +1,10 @@
 """What a report says, as plain data: nothing here knows networks, files or HTML.
 
-Jobs fill these in and `distill.reports.page` renders them. A section that could not be made is
-None,
-and `left_out` says why in one sentence.
+The other files of this package fill these in and `distill.reports.page` renders them. A section
+that could not be made is None, and `left_out` says why in one sentence. Images are data URIs, so
+that a report needs no other file.
 
-Shapes: N points, K clusters, C classes.
-
-Images as data URIs, so that a report needs no other file.
+Shapes: N points, K clusters, C classes, H x W pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +17,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+THUMBNAIL_SIDE = 96
+TINY_SIDE = 32  # up to which pixels are kept exactly, and shown enlarged
+_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -75,27 +77,60 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Query:
+    """An image with its nearest training images, nearest first.
+
+    Attributes:
+        picture: The image.
+        teacher: Its neighbors by the teacher's embeddings; None without a teacher.
+        student: Its neighbors by the student's.
+    """
+
+    picture: Picture
+    teacher: Sequence[Picture] | None
+    student: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class NeighborSection:
+    """Queries with their neighbors.
+
+    Attributes:
+        facts: What is looked up among what, a sentence.
+        random: Queries drawn at random.
+        wrong: Queries drawn from those whose nearest image by the student is of another class;
+            empty without labels.
+        no_teacher: Why the teacher's neighbors are missing; None when they are there.
+    """
+
+    facts: str
+    random: Sequence[Query]
+    wrong: Sequence[Query] = ()
+    no_teacher: str | None = None
+
+
+@dataclass(frozen=True)
 class Cluster:
     """One cluster.
 
     Attributes:
         number: From 0 on.
         size: Images in it.
-        matched: The class that it stands for; None where classes did not suffice.
-        purity: Share of its images that are of that class, or of its largest one without a match.
+        matched: The class that it stands for.
+        purity: Share of its images that are of that class.
         pictures: Some of its images, drawn at random.
     """
 
     number: int
     size: int
-    matched: str | None
+    matched: str
     purity: float
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class ClusterSection:
-    """What the embeddings fall into.
+    """Clusters of the embeddings.
 
     Attributes:
         facts: How the clusters were found, a sentence.
@@ -114,39 +149,6 @@ class ClusterSection:
     shares: np.ndarray
     rows: Sequence[str]
     columns: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Query:
-    """An image with its nearest training images, nearest first.
-
-    Attributes:
-        picture: The image.
-        teacher: Neighbors in the teacher's eyes; None without a teacher.
-        student: Neighbors in the student's.
-    """
-
-    picture: Picture
-    teacher: Sequence[Picture] | None
-    student: Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class NeighborSection:
-    """Queries with their neighbors.
-
-    Attributes:
-        facts: What is looked up among what, a sentence.
-        random: Queries drawn at random.
-        wrong: Queries drawn from those whose nearest image in the student's eyes is of another
-            class; empty without labels.
-        no_teacher: Why the teacher's neighbors are missing; None when they are there.
-    """
-
-    facts: str
-    random: Sequence[Query]
-    wrong: Sequence[Query] = ()
-    no_teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ class RunContent:
         metrics: As in metrics.json.
         curves: Of the training.
         robustness: Errors under corruption.
-        clusters: None when left out, as the next two.
-        neighbors: See there.
+        neighbors: None when left out, as the next two.
+        clusters: See there.
         map: See there.
         left_out: Why a section is missing, by the section's name.
     """
@@ -191,15 +193,10 @@ class RunContent:
     metrics: Mapping[str, Any]
     curves: Sequence[Curves] = ()
     robustness: Curves | None = None
-    clusters: ClusterSection | None = None
     neighbors: NeighborSection | None = None
+    clusters: ClusterSection | None = None
     map: MapSection | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
-
-
-THUMBNAIL_SIDE = 96
-TINY_SIDE = 32  # up to which pixels are kept exactly, and shown enlarged
-_QUALITY = 80
 
 
 def thumbnail_uri(image: Image.Image) -> str:

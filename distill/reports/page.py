@@ -6,16 +6,15 @@ forbids whatever would come from elsewhere. Templates and the style sheet lie in
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.reports import charts as bar_sizes
-from distill.reports import charts as chart_sizes
-from distill.reports import charts as scatter_sizes
+from distill.reports import charts
 from distill.reports.charts import BarChart, bar_chart, heat_map, line_chart, scatter
 from distill.reports.comparison_tables import RULE, ComparisonContent, ComparisonTable
 from distill.reports.content import Curves, RunContent, Series
@@ -25,62 +24,48 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-@dataclass(frozen=True)
-class Made:
-    """When and by what a report was made.
-
-    Attributes:
-        date: As it is to be shown.
-        version: Of the toolkit.
-    """
-
-    date: str
-    version: str
-
-
-def run_page(run: RunContent, made: Made) -> str:
+def run_page(run: RunContent) -> str:
     """Return the page about one run."""
-    clusters, points = run.clusters, run.map
+    heat = plane = None
+    if run.clusters is not None:
+        heat = heat_map(run.clusters.shares, run.clusters.rows, run.clusters.columns)
+    if run.map is not None:
+        plane = scatter(run.map.points, run.map.labels, run.map.classes)
     return _render(
         "run.html",
         run=run,
-        made=made,
         who=WHO,
         summary=summary_rows(run.metrics),
         others=other_rows(run.metrics),
         charts=[line_chart(curves) for curves in run.curves],
         robustness=None if run.robustness is None else line_chart(run.robustness),
-        heat=None
-        if clusters is None
-        else heat_map(clusters.shares, clusters.rows, clusters.columns),
-        scatter=None if points is None else scatter(points.points, points.labels, points.classes),
+        heat=heat,
+        scatter=plane,
     )
 
 
-def comparison_page(runs: Sequence[RunContent], made: Made) -> str:
+def comparison_page(runs: Sequence[RunContent]) -> str:
     """Return the page about several runs: their numbers side by side, their curves overlaid."""
     return _render(
         "comparison.html",
         runs=runs,
-        made=made,
         rows=comparison_rows([run.metrics for run in runs]),
         facts=_facts(runs),
         charts=[line_chart(curves) for curves in overlaid(runs)],
     )
 
 
-def grid_page(content: ComparisonContent, made: Made) -> str:
+def grid_page(content: ComparisonContent) -> str:
     """Return the page about a comparison of methods."""
     tables = content.tables
     return _render(
         "grid.html",
         content=content,
-        made=made,
         rule=RULE,
         bars=[(table, _bar_charts(table)) for table in tables],
         curves=[
-            (table, [line_chart(one) for one in found])
-            for table, found in zip(tables, content.curves, strict=True)
+            (table, [line_chart(one) for one in curves])
+            for table, curves in zip(tables, content.curves, strict=True)
         ],
     )
 
@@ -102,15 +87,12 @@ def overlaid(runs: Sequence[RunContent]) -> list[Curves]:
 
     A series is called by its run, and by its own name too where its figure has more than one.
     """
-    titles = dict.fromkeys(curves.title for run in runs for curves in _all_curves(run))
+    by_title: dict[str, list[tuple[str, Curves]]] = {}
+    for run in runs:
+        for curves in (*run.curves, *([run.robustness] if run.robustness else [])):
+            by_title.setdefault(curves.title, []).append((run.name, curves))
     joined = []
-    for title in titles:
-        parts = [
-            (run.name, curves)
-            for run in runs
-            for curves in _all_curves(run)
-            if curves.title == title
-        ]
+    for title, parts in by_title.items():
         first = parts[0][1]
         series = [
             Series(name if len(curves.series) == 1 else f"{name}, {one.name}", one.x, one.y)
@@ -119,10 +101,6 @@ def overlaid(runs: Sequence[RunContent]) -> list[Curves]:
         ]
         joined.append(Curves(title, first.x_label, first.y_label, series, first.is_share))
     return joined
-
-
-def _all_curves(run: RunContent) -> list[Curves]:
-    return [*run.curves, *([run.robustness] if run.robustness else [])]
 
 
 def _facts(runs: Sequence[RunContent]) -> list[tuple[str, list[str]]]:
@@ -138,16 +116,29 @@ def _facts(runs: Sequence[RunContent]) -> list[tuple[str, list[str]]]:
     return rows
 
 
+# Of the figures, for the templates that draw what `charts` has laid out.
+_LINE_SIZES = {
+    "WIDTH": charts.LINE_WIDTH,
+    "HEIGHT": charts.HEIGHT,
+    "LEFT": charts.LINE_LEFT,
+    "RIGHT": charts.LINE_RIGHT,
+    "BOTTOM": charts.BOTTOM,
+}
+_BAR_SIZES = {"WIDTH": charts.WIDTH, "LEFT": charts.LEFT, "TOP": charts.TOP, "BAR": charts.BAR}
+
+
 def _render(template: str, **values: Any) -> str:
-    sizes = {
-        name: getattr(chart_sizes, name)
-        for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
-    }
-    bar_lengths = {name: getattr(bar_sizes, name) for name in ("WIDTH", "LEFT", "TOP", "BAR")}
     return (
         _environment()
         .get_template(template)
-        .render(**values, size=sizes, bar_size=bar_lengths, map_side=scatter_sizes.SIDE)
+        .render(
+            **values,
+            date=time.strftime("%Y-%m-%d %H:%M %Z"),
+            version=version("distill-vision"),
+            size=_LINE_SIZES,
+            bar_size=_BAR_SIZES,
+            map_side=charts.SIDE,
+        )
     )
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.reports.page import Made, comparison_page, run_page
+from distill.reports.page import comparison_page, run_page
 
-MADE = Made("2026-01-02", "0.1.0")
 _FILLED = """[...document.images].every(i => i.complete && i.naturalWidth > 0)"""
 
 
@@ -19,7 +18,7 @@ _FILLED = """[...document.images].every(i => i.complete && i.naturalWidth > 0)""
 def page(full_run, tmp_path: Path) -> Path:
     """Return a page with every section; its strings are hostile and long."""
     file = tmp_path / "report.html"
-    file.write_text(run_page(full_run, MADE), encoding="utf-8")
+    file.write_text(run_page(full_run), encoding="utf-8")
     return file
 
 
@@ -103,7 +102,7 @@ def test_the_browser_tells_of_what_goes_wrong(browser, tmp_path):
 def test_a_comparison_of_many_runs_stays_within_the_page(browser, full_run, tmp_path, width):
     file = tmp_path / "comparison.html"
     runs = [replace(full_run, name=f"run-with-a-long-name-{number}") for number in range(9)]
-    file.write_text(comparison_page(runs, MADE), encoding="utf-8")
+    file.write_text(comparison_page(runs), encoding="utf-8")
     browser.open(file, width=width)
     assert browser.problems == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width

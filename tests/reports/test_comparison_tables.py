@@ -21,9 +21,8 @@ from distill.reports.comparison_tables import (
     spread_of,
 )
 from distill.reports.content import Curves, Series
-from distill.reports.page import Made, grid_page
+from distill.reports.page import grid_page
 
-MADE = Made("2026-01-02", "0.1.0")
 EVIL = "<script>alert(1)</script>\"'&"
 
 
@@ -63,7 +62,7 @@ def table(*rows: TableRow) -> ComparisonTable:
 
 
 def test_the_best_is_marked_among_methods_and_references_are_not_compared(content):
-    page = grid_page(content, MADE)
+    page = grid_page(content)
     assert page.count('class="best"') == 3  # ours in two tables, and what tuning took
     assert re.search(r'<th scope="row">ours</th>\s*<td class="best">0.700 ± 0.010', page)
     assert RULE in page.replace("&#39;", "'")
@@ -71,10 +70,10 @@ def test_the_best_is_marked_among_methods_and_references_are_not_compared(conten
 
 
 def test_everything_of_a_comparison_is_on_its_page_and_no_script(content):
-    page = grid_page(content, MADE)
+    page = grid_page(content)
     assert "<script" not in page
     assert "default-src 'none'" in page
-    found = re.findall(r'<section aria-labeledby="(\w+)">', page)
+    found = re.findall(r'<section aria-labelledby="(\w+)">', page)
     assert found == ["tables", "bars", "curves", "methods", "tuning", "runs"]
     for words in ("2 of 3, 1 failed", "the loss is nan", "Each value was tried", "A note.", "1.5"):
         assert words in page
@@ -114,7 +113,7 @@ def test_a_page_is_whole_at_any_width_in_light_and_dark(
     browser, contrast, content, tmp_path, width, dark
 ):
     file = tmp_path / "comparison.html"
-    file.write_text(grid_page(content, MADE), encoding="utf-8")
+    file.write_text(grid_page(content), encoding="utf-8")
     browser.open(file, width=width, dark=dark)
     assert browser.problems == []
     assert browser.requests == [file.as_uri()]

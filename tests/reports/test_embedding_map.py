@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distill.errors import DistillError
-from distill.reports.sections import MAX_IMAGES, embedding_map
+from distill.reports.sections import MAX_MAPPED, embedding_map
 
 
 def groups(number: int = 20, width: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def test_equal_embeddings_lie_on_one_place():
     assert (embedding_map(np.ones((20, 4))) == 0).all()
 
 
-@pytest.mark.parametrize("number", [7, MAX_IMAGES + 1])
+@pytest.mark.parametrize("number", [7, MAX_MAPPED + 1])
 def test_too_few_and_too_many_are_refused(number):
     with pytest.raises(DistillError, match=f"{number:,} were given"):
         embedding_map(np.ones((number, 2)))

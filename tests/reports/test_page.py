@@ -10,9 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from distill.reports.content import Curves, RunContent, Series
-from distill.reports.page import Made, comparison_page, overlaid, run_page
+from distill.reports.page import comparison_page, overlaid, run_page
 
-MADE = Made("2026-01-02", "0.1.0")
 EVIL = "<script>alert(1)</script>\"'&"
 EMPTY = RunContent("run", {}, None, {}, {})
 _VOID = {"meta", "link", "img", "br"}
@@ -57,8 +56,8 @@ class Reader(HTMLParser):
 @pytest.fixture(params=["run", "comparison"])
 def page(request, full_run) -> str:
     if request.param == "run":
-        return run_page(full_run, MADE)
-    return comparison_page([full_run, replace(full_run, name="second")], MADE)
+        return run_page(full_run)
+    return comparison_page([full_run, replace(full_run, name="second")])
 
 
 def test_no_string_from_data_becomes_markup(page):
@@ -89,14 +88,14 @@ def test_references_lead_to_an_element_and_names_are_unique(page):
     assert links[0] == "#content"
     assert {link.removeprefix("#") for link in links} <= set(ids)
     for _, attributes in reader.elements:
-        assert set((attributes.get("aria-labeledby") or "").split()) <= set(ids)
+        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
 
 
 def test_pictures_and_figures_have_words(page):
     reader = Reader(page)
     assert all(attributes.get("alt") for attributes in reader.having("img"))
     for attributes in reader.having("svg"):
-        named = attributes.get("role") == "img" and attributes.get("aria-labeledby")
+        named = attributes.get("role") == "img" and attributes.get("aria-labelledby")
         assert named or attributes.get("aria-hidden") == "true"
     assert reader.tags["title"] > 1
     assert reader.tags["desc"] >= 1
@@ -113,7 +112,7 @@ def test_headings_do_not_skip_a_level(page):
 
 
 def test_right_and_wrong_differ_in_more_than_color(full_run):
-    reader = Reader(run_page(full_run, MADE))
+    reader = Reader(run_page(full_run))
     classes = Counter(a.get("class") for _, a in reader.elements)
     assert classes["picture right"] == 9 + 4 * 3
     assert classes["picture wrong"] == 9 + 4 * 7
@@ -126,29 +125,30 @@ def test_right_and_wrong_differ_in_more_than_color(full_run):
 
 
 def test_the_teachers_neighbors_stand_above_the_students(full_run):
-    page = run_page(full_run, MADE)
+    page = run_page(full_run)
     assert page.index(">teacher</h4>") < page.index(">student</h4>")
     query = replace(full_run.neighbors.random[0], teacher=None)
     alone = replace(full_run.neighbors, random=[query], wrong=[])
-    page = run_page(replace(full_run, neighbors=alone), MADE)
+    page = run_page(replace(full_run, neighbors=alone))
     assert ">teacher</h4>" not in page
     assert "The teacher's neighbors are left out: &lt;script&gt;" in page
 
 
 def test_a_run_without_anything_says_so():
-    reader = Reader(run_page(EMPTY, MADE))
+    reader = Reader(run_page(EMPTY))
     assert reader.text.count("Left out:") == 5
     assert "Left out: nothing has been measured yet." in reader.text
     why = {"clusters": "no labels <b>", "map": "too few", "neighbors": "n", "summary": "s"}
-    reader = Reader(run_page(replace(EMPTY, left_out=why), MADE))
+    reader = Reader(run_page(replace(EMPTY, left_out=why)))
     for reason in why.values():
         assert f"Left out: {reason}." in reader.text
     assert "robustness" not in reader.text.lower()
 
 
 def test_the_summary_table_marks_the_best(full_run):
-    reader = Reader(run_page(full_run, MADE))
-    assert "Nearest neighbor accuracy 75.0% (best) 50.0% -" in reader.text
+    reader = Reader(run_page(full_run))
+    words = "share of the validation images that get their own class from the nearest training"
+    assert f"nn_accuracy {words} image by cosine 75.0% (best) 50.0% -" in reader.text
     assert [a.get("class") for a in reader.having("td")].count("best") == 1
 
 
@@ -170,9 +170,9 @@ def test_a_comparison_overlays_curves_and_lists_what_differs():
     assert (loss.title, loss.is_share) == ("Loss", False)
     assert [series.name for series in errors.series] == ["b, student", "b, student"]
     assert errors.is_share
-    reader = Reader(comparison_page([run("a"), second], MADE))
-    assert "Nearest neighbor accuracy 50.0% (best) 25.0%" in reader.text
-    assert "NMI - 50.0%" in reader.text
+    reader = Reader(comparison_page([run("a"), second]))
+    assert "by cosine 50.0% (best) 25.0%" in reader.text
+    assert "nmi - 0.5" in reader.text
     assert "epochs 3 9" in reader.text
     assert "Data d d" in reader.text
     assert "output" not in reader.text

@@ -6,7 +6,7 @@ import pytest
 from distill.data.images import ArrayImages
 from distill.data.sources import ImageData
 from distill.errors import DistillError
-from distill.reports.sections import read_class_names, rename_classes
+from distill.reports.gallery import read_class_names, rename_classes
 
 
 def test_the_form_of_imagenets_lists(tmp_path: Path):

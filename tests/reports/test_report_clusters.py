@@ -6,7 +6,8 @@ from distill.embeddings.embed import Embeddings
 from distill.errors import DistillError
 from distill.evaluation.clusters import align
 from distill.reports import sections as report_clusters
-from distill.reports.sections import Gallery, Thumbnails, cluster_section, clustered
+from distill.reports.gallery import Gallery, Thumbnails
+from distill.reports.sections import cluster_section, clustered
 
 NAMES = ["ant", "bee", "unused", "cat"]
 

@@ -4,7 +4,8 @@ import pytest
 from distill.data.images import ArrayImages
 from distill.embeddings.embed import Embeddings
 from distill.errors import DistillError
-from distill.reports.sections import Gallery, Thumbnails, neighbor_section, without_own
+from distill.reports.gallery import Gallery, Thumbnails, without_own
+from distill.reports.sections import neighbor_section
 
 
 def images(labels, name="set") -> Thumbnails:

@@ -1,0 +1,241 @@
+"""The images that a report shows, and what a network makes of them.
+
+The student's embeddings are computed; the teacher's are those that training kept on disk.
+
+Shapes: M queries, k neighbors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.data.images import Images
+from distill.data.sources import ImageData
+from distill.embeddings.cache import NetworkCache
+from distill.embeddings.embed import Embeddings
+from distill.embeddings.evaluator import Evaluator, Split
+from distill.embeddings.search import nearest_neighbors
+from distill.errors import DistillError
+from distill.evaluation.base import (
+    EvaluationOptions,
+    open_evaluation,
+    teacher_cache,
+    teacher_of_run,
+)
+from distill.reports.content import Picture, is_tiny, thumbnail_uri
+from distill.run_directory import read_config
+
+if TYPE_CHECKING:
+    from distill.reports.report import ReportOptions
+
+
+class Thumbnails:
+    """Pictures of a set of images, each made once.
+
+    Args:
+        images: The set.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self._made: dict[int, tuple[str, bool]] = {}
+
+    def picture(self, i: int, *, is_right: bool | None = None) -> Picture:
+        """Return image `i`, marked as right or wrong.
+
+        Raises:
+            BadImageError: It cannot be read.
+        """
+        if i not in self._made:
+            image = self.images.load(i)
+            self._made[i] = (thumbnail_uri(image), is_tiny(image))
+        uri, tiny = self._made[i]
+        return Picture(uri, self.name(i), is_right, tiny)
+
+    def name(self, i: int) -> str:
+        """Return what to call image `i`: its class, else the last part of its own name."""
+        if self.images.classes is None or self.images.labels is None:
+            return self.images.describe(i).replace("\\", "/").rsplit("/", 1)[-1]
+        return self.images.classes[int(self.images.labels[i])]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What one network makes of the images.
+
+    Attributes:
+        indexed: Training images that are looked up.
+        queries: Images that are looked up among them; `indexed` itself where there are no others.
+        indexed_pictures: Of the set of `indexed`.
+        query_pictures: Of the set of `queries`.
+    """
+
+    indexed: Embeddings
+    queries: Embeddings
+    indexed_pictures: Thumbnails
+    query_pictures: Thumbnails
+
+    def neighbors(self, k: int) -> np.ndarray:
+        """Return the numbers in their set of the k nearest images of every query, (M, k).
+
+        An image is no neighbor of itself. With fewer images than k all of them are returned.
+
+        Raises:
+            DistillError: Embeddings that are not finite.
+        """
+        index, same = self.indexed.index, self.queries is self.indexed
+        k = min(k, len(index) - same)
+        rows, _ = nearest_neighbors(self.indexed.features, self.queries.features, k=k + same)
+        numbers = index[rows]
+        return without_own(numbers, self.queries.index) if same else numbers
+
+
+def without_own(numbers: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Drop each row's own number, or its last number where it does not occur.
+
+    Args:
+        numbers: (M, k + 1).
+        own: (M,).
+
+    Returns:
+        (M, k), in the order of before.
+    """
+    is_own = numbers == own[:, None]
+    is_own[~is_own.any(axis=1), -1] = True
+    return numbers[~is_own].reshape(len(numbers), -1)
+
+
+@dataclass(frozen=True)
+class Galleries:
+    """What the networks of a run make of its images.
+
+    Attributes:
+        student: The trained network.
+        teacher: Its teacher, or a sentence why its embeddings are not known.
+        unavailable: Why nothing can be measured on these images; None when it can.
+    """
+
+    student: Gallery
+    teacher: Gallery | str
+    unavailable: str | None
+
+
+def open_galleries(run: Path, options: ReportOptions) -> Galleries:
+    """Embed the images of a run, at most `options.num_images` of each split.
+
+    Args:
+        run: A run directory with a trained network.
+        options: Of the report.
+
+    Raises:
+        DistillError: Weights that do not fit, data or a device that is not there, a list of class
+            names that cannot be read.
+    """
+    subject = open_evaluation(
+        run,
+        EvaluationOptions(
+            data=options.data,
+            device=options.device,
+            on_bad_image=options.on_bad_image,
+            num_workers=options.num_workers,
+        ),
+    )
+    evaluator = subject.evaluator
+    rng = np.random.default_rng(options.seed)
+    train_index, val_index = (
+        index
+        if len(index) <= options.num_images
+        else np.sort(rng.choice(index, options.num_images, replace=False))
+        for index in (evaluator.train_index, evaluator.val_index)
+    )
+    evaluator = replace(evaluator, train_index=train_index, val_index=val_index)
+    if options.class_names is not None:
+        rename_classes(evaluator.data, read_class_names(options.class_names))
+    cache = replace(subject.cache, evaluator=evaluator)
+
+    def embedded(split: Split) -> Embeddings:
+        """Return the student's embeddings; those of a sample alone are not kept on disk."""
+        images, index = evaluator.split(split)
+        if len(index) == len(images) or cache.is_complete(split):
+            return cache.stored(split).in_memory()
+        return evaluator.embed(cache.network, images, index, f"{cache.what}, {split}")
+
+    return Galleries(
+        _gallery(evaluator, embedded),
+        _teacher_gallery(read_config(run), evaluator, options),
+        evaluator.unavailable_reason(),
+    )
+
+
+def _gallery(evaluator: Evaluator, embeddings_of: Callable[[Split], Embeddings]) -> Gallery:
+    data = evaluator.data
+    train, pictures = embeddings_of("train"), Thumbnails(data.train)
+    if data.val is None or len(evaluator.val_index) == 0:
+        return Gallery(train, train, pictures, pictures)
+    return Gallery(train, embeddings_of("val"), pictures, Thumbnails(data.val))
+
+
+def _teacher_gallery(
+    run_options: Mapping[str, Any], evaluator: Evaluator, options: ReportOptions
+) -> Gallery | str:
+    """Return what the teacher makes of the images, or a sentence why that is not known."""
+    teacher = teacher_of_run(run_options)
+    if teacher is None:
+        return "the run has no teacher"
+    if run_options.get("teacher_view", "center") == "student":
+        return "the teacher embedded the student's views, and these embeddings were not kept"
+    try:
+        if options.teacher_weights is not None:
+            teacher = replace(teacher, teacher_weights=options.teacher_weights)
+        cache = teacher_cache(teacher, evaluator)
+        return _gallery(evaluator, lambda split: _kept_embeddings(cache, split))
+    except DistillError as error:
+        return str(error).rstrip(".")
+
+
+def _kept_embeddings(cache: NetworkCache, split: Split) -> Embeddings:
+    if not cache.is_complete(split):
+        raise DistillError(
+            f"its embeddings of the {split} images are not on this disk; `distill cache` with the "
+            "run's teacher and data keeps them"
+        )
+    return cache.stored(split).in_memory()
+
+
+def read_class_names(path: Path) -> dict[str, str]:
+    """Read names for classes whose folders have none, such as WordNet's n01440764.
+
+    The form is that of ImageNet's own lists: on each line the folder, white space, and the name; of
+    several names with commas between them the first counts.
+
+    Raises:
+        DistillError: A file that cannot be read, or a line with one word only.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(f"--class-names {path} cannot be read: {error}") from error
+    names = {}
+    for number, line in enumerate(lines, start=1):
+        folder, *name = line.split(maxsplit=1) or [""]
+        if not folder:
+            continue
+        if not name:
+            raise DistillError(
+                f"--class-names {path}, line {number}: {line.strip()!r} has no name; write the "
+                "class folder, a space and its name"
+            )
+        names[folder] = name[0].split(",")[0].strip()
+    return names
+
+
+def rename_classes(data: ImageData, names: Mapping[str, str]) -> None:
+    """Call the classes of a dataset as `names` says; those that are not in it keep their name."""
+    for images in (data.train, data.val):
+        if images is not None and images.classes is not None:
+            images.classes = tuple(names.get(name, name) for name in images.classes)
