@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
     """Run `distill measure`; return the exit status."""
     command = parse(MeasureCommand, argv, prog="distill measure", description=_EXAMPLES)
     from distill.evaluation.measure import measure
-    from distill.reports.sweep import require_plot_path
+    from distill.evaluation.sweep import require_plot_path
 
     if command.plot is not None:
         require_plot_path(command.plot)
@@ -87,7 +87,7 @@ def _row(found: Measurement) -> list[str]:
 
 
 def _plot(measurements: list[Measurement], path: Path) -> None:
-    from distill.reports.sweep import SweepPoint, plot_sweep
+    from distill.evaluation.sweep import SweepPoint, plot_sweep
 
     points = [
         SweepPoint(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from distill.evaluation.base import (
 )
 from distill.reports.content import Picture, is_tiny, thumbnail_uri
 from distill.run_directory import read_config
-
-if TYPE_CHECKING:
-    from distill.reports.report import ReportOptions
 
 
 class Thumbnails:
@@ -125,37 +122,39 @@ class Galleries:
     unavailable: str | None
 
 
-def open_galleries(run: Path, options: ReportOptions) -> Galleries:
-    """Embed the images of a run, at most `options.num_images` of each split.
+def open_galleries(
+    run: Path,
+    options: EvaluationOptions,
+    *,
+    teacher_weights: Path | None = None,
+    class_names: Path | None = None,
+    num_images: int,
+    seed: int,
+) -> Galleries:
+    """Embed the images of a run.
 
     Args:
         run: A run directory with a trained network.
-        options: Of the report.
+        options: On which images and where.
+        teacher_weights: Weights of the teacher; None: those of the run.
+        class_names: See `read_class_names`; None: classes are called by their folders.
+        num_images: Images of each split, at most; drawn at random.
+        seed: Of the draw.
 
     Raises:
         DistillError: Weights that do not fit, data or a device that is not there, a list of class
             names that cannot be read.
     """
-    subject = open_evaluation(
-        run,
-        EvaluationOptions(
-            data=options.data,
-            device=options.device,
-            on_bad_image=options.on_bad_image,
-            num_workers=options.num_workers,
-        ),
-    )
+    subject = open_evaluation(run, options)
     evaluator = subject.evaluator
-    rng = np.random.default_rng(options.seed)
+    rng = np.random.default_rng(seed)
     train_index, val_index = (
-        index
-        if len(index) <= options.num_images
-        else np.sort(rng.choice(index, options.num_images, replace=False))
+        index if len(index) <= num_images else np.sort(rng.choice(index, num_images, replace=False))
         for index in (evaluator.train_index, evaluator.val_index)
     )
     evaluator = replace(evaluator, train_index=train_index, val_index=val_index)
-    if options.class_names is not None:
-        rename_classes(evaluator.data, read_class_names(options.class_names))
+    if class_names is not None:
+        rename_classes(evaluator.data, read_class_names(class_names))
     cache = replace(subject.cache, evaluator=evaluator)
 
     def embedded(split: Split) -> Embeddings:
@@ -167,7 +166,7 @@ def open_galleries(run: Path, options: ReportOptions) -> Galleries:
 
     return Galleries(
         _gallery(evaluator, embedded),
-        _teacher_gallery(read_config(run), evaluator, options),
+        _teacher_gallery(read_config(run), evaluator, teacher_weights),
         evaluator.unavailable_reason(),
     )
 
@@ -181,7 +180,7 @@ def _gallery(evaluator: Evaluator, embeddings_of: Callable[[Split], Embeddings])
 
 
 def _teacher_gallery(
-    run_options: Mapping[str, Any], evaluator: Evaluator, options: ReportOptions
+    run_options: Mapping[str, Any], evaluator: Evaluator, weights: Path | None
 ) -> Gallery | str:
     """Return what the teacher makes of the images, or a sentence why that is not known."""
     teacher = teacher_of_run(run_options)
@@ -190,8 +189,8 @@ def _teacher_gallery(
     if run_options.get("teacher_view", "center") == "student":
         return "the teacher embedded the student's views, and these embeddings were not kept"
     try:
-        if options.teacher_weights is not None:
-            teacher = replace(teacher, teacher_weights=options.teacher_weights)
+        if weights is not None:
+            teacher = replace(teacher, teacher_weights=weights)
         cache = teacher_cache(teacher, evaluator)
         return _gallery(evaluator, lambda split: _kept_embeddings(cache, split))
     except DistillError as error:

@@ -16,12 +16,15 @@ from annotated_types import Ge, Le
 
 from distill.config import AtLeast0, check_options
 from distill.errors import DistillError
+from distill.evaluation.base import EvaluationOptions
 from distill.files import atomic_write, require_file_place
 from distill.models.networks import is_own_module
 from distill.models.weights import read_description
 from distill.reports.content import RunContent
+from distill.reports.gallery import open_galleries
 from distill.reports.page import comparison_page, run_page
 from distill.reports.run_facts import read_run
+from distill.reports.sections import cluster_section, map_section, neighbor_section
 from distill.run_directory import BACKBONE, STUDENT
 
 NAME = "report.html"
@@ -106,11 +109,19 @@ def _with_pictures(run: Path, content: RunContent, options: ReportOptions) -> Ru
         reason = "the network is a module of your own, whose code is not at hand here"
     if reason is not None:
         return replace(content, left_out=dict.fromkeys(("neighbors", "clusters", "map"), reason))
-    # What follows loads PyTorch, which a page of several runs does without.
-    from distill.reports.gallery import open_galleries
-    from distill.reports.sections import cluster_section, map_section, neighbor_section
-
-    galleries = open_galleries(run, options)
+    galleries = open_galleries(
+        run,
+        EvaluationOptions(
+            data=options.data,
+            device=options.device,
+            on_bad_image=options.on_bad_image,
+            num_workers=options.num_workers,
+        ),
+        teacher_weights=options.teacher_weights,
+        class_names=options.class_names,
+        num_images=options.num_images,
+        seed=options.seed,
+    )
     student, seed = galleries.student, options.seed
     makers: dict[str, Callable[[], Any]] = {
         "neighbors": lambda: neighbor_section(student, galleries.teacher, seed),

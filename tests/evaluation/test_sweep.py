@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from distill.errors import DistillError
-from distill.reports import sweep
-from distill.reports.sweep import SweepPoint, plot_sweep, require_plot_path
+from distill.evaluation import sweep
+from distill.evaluation.sweep import SweepPoint, plot_sweep, require_plot_path
 
 POINTS = [
     *(SweepPoint("c-byol", beta, 3 - beta, 2 - beta) for beta in (1.0, 0.01, 0.1)),
