@@ -226,7 +226,7 @@ def _add_evaluations() -> None:
     for file in sorted(Path(__file__).parents[1].joinpath("evaluation").glob("*.py")):
         for name, summary in registration.findall(file.read_text(encoding="utf-8")):
             COMMANDS[name] = Command(summary, partial(_evaluate, name), "", is_shared=True)
-    for name in ("linear", "voc", "robustness", "measure", "compare"):  # until they are registered
+    for name in ("linear", "voc", "robustness", "measure"):  # until they are registered
         if name not in COMMANDS:
             COMMANDS[name] = Command("", partial(_of_module, name), "", is_shared=name == "linear")
 

@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
-
-from distill.cli.parse import parse, print_table
-from distill.comparison.compare import CompareOptions, ComparisonResult, compare
-from distill.reports.comparison_tables import RULE, table_rows
+from distill.cli.command import Positional, command, parse, print_table
 from distill.terminal import described_seconds
+
+if TYPE_CHECKING:
+    from distill.comparison.compare import ComparisonResult
 
 INCOMPLETE = 3
 
-_EXAMPLES = """Compare methods on a grid of students, teachers and seeds, with equal budgets: train
-and measure every combination, then make a table, bars and curves.
 
-examples:
-  distill compare grid.yaml --dry-run
-      check the grid, list the runs
-  distill compare grid.yaml --output runs/comparison
-      make all runs, tables and comparison.html
-  distill compare grid.yaml --output runs/comparison --resume --stop-after 120
-      go on where it stopped, for two hours
-  distill compare grid.yaml --output runs/comparison --jobs 8
-      eight runs at a time, each on a GPU of its own
-  distill compare runs/comparison --table
-      print the tables of what is there
-  distill compare docs/comparison/resnet18.json --table
-      print the tables of a comparison whose comparison.json was kept
-  distill compare grid.yaml --only '*resnet18*seed0'
-      a part of the grid
+@command("compare", "compare methods on a grid, with equal budgets")
+def compare(argv: Sequence[str]) -> int:
+    """Compare methods on a grid of students, teachers and seeds, with equal budgets.
 
-Exit status: 0 all runs are made, 1 some failed, 2 the request cannot be met, 3 some are not made
-yet, 130 or 143 stopped by Ctrl-C or SIGTERM. docs/comparison-grid.md explains the grid.
-"""
+    Every combination is trained and measured; then there are a table, bars and curves.
 
+    Examples:
+      distill compare grid.yaml --dry-run
+          check the grid, list the runs
+      distill compare grid.yaml --output runs/comparison
+          make all runs, tables and comparison.html
+      distill compare grid.yaml --output runs/comparison --resume --stop-after 120
+          go on where it stopped, for two hours
+      distill compare grid.yaml --output runs/comparison --jobs 8
+          eight runs at a time, each on a GPU of its own
+      distill compare runs/comparison --table
+          print the tables of what is there
+      distill compare docs/comparison/resnet18.json --table
+          print the tables of a comparison whose comparison.json was kept
+      distill compare grid.yaml --only '*resnet18*seed0'
+          a part of the grid
 
-@dataclass(frozen=True)
-class CompareCommand:
-    """The arguments of `distill compare`."""
+    Exit status: 0 all runs are made, 1 some failed, 2 the request cannot be met, 3 some are not
+    made yet, 130 or 143 stopped by Ctrl-C or SIGTERM. docs/comparison-grid.md explains the grid.
+    """
+    from distill.comparison.compare import CompareOptions, compare
 
-    grid: tyro.conf.Positional[Path]
-    """YAML file of the grid, the directory of a comparison, or its comparison.json."""
-    options: CompareOptions = field(default_factory=CompareOptions)
-
-
-def run(argv: list[str]) -> int:
-    """Run `distill compare`; return the exit status."""
-    command = parse(CompareCommand, argv, prog="distill compare", description=_EXAMPLES)
-    options, result = command.options, compare(command.grid, command.options)
+    grid = Positional(Path, "YAML file of the grid, directory of a comparison, comparison.json.")
+    given = parse("compare", argv, grid=grid, options=CompareOptions)
+    options, result = given.options, compare(given.grid, given.options)
     if options.dry_run:
         print_table([(trial.name, trial.state) for trial in result.content.trials])
         left = _time_left(result, options.jobs)
@@ -65,7 +59,7 @@ def run(argv: list[str]) -> int:
     why = f"stopped by {result.stopped_by}; " if result.stopped_by else ""
     made = result.num_runs - result.num_open
     print(f"{why}{made} of {result.num_runs} runs are made{_time_left(result, options.jobs)}")
-    words = ["distill", "compare", str(command.grid), "--output", str(result.output), "--resume"]
+    words = ["distill", "compare", str(given.grid), "--output", str(result.output), "--resume"]
     words += ["--only", options.only] if options.only is not None else []
     words += ["--jobs", str(options.jobs)] if options.jobs != 1 else []
     print(f"go on with: {shlex.join(words)}")
@@ -73,6 +67,8 @@ def run(argv: list[str]) -> int:
 
 
 def _print_tables(result: ComparisonResult) -> None:
+    from distill.reports.comparison_tables import RULE, table_rows
+
     for table in result.content.tables:
         header, rows = table_rows(table)
         print(f"\n{table.title}")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from distill import __version__
-from distill.cli import commands, listing  # noqa: F401  (they fill COMMANDS)
+from distill.cli import commands, compare, listing  # noqa: F401  (they fill COMMANDS)
 from distill.cli.command import COMMANDS, require_one_process
 from distill.errors import DistillError, LoaderDiedError, NonFiniteLossError, UnknownNameError
 

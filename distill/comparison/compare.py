@@ -197,15 +197,13 @@ def _trials_to_reopen(
     Raises:
         DistillError: Trials on the disk were made with other options.
     """
-    done = [
-        trial for name, trial in comparison.trials.items() if comparison.is_in_state(name, "done")
-    ]
+    done = [trial for name, trial in comparison.trials.items() if comparison.state(name) == "done"]
     in_use = {name for trial in done for name in trial.tuned_by}
     failed = [
         trial
         for trial in trials
         if options.retry_failed
-        and comparison.is_in_state(trial.name, "failed")
+        and comparison.state(trial.name) == "failed"
         and trial.name not in in_use
     ]
     _require_same_options(comparison, retried={trial.name for trial in failed})
@@ -298,7 +296,7 @@ def _result(
         content=content,
         num_runs=len(trials),
         num_open=len(reopened) + sum(map(comparison.is_open, names)),
-        num_failed=sum(comparison.is_in_state(name, "failed") for name in names),
+        num_failed=sum(comparison.state(name) == "failed" for name in names),
         stopped_by=stopped_by,
         seconds_left=seconds_left(comparison, trials),
         num_bytes=sum(file.stat().st_size for file in files if file.is_file()),

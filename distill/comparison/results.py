@@ -59,7 +59,7 @@ def read_results(comparison: Comparison) -> ComparisonContent:
         failed=[
             (name, statuses[name].error or "")
             for name in comparison.trials
-            if comparison.is_in_state(name, "failed")
+            if comparison.state(name) == "failed"
         ],
         curves=[held_out_curves(trials, statuses) for trials in by_place.values()],
         trials=[_line(trial, statuses.get(trial.name)) for trial in comparison.trials.values()],
@@ -80,13 +80,7 @@ def results_json(comparison: Comparison, content: ComparisonContent) -> str:
         {
             "student": table.student,
             "teacher": table.teacher,
-            "name": row.name,
-            "kind": "reference" if row.is_reference else "method",
-            "num_done": row.num_done,
-            "num_failed": row.num_failed,
-            "num_asked": row.num_asked,
-            "train_seconds": row.train_seconds,
-            **{name: value and asdict(value) for name, value in row.values.items()},
+            **asdict(row),
             "best": [name for name in table.measures() if table.best(name) is row],
         }
         for table in content.tables
@@ -164,7 +158,7 @@ def _table(
         done = [
             comparison.statuses[trial.name].metrics
             for trial in mine
-            if comparison.is_in_state(trial.name, "done")
+            if comparison.state(trial.name) == "done"
         ]
         seconds = [metrics["train_seconds"] for metrics in done if "train_seconds" in metrics]
         row = TableRow(
@@ -172,7 +166,7 @@ def _table(
             values=_spreads(done, measures),
             is_reference=method.is_reference,
             num_done=len(done),
-            num_failed=sum(comparison.is_in_state(trial.name, "failed") for trial in mine),
+            num_failed=sum(comparison.state(trial.name) == "failed" for trial in mine),
             num_asked=len(mine),
             train_seconds=mean(seconds) if seconds else None,
         )

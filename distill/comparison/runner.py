@@ -109,7 +109,7 @@ def seconds_left(comparison: Comparison, trials: Sequence[Trial]) -> float | Non
     made = [
         (trial, comparison.statuses[trial.name].seconds / _num_epochs(trial))
         for trial in trials
-        if comparison.is_in_state(trial.name, "done")
+        if comparison.state(trial.name) == "done"
     ]
     first = {trial.teacher: trial for trial, _ in reversed(made)}
     made = [one for one in made if first[one[0].teacher] is not one[0]] or made
@@ -167,7 +167,7 @@ class Runner:
         """
         if not self.keep_checkpoints:
             for trial in self.trials:
-                if self.comparison.is_in_state(trial.name, "done"):
+                if self.comparison.state(trial.name) == "done":
                     remove_checkpoints(self.comparison.run(trial.name))  # killed before it could
         free = slot_environments(self.jobs)
         is_abandoned = threading.Event()

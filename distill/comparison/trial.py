@@ -21,8 +21,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -303,13 +302,13 @@ class Comparison:
         """Return the run directory of a trial."""
         return self.path / "runs" / name
 
+    def state(self, name: str) -> str:
+        """Return `open`, `started`, `done` or `failed`."""
+        return self.statuses[name].state if name in self.statuses else "open"
+
     def is_open(self, name: str) -> bool:
         """Return whether a trial has yet to end."""
-        return name not in self.statuses or self.statuses[name].state == "started"
-
-    def is_in_state(self, name: str, state: str) -> bool:
-        """Return whether a trial is `started`, `done` or `failed`."""
-        return name in self.statuses and self.statuses[name].state == state
+        return self.state(name) in ("open", "started")
 
     def num_open(self, trials: Sequence[Trial]) -> int:
         """Return how many trials have yet to end."""
@@ -332,23 +331,13 @@ class Comparison:
         return None if best is None else self.trials[trial.tuned_by[best]].tuning
 
     def make(self) -> None:
-        """Make the directory.
-
-        Raises:
-            DistillError: It cannot be made.
-        """
-        with self._explained():
-            for folder in (self.path / "runs", self.trials_folder):
-                folder.mkdir(parents=True, exist_ok=True)
+        """Make the directory."""
+        for folder in (self.path / "runs", self.trials_folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def set_status(self, name: str, status: TrialStatus) -> None:
-        """Keep what became of a trial.
-
-        Raises:
-            DistillError: It cannot be written.
-        """
-        with self._explained():
-            write_status(self.status_file(name), status)
+        """Keep what became of a trial."""
+        write_status(self.status_file(name), status)
         self.statuses[name] = status
 
     def adopt(self) -> None:
@@ -365,23 +354,8 @@ class Comparison:
         self.statuses.pop(name, None)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write the copy of the grid, or a file of the results.
-
-        Raises:
-            DistillError: It cannot be written.
-        """
-        with self._explained():
-            atomic_write(self.path / name, text.encode())
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DistillError(
-                f"{self.path} cannot be written: {error.strerror or error}; make room or choose "
-                "another --output"
-            ) from error
+        """Write the copy of the grid, or a file of the results."""
+        atomic_write(self.path / name, text.encode())
 
 
 def best_score(scores: Sequence[float | None]) -> int | None:

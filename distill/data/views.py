@@ -26,10 +26,13 @@ from functools import partial
 
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
 
 from distill.data.distortions import DistortionRanges, draw_distortions
+from distill.device import require_torchvision
 from distill.errors import DistillError, UnknownNameError
+
+require_torchvision()
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 
 View = Callable[[Image.Image], Tensor]
 

@@ -14,17 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from distill.config import as_options
 from distill.errors import DistillError
 from distill.models.download import Source
 from distill.models.layout import Layout, PyTorchLayout
 from distill.models.small_convs import patch_small_convs
 
 Interpolation = Literal["bilinear", "bicubic"]
+Positive = Annotated[float, Gt(0)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MODULE_PREFIX = "module:"  # of the name of somebody's own module
@@ -42,10 +45,10 @@ class InputSpec:
         interpolation: Of the resizing.
     """
 
-    image_size: int = 224
+    image_size: Annotated[int, Ge(1)] = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    crop_fraction: float = 0.875
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
     interpolation: Interpolation = "bilinear"
 
 
@@ -253,10 +256,12 @@ def wrap_module(
         remedy = "call it" if isinstance(module, type) else "pass what is a plain nn.Module"
         raise DistillError(f"{module!r:.200} is not a module to wrap; {remedy}")
     cls = type(module)
+    options = {"image_size": image_size, "mean": mean, "std": std, "crop_fraction": crop_fraction}
+    options["interpolation"] = interpolation
     spec = NetworkSpec(
         name=MODULE_PREFIX + (name or f"{cls.__module__}.{cls.__qualname__}"),
         build=_build_by_name,
-        input=_checked_input(image_size, mean, std, crop_fraction, interpolation),
+        input=as_options(InputSpec, options, source="wrap_module"),
     )
     _check_weights(module, spec.name)
     return EmbeddingNetwork(module, spec)
@@ -307,31 +312,6 @@ def _check_weights(module: nn.Module, name: str) -> None:
             )
 
 
-def _checked_input(
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop_fraction: float,
-    interpolation: Interpolation,
-) -> InputSpec:
-    allowed = get_args(Interpolation)
-    for is_fine, problem in (
-        (image_size >= 1, f"image_size is {image_size}, it must be at least 1"),
-        (len(mean) == 3, f"mean is {mean}, it must be three numbers"),
-        (len(std) == 3 and min(std) > 0, f"std is {std}, it must be three numbers above 0"),
-        (0 < crop_fraction <= 1, f"crop_fraction is {crop_fraction}, it must be in (0, 1]"),
-        (interpolation in allowed, f"interpolation is {interpolation!r}, not one of {allowed}"),
-    ):
-        if not is_fine:
-            raise DistillError(problem)
-    return InputSpec(image_size, _triple(mean), _triple(std), crop_fraction, interpolation)
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
 def _build_by_name(image_size: int) -> nn.Module:
     raise DistillError(
         "somebody's own module cannot be built by name; build it in Python and pass the object"
@@ -349,8 +329,3 @@ def prepare_for_device(network: EmbeddingNetwork, device: torch.device) -> Embed
 def num_parameters(network: nn.Module) -> int:
     """Count the trainable and frozen scalars of `network`."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def spec_metadata(spec: NetworkSpec) -> dict[str, Any]:
-    """Return what must travel with weights so that `spec` can be rebuilt: name and input."""
-    return {"network": spec.name, "input": vars(spec.input)}

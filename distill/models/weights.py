@@ -31,9 +31,9 @@ from distill.models.networks import (
     build_network,
     evaluation_mode,
     is_own_module,
-    spec_metadata,
     wrap_module,
 )
+from distill.parsing import as_dataclass
 
 _MAX_LISTED, _MAX_SHAPES = 8, 3
 Shape = tuple[int, ...]
@@ -117,7 +117,8 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 def save_network(network: EmbeddingNetwork, path: Path) -> None:
     """Write the backbone's weights and the network's description to a safetensors file."""
-    write_safetensors(path, network.backbone.state_dict(), spec_metadata(network.spec))
+    description = {"network": network.spec.name, "input": vars(network.spec.input)}
+    write_safetensors(path, network.backbone.state_dict(), description)
 
 
 def rebuild_network(
@@ -148,15 +149,15 @@ def rebuild_network(
             f"{path} does not say which network it holds (only a .safetensors file of this "
             "toolkit does); name the architecture with --student"
         )
-    name, stored = _checked(description, path)
+    name, stored = _name_and_input(description, path)
+    if image_size is not None:
+        stored = replace(stored, image_size=image_size)
     if is_own_module(name):
-        network = _own_network(
-            path, name, module, replace(stored, image_size=image_size or stored.image_size)
-        )
+        network = _own_network(path, name, module, stored)
     elif module is not None:
         raise DistillError(f"{path} holds {name}, which is built by name; leave out module=")
     else:
-        network = build_network(replace(find_spec(name), input=stored), image_size=image_size)
+        network = build_network(replace(find_spec(name), input=stored))
     load_weights(network, path)
     return network.eval()
 
@@ -192,12 +193,10 @@ def _layout_of(spec: NetworkSpec, file: TensorFile) -> Layout:
     )
 
 
-def _checked(description: Any, path: Path) -> tuple[str, InputSpec]:
+def _name_and_input(description: Any, path: Path) -> tuple[str, InputSpec]:
     """Return name and input of the network that a description speaks of."""
     try:
-        stored = dict(description["input"])
-        stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
-        return str(description["network"]), InputSpec(**stored)
+        return str(description["network"]), as_dataclass(InputSpec, description["input"])
     except (KeyError, TypeError, ValueError) as error:
         raise DistillError(
             f"{path} describes its network in a way that is not understood; it is damaged or was "

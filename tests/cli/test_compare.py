@@ -93,8 +93,10 @@ def test_a_comparison_that_is_killed_goes_on_and_the_teacher_sees_each_image_onc
         mine = [trial for trial in kept["trials"] if trial["method"] == row["name"]]
         for measure in ("linear_accuracy", "nn_accuracy", "cluster_alignment"):
             values = [trial["metrics"][measure] for trial in mine]
-            assert row[measure]["mean"] == pytest.approx(sum(values) / 2)
-            assert row[measure]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+            assert row["values"][measure]["mean"] == pytest.approx(sum(values) / 2)
+            assert row["values"][measure]["std"] == pytest.approx(
+                abs(values[0] - values[1]) / 2**0.5
+            )
             assert min(values) > 0.2
     assert "Held-out training images" in (output / "comparison.html").read_text()
     assert not list(output.glob("runs/*/checkpoints"))

@@ -1,5 +1,11 @@
 """Networks of timm and torchvision by name."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -26,7 +32,7 @@ def test_auxiliary_heads_of_training_are_taken_off(tmp_path):
     torch.testing.assert_close(names["model"].eval()(pixels), network.backbone(pixels))
 
 
-def test_published_weights_with_auxiliary_heads_fit(monkeypatch):
+def test_published_weights_are_copied_or_the_remedy_is_named(monkeypatch):
     from torchvision import models
 
     source = models.googlenet(init_weights=False)
@@ -41,6 +47,13 @@ def test_published_weights_with_auxiliary_heads_fit(monkeypatch):
     spec.pretrained(backbone)
     assert torch.equal(backbone.conv1.conv.weight, source.conv1.conv.weight)
 
+    def without_network(*_, **__):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(models, "get_model", without_network)
+    with pytest.raises(DistillError, match=r"could not be fetched \(no route to host\); connect"):
+        spec.pretrained(backbone)
+
 
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -53,3 +66,27 @@ def test_published_weights_with_auxiliary_heads_fit(monkeypatch):
 def test_unknown_names(name, message):
     with pytest.raises(DistillError, match=message):
         library_spec(name)
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_one_sentence(tmp_path: Path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(  # as that of a mismatched pair does
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    for command in (
+        ["--teacher", "pixels", "--data", "digits"],
+        ["convert", "--to", "x.safetensors"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "distill", *command, "--teacher", "torchvision:resnet18"],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert re.search(
+            r"torchvision \S+ does not fit torch \S+: .* install a matching", done.stderr
+        )
+        assert done.returncode == 2

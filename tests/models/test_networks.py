@@ -115,11 +115,11 @@ def test_a_module_that_is_no_embedding_network_is_refused(module, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size is 0"),
-        ({"mean": (0.5,)}, "mean is"),
-        ({"std": (1.0, 0.0, 1.0)}, "std is .* above 0"),
-        ({"crop_fraction": 1.5}, r"crop_fraction is 1.5, it must be in \(0, 1\]"),
-        ({"interpolation": "nearest"}, "interpolation is 'nearest', not one of"),
+        ({"image_size": 0}, "image_size the value 0, it must be at least 1"),
+        ({"mean": (0.5,)}, "mean the value"),
+        ({"std": (1.0, 0.0, 1.0)}, "std the value .* must be positive"),
+        ({"crop_fraction": 1.5}, "crop_fraction the value 1.5, it must be .* at most 1"),
+        ({"interpolation": "nearest"}, "interpolation the value 'nearest'; allowed: bilinear"),
     ],
 )
 def test_an_input_out_of_range_is_refused(options, message):

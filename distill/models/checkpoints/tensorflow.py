@@ -1,26 +1,14 @@
-"""Protocol buffer messages, as far as the index of a TensorFlow checkpoint needs them.
-
-Source: the encoding guide of Protocol Buffers. A message is a sequence of fields: a varint that
-holds number and wire type, then a value. Deliberate limits: groups (wire types 3 and 4) are
-refused, and nothing is known about message types: the caller names fields by number.
-
-The sorted table that indexes a TensorFlow checkpoint: keys and values in checked blocks.
-
-The format is that of LevelDB's tables: data blocks, an index block that says where they are, and a
-footer that says where the index is. Keys within a block share prefixes with their predecessor.
-Every block is followed by its compression type and a masked CRC-32C of both. Deliberate limits:
-the whole table is read (an index has some hundred kilobytes), and compressed blocks, which
-TensorFlow does not write here, are refused.
-
-Finds the TensorFlow checkpoint that a path names: a prefix, one of its files, or a folder.
-
-A TensorFlow checkpoint: an index of variables and the files that hold their bytes.
+"""TensorFlow checkpoints: an index of variables and the files that hold their bytes.
 
 Both TF1 (`model.ckpt-37535.index`) and TF2 object checkpoints are such bundles; they differ in how
-variables are named. The index maps every name to dtype, shape, file, offset, size and a masked
-CRC-32C of the bytes, which is checked at every read. Variables are read one at a time, so that a
-checkpoint of gigabytes costs the memory of its largest variable. Deliberate limits: strings and
-partitioned variables are not read, and big-endian files are refused.
+variables are named. The index is a sorted table in LevelDB's format, whose values are Protocol
+Buffer messages: dtype, shape, file, offset, size and a masked CRC-32C of every variable's bytes,
+which is checked at every read. Variables are read one at a time, so that a checkpoint of gigabytes
+costs the memory of its largest variable.
+
+Sources: the encoding guide of Protocol Buffers; the table format of LevelDB. Deliberate limits:
+strings, partitioned variables, compressed tables (which TensorFlow does not write here), big-endian
+files and groups (wire types 3 and 4) are refused; the index, some hundred kilobytes, is read whole.
 """
 
 from __future__ import annotations
@@ -39,183 +27,6 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.models.checkpoints.tensor_file import TensorFile
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
-_MAX_VARINT_BYTES = 10
-
-
-class MalformedError(ValueError):
-    """Bytes that are not what they must be; the message says in what."""
-
-
-def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return the unsigned integer that starts at `position`, and where it ends.
-
-    Raises:
-        MalformedError: It is cut short or longer than 64 bits.
-    """
-    value = 0
-    for count, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value & (2**64 - 1), position + count + 1
-    raise MalformedError("a number has no end")
-
-
-def read_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (field number, value) in the order of the message; numbers are unsigned.
-
-    Raises:
-        MalformedError: The message is cut short or not one.
-    """
-    position = 0
-    while position < len(message):
-        tag, position = read_varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, position = read_varint(message, position)
-            yield number, value
-            continue
-        if wire_type == _BYTES:
-            size, position = read_varint(message, position)
-        elif wire_type in _FIXED_SIZES:
-            size = _FIXED_SIZES[wire_type]
-        else:
-            raise MalformedError(f"a field has the unknown wire type {wire_type}")
-        content = message[position : position + size]
-        if len(content) != size:
-            raise MalformedError("a field is cut short")
-        position += size
-        yield number, content if wire_type == _BYTES else int.from_bytes(content, "little")
-
-
-MAGIC = 0xDB4775248B80FB57
-FOOTER_SIZE = 48  # two handles of at most 20 bytes, then the magic number
-_TRAILER_SIZE = 5
-_MASK_DELTA = 0xA282EAD8
-_COMPRESSIONS = {1: "Snappy", 2: "zlib", 4: "LZ4", 7: "Zstandard"}
-
-
-def masked_crc32c(data: bytes | np.ndarray) -> int:
-    """Return the CRC-32C as tables and bundles store it, rotated and shifted."""
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
-
-
-def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Return the entries of a table in the order of their keys.
-
-    Raises:
-        MalformedError: The table is cut short, damaged or compressed.
-    """
-    footer = data[-FOOTER_SIZE:]
-    if len(footer) < FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != MAGIC:
-        raise MalformedError("it does not end as the index of a TensorFlow checkpoint does")
-    _, position = _read_handle(footer, 0)  # the metaindex block, always empty
-    index, _ = _read_handle(footer, position)
-    entries: dict[bytes, bytes] = {}
-    for handle in _read_block(data, index).values():
-        for key, value in _read_block(data, _read_handle(handle, 0)[0]).items():
-            if entries and key <= next(reversed(entries)):
-                raise MalformedError("its keys are out of order")
-            entries[key] = value
-    return entries
-
-
-def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
-    """Return (offset, size) of a block, and where the handle ends."""
-    offset, position = read_varint(data, position)
-    size, position = read_varint(data, position)
-    return (offset, size), position
-
-
-def _read_block(data: bytes, handle: tuple[int, int]) -> dict[bytes, bytes]:
-    offset, size = handle
-    block = data[offset : offset + size + _TRAILER_SIZE]
-    if len(block) != size + _TRAILER_SIZE:
-        raise MalformedError("a block lies beyond its end")
-    content, kind, stored = block[:size], block[size], block[size + 1 :]
-    if masked_crc32c(block[: size + 1]) != int.from_bytes(stored, "little"):
-        raise MalformedError("the checksum of a block is wrong")
-    if kind != 0:
-        name = _COMPRESSIONS.get(kind, f"method {kind}")
-        raise MalformedError(f"it is compressed ({name}), which TensorFlow does not write here")
-    return _read_entries(content)
-
-
-def _read_entries(content: bytes) -> dict[bytes, bytes]:
-    num_restarts = int.from_bytes(content[-4:], "little")
-    end = len(content) - 4 * (num_restarts + 1)
-    if end < 0:
-        raise MalformedError("a block is too short")
-    entries: dict[bytes, bytes] = {}
-    key, position = b"", 0
-    while position < end:
-        shared, position = read_varint(content, position)
-        own, position = read_varint(content, position)
-        value_size, position = read_varint(content, position)
-        if shared > len(key) or position + own + value_size > end:
-            raise MalformedError("an entry goes beyond its block")
-        key = key[:shared] + content[position : position + own]
-        position += own
-        entries[key] = content[position : position + value_size]
-        position += value_size
-    return entries
-
-
-_PART = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
-_NEWEST = re.compile(r'^model_checkpoint_path:\s*"([^"]*)"', re.MULTILINE)
-_EXPORTED = "variables/variables"  # of a SavedModel: the same weights under other names
-
-
-def bundle_prefix(path: Path) -> Path | None:
-    """Return the prefix of the checkpoint that `path` names; None when it names none.
-
-    Args:
-        path: `model.ckpt-37535`, a file of it, or a folder with one checkpoint at any depth; with
-            several, a file `checkpoint` beside them says which one it is.
-
-    Raises:
-        DistillError: A folder with several checkpoints and no word on which one it is.
-    """
-    if path.is_dir():
-        return _in_folder(path)
-    prefix = path.with_name(_PART.sub("", path.name))
-    return prefix if prefix.with_name(prefix.name + ".index").is_file() else None
-
-
-def is_bundle_file(name: str) -> bool:
-    """Tell whether a file in an archive belongs to a checkpoint, exported copies left out."""
-    if _EXPORTED in name:
-        return False
-    return Path(name).name == "checkpoint" or bool(re.search(r"\.(index|data-[\d]{5}-of)", name))
-
-
-def _in_folder(folder: Path) -> Path | None:
-    found = sorted(
-        file.with_name(file.name.removesuffix(".index"))
-        for file in folder.rglob("*.index")
-        if _EXPORTED not in file.as_posix()
-    )
-    if len(found) <= 1:
-        return found[0] if found else None
-    for parent in sorted({prefix.parent for prefix in found}):
-        named = _newest(parent / "checkpoint")
-        if named is not None and parent / named in found:
-            return parent / named
-    names = ", ".join(str(prefix.relative_to(folder)) for prefix in found)
-    raise DistillError(f"{folder} holds several checkpoints ({names}); name one of them")
-
-
-def _newest(file: Path) -> str | None:
-    """Return the name of the checkpoint that TensorFlow's own `checkpoint` file names."""
-    try:
-        match = _NEWEST.search(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return None
-    return Path(match[1]).name if match else None
-
-
 MAX_INDEX_BYTES = 256 * 2**20
 _STRING = 7
 _DTYPES = {
@@ -230,6 +41,25 @@ _DTYPES = {
     14: torch.bfloat16,
     19: torch.float16,
 }
+_PART = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
+_NEWEST = re.compile(r'^model_checkpoint_path:\s*"([^"]*)"', re.MULTILINE)
+_EXPORTED = "variables/variables"  # of a SavedModel: the same weights under other names
+
+# The table
+MAGIC = 0xDB4775248B80FB57
+FOOTER_SIZE = 48  # two handles of at most 20 bytes, then the magic number
+_TRAILER_SIZE = 5  # compression type and checksum of a block
+_MASK_DELTA = 0xA282EAD8
+_COMPRESSIONS = {1: "Snappy", 2: "zlib", 4: "LZ4", 7: "Zstandard"}
+
+# Protocol Buffers
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_MAX_VARINT_BYTES = 10
+
+
+class MalformedError(ValueError):
+    """Bytes that are not what they must be; the message says in what."""
 
 
 class Entry(NamedTuple):
@@ -347,6 +177,54 @@ class Bundle(TensorFile):
                 )
 
 
+def bundle_prefix(path: Path) -> Path | None:
+    """Return the prefix of the checkpoint that `path` names; None when it names none.
+
+    Args:
+        path: `model.ckpt-37535`, a file of it, or a folder with one checkpoint at any depth; with
+            several, a file `checkpoint` beside them says which one it is.
+
+    Raises:
+        DistillError: A folder with several checkpoints and no word on which one it is.
+    """
+    if path.is_dir():
+        return _in_folder(path)
+    prefix = path.with_name(_PART.sub("", path.name))
+    return prefix if prefix.with_name(prefix.name + ".index").is_file() else None
+
+
+def is_bundle_file(name: str) -> bool:
+    """Tell whether a file in an archive belongs to a checkpoint, exported copies left out."""
+    if _EXPORTED in name:
+        return False
+    return Path(name).name == "checkpoint" or bool(re.search(r"\.(index|data-[\d]{5}-of)", name))
+
+
+def _in_folder(folder: Path) -> Path | None:
+    found = sorted(
+        file.with_name(file.name.removesuffix(".index"))
+        for file in folder.rglob("*.index")
+        if _EXPORTED not in file.as_posix()
+    )
+    if len(found) <= 1:
+        return found[0] if found else None
+    for parent in sorted({prefix.parent for prefix in found}):
+        named = _newest(parent / "checkpoint")
+        if named is not None and parent / named in found:
+            return parent / named
+    names = ", ".join(str(prefix.relative_to(folder)) for prefix in found)
+    raise DistillError(f"{folder} holds several checkpoints ({names}); name one of them")
+
+
+def _newest(file: Path) -> str | None:
+    """Return the name of the checkpoint that TensorFlow's own `checkpoint` file names."""
+    try:
+        match = _NEWEST.search(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Path(match[1]).name if match else None
+
+
 def _read_index(path: Path) -> bytes:
     try:
         size = path.stat().st_size
@@ -394,3 +272,111 @@ def _shape(message: bytes) -> tuple[int, ...]:
     if any(not 0 <= size < 2**40 for size in sizes):
         raise MalformedError("an entry has an impossible shape")
     return tuple(sizes)
+
+
+def masked_crc32c(data: bytes | np.ndarray) -> int:
+    """Return the CRC-32C as tables and bundles store it, rotated and shifted."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def read_table(data: bytes) -> dict[bytes, bytes]:
+    """Return the entries of a table in the order of their keys.
+
+    Raises:
+        MalformedError: The table is cut short, damaged or compressed.
+    """
+    footer = data[-FOOTER_SIZE:]
+    if len(footer) < FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != MAGIC:
+        raise MalformedError("it does not end as the index of a TensorFlow checkpoint does")
+    _, position = _read_handle(footer, 0)  # the metaindex block, always empty
+    index, _ = _read_handle(footer, position)
+    entries: dict[bytes, bytes] = {}
+    for handle in _read_block(data, index).values():
+        for key, value in _read_block(data, _read_handle(handle, 0)[0]).items():
+            if entries and key <= next(reversed(entries)):
+                raise MalformedError("its keys are out of order")
+            entries[key] = value
+    return entries
+
+
+def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
+    """Return (offset, size) of a block, and where the handle ends."""
+    offset, position = read_varint(data, position)
+    size, position = read_varint(data, position)
+    return (offset, size), position
+
+
+def _read_block(data: bytes, handle: tuple[int, int]) -> dict[bytes, bytes]:
+    offset, size = handle
+    block = data[offset : offset + size + _TRAILER_SIZE]
+    if len(block) != size + _TRAILER_SIZE:
+        raise MalformedError("a block lies beyond its end")
+    content, kind, stored = block[:size], block[size], block[size + 1 :]
+    if masked_crc32c(block[: size + 1]) != int.from_bytes(stored, "little"):
+        raise MalformedError("the checksum of a block is wrong")
+    if kind != 0:
+        name = _COMPRESSIONS.get(kind, f"method {kind}")
+        raise MalformedError(f"it is compressed ({name}), which TensorFlow does not write here")
+    return _read_entries(content)
+
+
+def _read_entries(content: bytes) -> dict[bytes, bytes]:
+    num_restarts = int.from_bytes(content[-4:], "little")
+    end = len(content) - 4 * (num_restarts + 1)
+    if end < 0:
+        raise MalformedError("a block is too short")
+    entries: dict[bytes, bytes] = {}
+    key, position = b"", 0
+    while position < end:
+        shared, position = read_varint(content, position)
+        own, position = read_varint(content, position)
+        value_size, position = read_varint(content, position)
+        if shared > len(key) or position + own + value_size > end:
+            raise MalformedError("an entry goes beyond its block")
+        key = key[:shared] + content[position : position + own]
+        position += own
+        entries[key] = content[position : position + value_size]
+        position += value_size
+    return entries
+
+
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the unsigned integer that starts at `position`, and where it ends.
+
+    Raises:
+        MalformedError: It is cut short or longer than 64 bits.
+    """
+    value = 0
+    for count, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value & (2**64 - 1), position + count + 1
+    raise MalformedError("a number has no end")
+
+
+def read_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield (field number, value) in the order of the message; numbers are unsigned.
+
+    Raises:
+        MalformedError: The message is cut short or not one.
+    """
+    position = 0
+    while position < len(message):
+        tag, position = read_varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, position = read_varint(message, position)
+            yield number, value
+            continue
+        if wire_type == _BYTES:
+            size, position = read_varint(message, position)
+        elif wire_type in _FIXED_SIZES:
+            size = _FIXED_SIZES[wire_type]
+        else:
+            raise MalformedError(f"a field has the unknown wire type {wire_type}")
+        content = message[position : position + size]
+        if len(content) != size:
+            raise MalformedError("a field is cut short")
+        position += size
+        yield number, content if wire_type == _BYTES else int.from_bytes(content, "little")

@@ -7,8 +7,7 @@ numbers than were written.
 from __future__ import annotations
 
 import random
-import tarfile
-import zipfile
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from distill.models.layout import PyTorchLayout, TensorFlowLayout
 from distill.models.networks import EmbeddingNetwork, InputSpec, NetworkSpec, build_network
 from distill.models.weights import load_weights, rebuild_network, save_network
 
-NUM_PLACES = 100
+NUM_PLACES = 60
 TENSORFLOW = TensorFlowLayout({"0": "base/conv2d", "1": "base/bn"}, ignored=("global_step",))
 
 
@@ -47,13 +46,6 @@ def damaged(content: bytes, seed: int) -> Iterator[bytes]:
     yield content[:place] + rng.randbytes(rng.randint(1, 64)) + content[place:]
 
 
-def loaded_or_message(load: Callable[[], EmbeddingNetwork]) -> dict[str, torch.Tensor] | str:
-    try:
-        return load().backbone.state_dict()
-    except DistillError as error:
-        return str(error)
-
-
 def require_message_or_truth(file: Path, load: Callable[[], EmbeddingNetwork], truth) -> int:
     """Damage `file` in every way; return how often that was noticed."""
     whole = file.read_bytes()
@@ -61,12 +53,12 @@ def require_message_or_truth(file: Path, load: Callable[[], EmbeddingNetwork], t
     for seed in range(NUM_PLACES):
         for content in damaged(whole, seed):
             file.write_bytes(content)
-            found = loaded_or_message(load)
-            if isinstance(found, str):
-                assert "\n" not in found
+            try:
+                found = load().backbone.state_dict()
+            except DistillError:
                 num_noticed += 1
             else:
-                assert all(torch.equal(found[key], truth[key]) for key in truth)
+                assert all(torch.equal(found[key], truth[key]) for key in truth or ())
     file.write_bytes(whole)
     load()
     return num_noticed
@@ -104,25 +96,17 @@ def loading(path: Path, layout) -> Callable[[], EmbeddingNetwork]:
     return load
 
 
-@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
-def test_tensorflow_checkpoints(network, bundle: Path, ending: str):
-    file = bundle.with_name(f"{bundle.name}.{ending}")
+def test_tensorflow_checkpoints(network, bundle: Path):
     load = loading(bundle, TENSORFLOW)
-    noticed = require_message_or_truth(file, load, network.backbone.state_dict())
-    assert noticed > 2 * NUM_PLACES * (0.9 if ending == "index" else 0.75)
+    for ending, share in (("index", 0.9), ("data-00000-of-00001", 0.75)):
+        file = bundle.with_name(f"{bundle.name}.{ending}")
+        noticed = require_message_or_truth(file, load, network.backbone.state_dict())
+        assert noticed > 2 * NUM_PLACES * share
 
 
-@pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
 def test_archives(network, bundle: Path, tmp_path: Path, kind: str):
-    archive = tmp_path / kind
-    files = sorted(bundle.parent.iterdir())
-    if kind == "a.zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-            for file in files:
-                packed.write(file, f"m/{file.name}")
-    else:
-        with tarfile.open(archive, "w:gz") as packed:
-            packed.add(bundle.parent, "m")
+    archive = Path(shutil.make_archive(str(tmp_path / "a"), kind, bundle.parent))
     load = loading(archive, TENSORFLOW)
     noticed = require_message_or_truth(archive, load, network.backbone.state_dict())
     assert noticed > 2 * NUM_PLACES * 0.9
@@ -137,36 +121,19 @@ def test_pytorch_checkpoints(network, tmp_path: Path):
 
 def test_pytorch_s_older_format_never_raises_anything_else(network, tmp_path: Path):
     file = tmp_path / "x.pth"
-    state = network.backbone.state_dict()
-    torch.save(state, file, _use_new_zipfile_serialization=False)
-    whole, load = file.read_bytes(), loading(file, PyTorchLayout())
-    for seed in range(NUM_PLACES):
-        for content in damaged(whole, seed):
-            file.write_bytes(content)
-            found = loaded_or_message(load)  # it has no checksums: numbers may be wrong
-            assert not isinstance(found, str) or "\n" not in found
+    torch.save(network.backbone.state_dict(), file, _use_new_zipfile_serialization=False)
+    require_message_or_truth(file, loading(file, PyTorchLayout()), None)  # it has no checksums
 
 
 def test_this_toolkit_s_own_files(network, tmp_path: Path):
     file = tmp_path / "x.safetensors"
     save_network(network, file)
-    for load in (
-        loading(file, PyTorchLayout()),
-        lambda: rebuild_network(file, lambda _: tiny(PyTorchLayout())),
-    ):
+
+    def rebuild() -> EmbeddingNetwork:
+        rebuilt = rebuild_network(file, lambda _: tiny(PyTorchLayout()))
+        assert rebuilt.input == network.input
+        return rebuilt
+
+    for load in (loading(file, PyTorchLayout()), rebuild):
         noticed = require_message_or_truth(file, load, network.backbone.state_dict())
         assert noticed > 2 * NUM_PLACES
-
-
-def test_a_description_is_never_half_believed(network, tmp_path: Path):
-    file = tmp_path / "x.safetensors"
-    save_network(network, file)
-    whole = file.read_bytes()
-    for seed in range(NUM_PLACES):
-        for content in damaged(whole, seed):
-            file.write_bytes(content)
-            try:
-                found = rebuild_network(file, lambda _: tiny(PyTorchLayout()))
-            except DistillError:
-                continue
-            assert found.input == network.input
