@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distill.comparison.compare import ComparisonResult
+    from distill.embeddings.cache import CachedSplit
     from distill.exports.export import Exported
     from distill.models.networks import EmbeddingNetwork
-    from distill.training.cache import CachedSplit
     from distill.training.fitting import RunResult
 
 __version__ = "0.1.0"
@@ -91,7 +91,7 @@ def cache(**options: Any) -> list[CachedSplit]:
         DistillError: A request that cannot be met.
     """
     from distill.config import CacheConfig, updated
-    from distill.training.cache import cache as cache_job
+    from distill.embeddings.cache import cache as cache_job
 
     return cache_job(updated(CacheConfig(), options, source="distill.cache"))
 

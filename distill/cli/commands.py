@@ -150,7 +150,7 @@ def cache(argv: Sequence[str]) -> int:
 
     config = parse("cache", argv, config=CacheConfig()).config
     from distill import distributed
-    from distill.training.cache import cache
+    from distill.embeddings.cache import cache
 
     splits = cache(config)
     if distributed.is_main():

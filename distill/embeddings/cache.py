@@ -1,23 +1,15 @@
-"""Embeddings that lie on the disk, with their labels, for evaluations that read a block at a time.
+"""A network's embeddings of a dataset on disk: found where an earlier command left them, or made.
+
+Training, `distill cache` and every evaluation come here, so that one finds what another made. All
+ranks call these functions together: they check the shards that are done in parts, embed the
+missing ones in parts, and open the whole. Images go through the network once, in the order of the
+set; one shard, in a few copies, and one batch are in memory at a time, however many images there
+are.
+
+Limit: the parts are shards of some thousand rows, so that on a small set some ranks have nothing
+to do.
 
 Shapes: N images, D embedding width.
-
-Embeds the missing shards of a cache.
-
-Images go through the network once, in the order of the set; what is in memory at a time is one
-shard, in a few copies, and one batch, however many images there are.
-
-Shapes: D embedding width.
-
-Embeds a set of images into a cache on disk, or finds it there.
-
-All ranks call it together. They check the shards that are done in parts, embed the missing ones in
-parts, and open the whole. Deliberate limit: the parts are shards, of some thousand rows, so that on
-a small set some ranks have nothing to do.
-
-A network's embeddings of a dataset on disk: which folders they lie in, what must be in them.
-
-Training, `distill cache` and every evaluation come here, so that one finds what another made.
 """
 
 from __future__ import annotations
@@ -32,19 +24,20 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distill import distributed
-from distill.config import CacheDtype, TeacherOptions
+from distill.config import CacheConfig, CacheDtype, TeacherOptions, check_options
 from distill.data.images import Images
-from distill.data.sources import BadImages, default_augmentation
-from distill.embeddings.embed import Embeddings, InferenceConfig, NetworkView, embedded_batches
+from distill.data.sources import BadImages, ImageData, data_or_default, open_images
+from distill.device import pick_device, pick_precision
+from distill.embeddings.embed import Embeddings, InferenceConfig, embedded_batches
 from distill.embeddings.evaluator import Evaluator, Split
 from distill.embeddings.store import (
     Contents,
     EmbeddingStore,
     EmbeddingTable,
     SelectedRows,
-    damage,
     encode,
     first_misfit,
     locked,
@@ -53,8 +46,8 @@ from distill.embeddings.store import (
 )
 from distill.errors import BadImageError, DistillError
 from distill.files import cache_folder
-from distill.models.networks import EmbeddingNetwork
-from distill.models.weights import weights_hash
+from distill.models.networks import EmbeddingNetwork, prepare_for_device
+from distill.models.weights import module_key
 from distill.run_directory import versions
 from distill.terminal import progress_bar
 from teachers.load import load_teacher
@@ -103,7 +96,6 @@ class CacheTask:
         what: `teacher` or `student`, for people.
         contents: What its rows must be.
         images: The set.
-        view: What the network is shown of each.
         versions: Of packages, kept with the rows.
     """
 
@@ -111,20 +103,19 @@ class CacheTask:
     what: str
     contents: Contents
     images: Images
-    view: NetworkView
     versions: Mapping[str, str]
 
     @property
     def description(self) -> str:
         """What is embedded, in words."""
-        return f"{self.what}, {self.images.name}, {self.view.name}"
+        return f"{self.what}, {self.images.name}"
 
 
 def fill(
     store: EmbeddingStore,
     network: EmbeddingNetwork,
     task: CacheTask,
-    how: InferenceConfig,
+    inference: InferenceConfig,
     *,
     shards: list[int],
 ) -> set[int]:
@@ -134,7 +125,7 @@ def fill(
         store: Of the cache, locked.
         network: On its device.
         task: What the rows must be.
-        how: Device, precision, sizes.
+        inference: Device, precision, sizes.
         shards: Which of the shards, ascending; no other process writes them.
 
     Returns:
@@ -149,8 +140,7 @@ def fill(
     batches = embedded_batches(
         network,
         task.images,
-        how,
-        view=task.view,
+        inference,
         indices=np.concatenate([store.rows_of(shard) for shard in shards]),
         description=task.description,
     )
@@ -237,7 +227,7 @@ class CachedEmbeddings:
 
 
 def cached_embeddings(
-    network: EmbeddingNetwork, task: CacheTask, how: InferenceConfig
+    network: EmbeddingNetwork, task: CacheTask, inference: InferenceConfig
 ) -> CachedEmbeddings:
     """Return the embeddings of all images, after making those that are not in the cache.
 
@@ -246,12 +236,12 @@ def cached_embeddings(
     Args:
         network: On its device.
         task: What is wanted, and where.
-        how: Device, precision, sizes.
+        inference: Device, precision, sizes.
 
     Raises:
         DistillError: Other contents in the folder, a damaged manifest or header, no space, a value
             that the dtype cannot hold, or a folder that not all ranks see.
-        BadImageError: From `how.on_bad_images`.
+        BadImageError: From `inference.on_bad_images`.
     """
     with ExitStack() as lock:  # entered by the first rank, for all
         is_complete = distributed.broadcast_from_rank0(partial(_is_complete, task))
@@ -261,7 +251,7 @@ def cached_embeddings(
             store = _found(task)
             checked = _check(store, task)
             missing = distributed.broadcast_from_rank0(partial(_missing, store, checked))
-            return _complete(network, task, how, missing=missing, bad=checked.bad)
+            return _complete(network, task, inference, missing=missing, bad=checked.bad)
         table = EmbeddingTable(_found(task), np.array(sorted(checked.bad), dtype=np.int64))
     logger.info(f"{task.description}: all {len(table):,} embeddings are in {task.folder}")
     return CachedEmbeddings(table, num_present=len(table), seconds=0.0)
@@ -341,7 +331,7 @@ def _can_be_read(images: Images, image: int) -> bool:
 def _missing(store: EmbeddingStore, checked: _Checked) -> list[int]:
     """Return the shards that are to be embedded, after unmarking those to repeat; main only."""
     for shard in checked.damaged:
-        logger.info(f"{damage(store, shard)}: embedding them again")
+        logger.info(f"{store.damage(shard)}: embedding them again")
     for shard in checked.readable:
         rows = store.rows_of(shard)
         logger.info(
@@ -355,7 +345,7 @@ def _missing(store: EmbeddingStore, checked: _Checked) -> list[int]:
 def _complete(
     network: EmbeddingNetwork,
     task: CacheTask,
-    how: InferenceConfig,
+    inference: InferenceConfig,
     *,
     missing: list[int],
     bad: set[int],
@@ -369,7 +359,7 @@ def _complete(
         f"{task.folder}"
     )
     mine = np.array_split(missing, distributed.world_size())[distributed.rank()]
-    found = fill(store, network, task, how, shards=mine.astype(int).tolist())
+    found = fill(store, network, task, inference, shards=mine.astype(int).tolist())
     bad = bad | distributed.all_gather_set(found)  # waits for the last rank, too
     if not store.done().all():
         raise _not_shared(task.folder)
@@ -392,9 +382,8 @@ class NetworkCache:
         what: `teacher` or `student`, for people.
         evaluator: Data, device, precision and sizes of the pass.
         bad_images: Told of images that cannot be read, now or when they were to be embedded.
-        folder: Holds a folder for each split and view; None: in the cache folder.
+        folder: Holds a folder for each split; None: in the cache folder.
         dtype: Of the storage.
-        seed: Of random views.
     """
 
     network: EmbeddingNetwork
@@ -403,27 +392,25 @@ class NetworkCache:
     bad_images: BadImages
     folder: Path | None = None
     dtype: CacheDtype = "fp16"
-    seed: int = 0
 
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _tables: dict[str, EmbeddingTable] = field(default_factory=dict, init=False)
 
     @cached_property
     def _weights(self) -> str:
-        return distributed.broadcast_from_rank0(lambda: weights_hash(self.network))
+        return distributed.broadcast_from_rank0(lambda: module_key(self.network))
 
-    def embeddings(self, split: Split, *, view: int = 0) -> CachedEmbeddings:
+    def embeddings(self, split: Split) -> CachedEmbeddings:
         """Return the embeddings of all images of a split, after making those that are missing.
 
         Args:
             split: Which images; there must be some.
-            view: 0 for the center crop, from 1 on for random crops.
 
         Raises:
             DistillError: See `distill.embeddings.cache.cached_embeddings`.
             BadImageError: An image cannot be read, when that is to end the job.
         """
-        task = self.task(split, view=view)
+        task = self.task(split)
         found = cached_embeddings(self.network, task, self.evaluator.inference_config(task.images))
         self.bad_images(tuple(task.images.describe(int(i)) for i in found.table.bad))
         self.bad_images.share()
@@ -443,57 +430,35 @@ class NetworkCache:
 
     def is_complete(self, split: Split) -> bool:
         """Say whether all embeddings of a split lie on the disk already; nothing is written."""
-        store = EmbeddingStore.find(self.task(split, view=0).folder)
+        store = EmbeddingStore.find(self.task(split).folder)
         return store is not None and bool(store.done().all())
 
-    def task(self, split: Split, *, view: int) -> CacheTask:
+    def task(self, split: Split) -> CacheTask:
         """Say what must be in a cache, and where it lies."""
         images, _ = self.evaluator.split(split)
-        shown = self._view(view)
-        contents = self._contents(split, images, shown)
-        return CacheTask(
-            folder=self._folder(split, shown, contents),
-            contents=contents,
-            what=self.what,
-            images=images,
-            view=shown,
-            versions=versions(),
-        )
-
-    def _view(self, number: int) -> NetworkView:
-        if number == 0:
-            return NetworkView(self.network.input)
-        kind = default_augmentation(self.evaluator.data)  # whatever the student's is
-        return NetworkView(self.network.input, number, kind, self.seed)
-
-    def _contents(self, split: Split, images: Images, view: NetworkView) -> Contents:
         if split not in self._fingerprints:
             self._fingerprints[split] = distributed.broadcast_from_rank0(images.fingerprint)
-        return Contents(
+        shown = self.network.input
+        contents = Contents(
             network=self.network.spec.name,
             weights=self._weights,
-            view=view.name,
-            view_augmentation=view.augmentation,
-            view_seed=view.seed,
-            image_size=view.input.image_size,
-            crop_fraction=view.crop_fraction,
-            interpolation=view.input.interpolation,
-            mean=view.input.mean,
-            std=view.input.std,
+            image_size=shown.image_size,
+            crop_fraction=shown.crop_fraction,
+            interpolation=shown.interpolation,
+            mean=shown.mean,
+            std=shown.std,
             images=images.name,
             image_fingerprint=self._fingerprints[split],
             precision=self.evaluator.precision,
             dtype=self.dtype,
             shape=(len(images), self.network.embedding_dim),
         )
-
-    def _folder(self, split: Split, view: NetworkView, contents: Contents) -> Path:
-        suffix = "" if view.number == 0 else f"-view{view.number}"
         if self.folder is not None:
-            return self.folder / f"{split}{suffix}"
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
-        readable = f"{name[:_MAX_NAME]}{suffix}-{contents.key()}"
-        return cache_folder() / "embeddings" / readable
+            folder = self.folder / split
+        else:
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
+            folder = cache_folder() / "embeddings" / f"{name[:_MAX_NAME]}-{contents.key()}"
+        return CacheTask(folder, self.what, contents, images, versions())
 
 
 def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
@@ -504,4 +469,108 @@ def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
     """
     return load_teacher(
         str(options.teacher), weights=options.teacher_weights, image_size=options.teacher_image_size
+    )
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """One cache.
+
+    Attributes:
+        split: `train` or `val`.
+        folder: Where it lies.
+        num_images: N.
+        embedding_dim: D.
+        dtype: Of the storage.
+        num_bytes: On the disk.
+        num_embedded: Images that were embedded now; the others were there.
+        seconds: That took.
+    """
+
+    split: Split
+    folder: Path
+    num_images: int
+    embedding_dim: int
+    dtype: str
+    num_bytes: int
+    num_embedded: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of this pass, all processes together; None when nothing was embedded."""
+        return self.num_embedded / self.seconds if self.num_embedded else None
+
+
+def cache(config: CacheConfig) -> list[CachedSplit]:
+    """Embed images with a teacher, or find that it is done.
+
+    Args:
+        config: As it was asked for.
+
+    Returns:
+        The caches: of the training images and of the validation images.
+
+    Raises:
+        DistillError: A request that cannot be met, or a folder that cannot hold the embeddings.
+    """
+    check_options(config)
+    if not config.teacher.teacher:
+        raise DistillError(
+            "--teacher is missing: name a teacher (`distill list teachers` shows them)"
+        )
+    device = distributed.start(pick_device(config.run.device))
+    try:
+        return _cache(config, device)
+    finally:
+        distributed.stop()
+
+
+def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
+    data = open_images(data_or_default(config.images.data))
+    wanted = _wanted_splits(config, data)
+    bad_images = BadImages(config.images.on_bad_image, config.images.max_bad_images)
+    for split in wanted:
+        bad_images.expect(len(data.train if split == "train" else data.val or ()))
+    caches = NetworkCache(
+        network=prepare_for_device(load_teacher_of(config.teacher), device),
+        what="teacher",
+        evaluator=Evaluator(
+            data=data,
+            train_index=np.arange(len(data.train)),
+            val_index=np.arange(len(data.val or ())),
+            device=device,
+            precision=pick_precision(config.run.precision, device),
+            num_workers=config.images.num_workers,
+            batch_size=config.teacher.teacher_batch_size,
+            bad_images=bad_images,
+        ),
+        bad_images=bad_images,
+        folder=config.teacher.teacher_cache,
+        dtype=config.teacher.cache_dtype,
+    )
+    return [_cached_split(split, caches.embeddings(split)) for split in wanted]
+
+
+def _wanted_splits(config: CacheConfig, data: ImageData) -> list[Split]:
+    split = config.split.split
+    wanted: list[Split] = [] if split == "val" else ["train"]
+    if split != "train" and data.val is not None:
+        wanted.append("val")
+    if not wanted:
+        raise DistillError(f"{data.name} has no validation images; use --split train")
+    return wanted
+
+
+def _cached_split(split: Split, found: CachedEmbeddings) -> CachedSplit:
+    table = found.table
+    return CachedSplit(
+        split=split,
+        folder=table.folder,
+        num_images=len(table),
+        embedding_dim=table.embedding_dim,
+        dtype=table.contents.dtype,
+        num_bytes=sum(path.stat().st_size for path in table.folder.iterdir()),
+        num_embedded=len(table) - found.num_present,
+        seconds=found.seconds,
     )

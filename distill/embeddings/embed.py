@@ -1,9 +1,4 @@
-"""What a frozen network is shown of an image: its evaluation view, or one of numbered random crops.
-
-A random crop depends on (seed, number, image) alone, like a training view, but is never the crop
-that training itself draws of the image.
-
-Embeds a set of images once; every evaluation is a pure function of what comes out.
+"""Embeds a set of images with a network, once; evaluations are pure functions of what comes out.
 
 Shapes: N images, D embedding width.
 """
@@ -19,18 +14,18 @@ import torch
 
 from distill.data.images import Images
 from distill.data.loader import Batch, evaluation_loader, guarded_batches
-from distill.data.views import View, evaluation_view, training_view
+from distill.data.views import View, evaluation_view
 from distill.device import autocast, images_per_pass
 from distill.models.networks import EmbeddingNetwork, InputSpec
 from distill.terminal import progress_bar
 
 
 class ShownView(Protocol):
-    """Any view of every image that a network can be shown."""
+    """A view of every image that a network can be shown."""
 
     @property
     def draw(self) -> tuple[int, int] | None:
-        """Seed and number for the loader; None for a view without randomness."""
+        """Seed and number that a random view depends on; None for a view without randomness."""
 
     def build(self) -> View:
         """Return the function from an image to the view."""
@@ -38,43 +33,22 @@ class ShownView(Protocol):
 
 @dataclass(frozen=True)
 class NetworkView:
-    """One view of every image, at the network's own input size.
+    """The evaluation view of every image, at the network's own input size.
 
     Attributes:
         input: Of the network.
-        number: 0 for the evaluation view, from 1 on for random crops.
-        augmentation: How these are drawn, see `training_view`; not for the evaluation view.
-        seed: Of these.
     """
 
     input: InputSpec
-    number: int = 0
-    augmentation: str | None = None
-    seed: int | None = None
-
-    @property
-    def name(self) -> str:
-        """What to call the view."""
-        return "center" if self.number == 0 else f"random {self.number}"
-
-    @property
-    def draw(self) -> tuple[int, int] | None:
-        """Seed and number for the loader; None for a view without randomness."""
-        return None if self.seed is None else (self.seed, self.number)
-
-    @property
-    def crop_fraction(self) -> float | None:
-        """Of the evaluation view; None for random crops."""
-        return self.input.crop_fraction if self.number == 0 else None
+    draw: None = None
 
     def build(self) -> View:
         """Return the function from an image to the view."""
-        size, interpolation = self.input.image_size, self.input.interpolation
-        if self.augmentation is None:
-            return evaluation_view(
-                size, crop_fraction=self.input.crop_fraction, interpolation=interpolation
-            )
-        return training_view(size, self.augmentation, interpolation=interpolation)
+        return evaluation_view(
+            self.input.image_size,
+            crop_fraction=self.input.crop_fraction,
+            interpolation=self.input.interpolation,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,10 +113,27 @@ def embed(
         num_workers: Processes that load images.
         description: Shown before the progress bar.
         on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
+
+    Returns:
+        Features (N, D) float32 with labels and indices of the images that could be read.
+
+    Raises:
+        LoaderDiedError: A process that loads images died.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from distill.data.images import ArrayImages
+        >>> from distill.models.networks import wrap_module
+        >>> images = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8), None, name="black")
+        >>> network = wrap_module(torch.nn.Flatten(), image_size=8)
+        >>> embed(network, images, device=torch.device("cpu"), precision="fp32").features.shape
+        (2, 192)
     """
-    how = InferenceConfig(device, precision, batch_size, num_workers, on_bad_images)
+    config = InferenceConfig(device, precision, batch_size, num_workers, on_bad_images)
     batches = list(
-        embedded_batches(network, images, how, view=view, indices=indices, description=description)
+        embedded_batches(
+            network, images, config, view=view, indices=indices, description=description
+        )
     )
     nothing = np.zeros((0, network.embedding_dim), np.float32)  # when no index was given
     no_numbers = np.zeros(0, np.int64)
@@ -158,7 +149,7 @@ def embed(
 def embedded_batches(
     network: EmbeddingNetwork,
     images: Images,
-    how: InferenceConfig,
+    config: InferenceConfig,
     *,
     view: ShownView | None = None,
     indices: np.ndarray | None = None,
@@ -169,7 +160,7 @@ def embedded_batches(
     Args:
         network: Already on the device; its mode is restored afterwards.
         images: The set.
-        how: Device, precision, sizes.
+        config: Device, precision, sizes.
         view: What the network is shown; None: its evaluation view.
         indices: The images of the set to embed; None takes all.
         description: Shown before the progress bar.
@@ -179,7 +170,7 @@ def embedded_batches(
     """
     view = view or NetworkView(network.input)
     order = np.arange(len(images)) if indices is None else indices
-    batch_size = how.batch_size or images_per_pass(network.input.image_size, how.device)
+    batch_size = config.batch_size or images_per_pass(network.input.image_size, config.device)
 
     def batches() -> Iterable[Batch]:
         return evaluation_loader(
@@ -187,7 +178,7 @@ def embedded_batches(
             view.build(),
             indices=order,
             batch_size=batch_size,
-            num_workers=how.num_workers,
+            num_workers=config.num_workers,
             draw=view.draw,
         )
 
@@ -196,18 +187,18 @@ def embedded_batches(
     try:
         with progress_bar(len(order), description=description) as bar:
             for batch in guarded_batches(batches):
-                if batch.bad and how.on_bad_images is not None:
-                    how.on_bad_images(batch.bad)
-                yield _embedded(network, batch, how)
+                if batch.bad and config.on_bad_images is not None:
+                    config.on_bad_images(batch.bad)
+                yield _embedded(network, batch, config)
                 bar.update(len(batch.index) + len(batch.bad))
     finally:
         network.train(was_training)
 
 
-def _embedded(network: EmbeddingNetwork, batch: Batch, how: InferenceConfig) -> Embeddings:
+def _embedded(network: EmbeddingNetwork, batch: Batch, config: InferenceConfig) -> Embeddings:
     if len(batch.index) == 0:  # such views have no size
         features = np.zeros((0, network.embedding_dim), np.float32)
     else:
-        with autocast(how.device, how.precision):
-            features = network(batch.view.to(how.device)).cpu().numpy()
+        with autocast(config.device, config.precision):
+            features = network(batch.view.to(config.device)).cpu().numpy()
     return Embeddings(features, batch.label.numpy(), batch.index.numpy(), tuple(batch.bad))

@@ -1,38 +1,18 @@
-"""Files of one array in NumPy's format, made at their full size and exact to the byte.
+"""Embeddings on disk: one row for each image of a set, checksummed, resumable, memory-mapped.
 
-The header is written and compared here rather than by NumPy, whose padding may change: a file is
-right when it starts with the very bytes that were expected and is as long as expected.
+    embeddings.npy   (N, D), row i the embedding of image i; NaN where it could not be read
+    checksums.npy    uint64 (shards,): 0 while a shard is not written, else 2**32 + CRC32C
+    manifest.json    what the rows are, with a checksum of itself
 
-How embeddings are stored: float32 in, fp16, bf16 or fp32 on the disk, float32 out.
+Both arrays are NumPy files (`numpy.lib.format`). Rows are written in shards. A shard's rows reach
+the disk before its checksum does, so that whatever interrupts the work, what is marked as done is
+done. Rows are written through the file, not through a map, where a full disk would be a signal
+that ends the process; readers map it. Shards may be written by several processes, each by one.
 
-NumPy has no bfloat16: its bits are stored as uint16. Deliberate limit: little-endian, as the
-machines are that PyTorch runs on.
-
-Shapes: B rows, D embedding width.
-
-manifest.json: what the rows of a cache are the embeddings of, and how far the work is.
-
-It carries a checksum of itself and is accepted in the exact form that it was written in, so that
-no changed byte is taken for a description.
-
-The folder of a cache: what its files are called, who may write, what to say when none may.
-
-The reading side of an embedding cache: rows by image index, out of a memory map.
+Rows are float32 in memory and fp16, bf16 or fp32 on the disk. NumPy has no bfloat16: its bits are
+stored as uint16. Limit: little-endian, as the machines are that PyTorch runs on.
 
 Shapes: N images, D embedding width, B rows.
-
-The writing side of an embedding cache: rows go to the disk a shard at a time.
-
-    embeddings.npy   (N, D), row i the embedding of image i
-    checksums.npy    uint64 (shards,): 0 while a shard is not written, else 2**32 + CRC32C
-    manifest.json    what the rows are
-
-A shard's rows are on the disk before its checksum is: whatever interrupts the work, what is marked
-as done is done. Rows are written through the file, not through the map, where a full disk would be
-a signal that ends the process; readers map it. Shards may be written by several processes, each by
-one of them.
-
-Shapes: N images, D embedding width.
 """
 
 from __future__ import annotations
@@ -43,7 +23,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -59,74 +39,27 @@ from torch import Tensor
 from distill.config import CacheDtype
 from distill.errors import DistillError
 from distill.files import atomic_path, atomic_write
-from distill.parsing import parse_json
+from distill.parsing import as_dataclass, parse_json
 
-_MAGIC, _ALIGNMENT = b"\x93NUMPY\x01\x00", 64
-_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-
-
-def header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """Return the first bytes of a file of version 1.0; the array follows them."""
-    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-    padding = -(len(_MAGIC) + 2 + len(text) + 1) % _ALIGNMENT
-    text += b" " * padding + b"\n"
-    return _MAGIC + len(text).to_bytes(2, "little") + text
-
-
-def file_size(dtype: np.dtype, shape: tuple[int, ...]) -> int:
-    """Return the length of the whole file in bytes."""
-    return len(header(dtype, shape)) + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-
-
-def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Make a file of zeros whose space on the disk is taken, whole or not at all.
-
-    Raises:
-        OSError: No space, or no permission.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(header(dtype, shape))
-        file.flush()
-        _reserve(file.fileno(), file_size(dtype, shape))
-
-
-def require_exact(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Refuse a file that does not start with the expected header or has another length.
-
-    Raises:
-        DistillError: Naming the file and what is wrong with it.
-        OSError: It cannot be read.
-    """
-    expected, size = header(dtype, shape), file_size(dtype, shape)
-    try:
-        with path.open("rb") as file:
-            found, length = file.read(len(expected)), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise DistillError(f"{path} is missing") from None
-    if length != size:
-        raise DistillError(f"{path} is damaged: it has {length:,} bytes and not {size:,}")
-    if found != expected:
-        raise DistillError(f"{path} is damaged: its header is not that of {shape} {dtype.str}")
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space now, so that a full disk ends the work before it starts, not in its middle."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            if error.errno not in _CANNOT_RESERVE:
-                raise
-    os.ftruncate(descriptor, size)
-
-
+FORMAT = 2
+EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK = (
+    *("embeddings.npy", "checksums.npy", "manifest.json"),
+    ".lock",
+)
+MAX_SHARD_ROWS, MAX_SHARD_BYTES = 1024, 64 * 2**20
+OTHER_FOLDER = (
+    "name another folder (--teacher-cache of training and distill cache, --cache of an evaluation)"
+)
+ELSEWHERE = (
+    "keep them elsewhere: set $DISTILL_CACHE to a folder (or, for a teacher's, name one with "
+    "--teacher-cache, or keep none with --teacher-view student)"
+)
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_NUMPY = {"fp16": "<f2", "bf16": "<u2", "fp32": "<f4"}
-
-
-def array_dtype(dtype: CacheDtype) -> np.dtype:
-    """Return the dtype of the array on the disk."""
-    return np.dtype(_NUMPY[dtype])
+_NUMPY = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<u2"), "fp32": np.dtype("<f4")}
+_CHECKSUM = np.dtype("<u8")
+_DONE = 2**32
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_NOT_COMPARED = {"images"}  # a set that was renamed is the same set
 
 
 def encode(rows: np.ndarray, dtype: CacheDtype) -> np.ndarray:
@@ -137,34 +70,34 @@ def encode(rows: np.ndarray, dtype: CacheDtype) -> np.ndarray:
         dtype: Of the storage.
 
     Returns:
-        (B, D) of `array_dtype(dtype)`; what is too large for it is infinite, see `first_misfit`.
+        (B, D) float16, float32 or, for bf16, uint16; what is too large for the dtype is infinite,
+        see `first_misfit`.
     """
     rounded = torch.from_numpy(rows).to(_TORCH[dtype])
     return (rounded.view(torch.uint16) if dtype == "bf16" else rounded).numpy()
 
 
 def decode(stored: np.ndarray, dtype: CacheDtype) -> Tensor:
-    """Return what `encode` was given, (B, D) float32 in memory of its own, as far as it was kept.
+    """Return stored rows as (B, D) float32 in memory of their own.
 
     Args:
-        stored: (B, D) of `array_dtype(dtype)`, writable.
+        stored: (B, D) as `encode` returns them, writable.
         dtype: Of the storage.
     """
     bits = torch.from_numpy(stored)
-    rows = bits.view(torch.bfloat16) if dtype == "bf16" else bits
-    return rows.to(torch.float32)
+    return (bits.view(torch.bfloat16) if dtype == "bf16" else bits).to(torch.float32)
 
 
 def first_misfit(rows: np.ndarray, dtype: CacheDtype) -> tuple[int, int] | None:
-    """Return row and column of the first value that is not finite when stored, None when all are.
+    """Return row and column of the first value that is not finite when stored; None when all are.
 
     Args:
         rows: (B, D) float32.
         dtype: Of the storage.
     """
-    limit = torch.finfo(_TORCH[dtype]).max
     if rows.size == 0:
         return None
+    limit = torch.finfo(_TORCH[dtype]).max
     low, high = torch.aminmax(torch.from_numpy(rows))  # NaN when there is one
     if -limit <= low and high <= limit:
         return None
@@ -180,12 +113,7 @@ def no_rows(num_rows: int, width: int, dtype: CacheDtype) -> np.ndarray:
 
 def missing_rows(stored: np.ndarray, dtype: CacheDtype) -> np.ndarray:
     """Return the numbers int64 of the rows that `no_rows` left."""
-    first = decode(np.array(stored[:, :1]), dtype)[:, 0]
-    return np.flatnonzero(torch.isnan(first).numpy())
-
-
-FORMAT = 1
-_NOT_COMPARED = {"images"}  # a set that was renamed is the same set
+    return np.flatnonzero(torch.isnan(decode(np.array(stored[:, :1]), dtype)[:, 0]).numpy())
 
 
 @dataclass(frozen=True)
@@ -194,29 +122,23 @@ class Contents:
 
     Attributes:
         network: Name of its architecture.
-        weights: Hash of its weights (`distill.models.weights`).
-        view: `center`, or `random 1` and so on.
-        view_augmentation: How random views are drawn; None for the center.
-        view_seed: Of random views; None for the center.
-        image_size: Side of the view in pixels.
-        crop_fraction: Of the center crop (`evaluation_view`); None for random views.
+        weights: What stands for its weights (`distill.models.weights.module_key`).
+        image_size: Side of the evaluation view in pixels.
+        crop_fraction: Of the view (`evaluation_view`).
         interpolation: Of the view.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, divided by.
         images: Name of the set, for people: it is not compared.
         image_fingerprint: Of the set (`Images.fingerprint`).
-        precision: Of the network's pass, `fp32` or `bf16`.
+        precision: Of the network, `fp32` or `bf16`.
         dtype: Of the storage.
         shape: (N, D), images and embedding width.
     """
 
     network: str
     weights: str
-    view: str
-    view_augmentation: str | None
-    view_seed: int | None
     image_size: int
-    crop_fraction: float | None
+    crop_fraction: float
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -228,7 +150,7 @@ class Contents:
 
     def key(self) -> str:
         """Return 12 hexadecimal digits that stand for all that is compared."""
-        text = json.dumps(self._compared(), sort_keys=True)
+        text = json.dumps({"format": FORMAT, **self._compared()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def differences(self, asked: Contents) -> list[str]:
@@ -242,8 +164,7 @@ class Contents:
         ]
 
     def _compared(self) -> dict[str, Any]:
-        values = vars(self).items()
-        return {name: value for name, value in values if name not in _NOT_COMPARED}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_COMPARED}
 
 
 @dataclass(frozen=True)
@@ -287,13 +208,12 @@ def read_manifest(path: Path) -> Manifest:
         is_whole = False
     if not is_whole:
         raise DistillError(f"{path} is damaged")
-    if content.pop("format") != FORMAT:
+    if content.pop("format", None) != FORMAT:
         raise DistillError(f"{path} was written by another version of distill")
-    contents: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content.pop("contents").items()
-    }
-    return Manifest(contents=Contents(**contents), **content)
+    try:
+        return as_dataclass(Manifest, content)
+    except ValueError as error:
+        raise DistillError(f"{path} is damaged: {error}") from None
 
 
 def _with_checksum(content: dict[str, Any]) -> bytes:
@@ -305,18 +225,6 @@ def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:  # a hash
         return value[:12] + ".."
     return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-EMBEDDINGS, CHECKSUMS, MANIFEST = "embeddings.npy", "checksums.npy", "manifest.json"
-LOCK = ".lock"
-_HEADER_SIZE = 128  # of checksums.npy
-OTHER_FOLDER = (
-    "name another folder (--teacher-cache of training and distill cache, --cache of a measurement)"
-)
-ELSEWHERE = (
-    "keep them elsewhere: set $DISTILL_CACHE to a folder (or, for a teacher's, name one with "
-    "--teacher-cache, or keep none with --teacher-view student)"
-)
 
 
 @contextmanager
@@ -334,15 +242,263 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
+class EmbeddingStore:
+    """A folder of embeddings; made by `create` and opened by `find`.
+
+    Args:
+        folder: Where the files lie.
+        manifest: What manifest.json says.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.contents = manifest.contents
+        self.dtype = _NUMPY[self.contents.dtype]
+        self.num_shards = -(-self.contents.shape[0] // manifest.rows_per_shard)
+
+    @classmethod
+    def create(
+        cls, folder: Path, contents: Contents, *, versions: Mapping[str, str] | None = None
+    ) -> EmbeddingStore:
+        """Make the files at their full size, no shard done; the manifest comes last.
+
+        Args:
+            folder: Empty, absent, or what an interrupted `create` left.
+            contents: Of the cache.
+            versions: Of packages, kept with it.
+
+        Raises:
+            DistillError: No space, no permission, or a folder that holds something else.
+        """
+        row_bytes = contents.shape[1] * _NUMPY[contents.dtype].itemsize
+        manifest = Manifest(
+            contents=contents,
+            rows_per_shard=min(MAX_SHARD_ROWS, max(1, MAX_SHARD_BYTES // row_bytes)),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=dict(versions or {}),
+        )
+        store = cls(folder, manifest)
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _require_unused(folder)
+            (folder / EMBEDDINGS).unlink(missing_ok=True)  # its space counts as free
+            _require_space(folder, row_bytes * contents.shape[0])
+            _create_array(folder / EMBEDDINGS, store.dtype, contents.shape)
+            _create_array(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
+            manifest.write(folder / MANIFEST)
+        return store
+
+    @classmethod
+    def find(cls, folder: Path) -> EmbeddingStore | None:
+        """Open the cache in a folder, its rows not yet checked; None when there is none.
+
+        Raises:
+            DistillError: A file is damaged, missing or cannot be read.
+        """
+        with explained(folder):
+            if not (folder / MANIFEST).exists():
+                return None
+            try:
+                store = cls(folder, read_manifest(folder / MANIFEST))
+                _open_array(folder / EMBEDDINGS, store.dtype, store.contents.shape)
+                _open_array(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
+            except DistillError as error:
+                raise DistillError(
+                    f"{error}; remove the folder {folder} and its embeddings are made again"
+                ) from None
+        return store
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[tuple[Any, int]]:
+        """Open one of the arrays for writing; yield the file and where its data begin."""
+        with (self.folder / name).open("r+b", buffering=0) as file:
+            yield file, self.map(name).offset
+
+    def map(self, name: str = EMBEDDINGS) -> np.memmap:
+        """Return one of the arrays as a read-only memory map.
+
+        Raises:
+            DistillError: It is missing or damaged.
+        """
+        shape = self.contents.shape if name == EMBEDDINGS else (self.num_shards,)
+        dtype = self.dtype if name == EMBEDDINGS else _CHECKSUM
+        with explained(self.folder):
+            return _open_array(self.folder / name, dtype, shape)
+
+    def require(self, contents: Contents) -> None:
+        """Refuse other contents than the folder has.
+
+        Raises:
+            DistillError: Naming every field that differs, with both values.
+        """
+        differing = self.contents.differences(contents)
+        if differing:
+            raise DistillError(
+                f"{self.folder} holds other embeddings than asked for ({'; '.join(differing)}); "
+                f"{OTHER_FOLDER}, or remove this one"
+            )
+
+    def rows_of(self, shard: int) -> range:
+        """Return the numbers of the rows in a shard."""
+        first = shard * self.manifest.rows_per_shard
+        return range(first, min(first + self.manifest.rows_per_shard, self.contents.shape[0]))
+
+    def done(self) -> np.ndarray:
+        """Return which shards are marked as written, bool (shards,), as the disk says now."""
+        return self.map(CHECKSUMS) != 0
+
+    def num_done_rows(self) -> int:
+        """Return how many rows the shards that are done have."""
+        return sum(len(self.rows_of(int(shard))) for shard in np.flatnonzero(self.done()))
+
+    def read_shard(self, shard: int) -> np.ndarray | None:
+        """Read a shard that is done and check it.
+
+        Returns:
+            (rows, D) as stored; None when its bytes have another checksum.
+        """
+        rows = self.rows_of(shard)
+        stored = np.array(self.map()[rows.start : rows.stop])
+        is_right = self.map(CHECKSUMS)[shard] == _DONE + google_crc32c.value(stored.tobytes())
+        return stored if is_right else None
+
+    def write_shard(self, shard: int, stored: np.ndarray) -> None:
+        """Write the rows of a shard, then mark it as done.
+
+        Args:
+            shard: Its number.
+            stored: (rows, D) as `encode` returns them.
+
+        Raises:
+            DistillError: No space, or no permission.
+        """
+        rows = self.rows_of(shard)
+        assert stored.shape == (len(rows), self.contents.shape[1])
+        assert stored.dtype == self.dtype
+        content = stored.tobytes()
+        with explained(self.folder):
+            self._write(EMBEDDINGS, rows.start * stored[:1].nbytes, content)
+            self._mark(shard, _DONE + google_crc32c.value(content))
+
+    def unmark(self, shards: Sequence[int]) -> None:
+        """Mark shards as not done, to be written again."""
+        with explained(self.folder):
+            for shard in shards:
+                self._mark(shard, 0)
+
+    def damage(self, shard: int) -> str:
+        """Say which rows are not what they were."""
+        rows = self.rows_of(shard)
+        return (
+            f"{self.folder / EMBEDDINGS} is damaged in rows {rows.start} to {rows.stop - 1} (or "
+            "their entry in checksums.npy is)"
+        )
+
+    def write_progress(self, bad_images: Mapping[int, str] | None = None) -> None:
+        """Bring manifest.json up to date.
+
+        Args:
+            bad_images: Names of the images that could not be read, by index, when all are known.
+        """
+        updated = replace(self.manifest, num_done=self.num_done_rows())
+        if bad_images is not None:
+            names = {str(image): name for image, name in sorted(bad_images.items())}
+            updated = replace(updated, bad_images=names)
+        if updated != self.manifest:
+            self.manifest = updated
+            with explained(self.folder):
+                self.manifest.write(self.folder / MANIFEST)
+
+    def _mark(self, shard: int, checksum: int) -> None:
+        self._write(CHECKSUMS, shard * _CHECKSUM.itemsize, checksum.to_bytes(8, "little"))
+
+    def _write(self, name: str, position: int, content: bytes) -> None:
+        with self._file(name) as (file, start):
+            file.seek(start + position)
+            view = memoryview(content)
+            while view:  # one call writes at most 2 GiB
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
+
+
+def _create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Make a NumPy file of zeros whose space on the disk is taken, whole or not at all.
+
+    A full disk then ends the work before it starts, not in its middle.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
+        os.ftruncate(file.fileno(), size)
+
+
+def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Map a NumPy file that holds exactly one array of a dtype and shape.
+
+    Raises:
+        DistillError: It is missing, or holds something else.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise DistillError(f"{path} is missing") from None
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises whole families over damaged bytes
+        raise DistillError(f"{path} is damaged: {' '.join(str(error).split())[:100]}") from None
+    is_right = (array.dtype, array.shape) == (dtype, shape) and array.flags.c_contiguous
+    if not is_right or path.stat().st_size != array.offset + array.nbytes:
+        raise DistillError(f"{path} is damaged: it does not hold {shape} {dtype.str} and no more")
+    return array
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DistillError(
+            f"{folder} cannot hold embeddings: they need {num_bytes / 2**30:.1f} GiB "
+            f"and {free / 2**30:.1f} GiB are free; {ELSEWHERE}"
+        )
+
+
+def _require_unused(folder: Path) -> None:
+    """Refuse a folder that holds more than an interrupted start of a cache."""
+    ours = {EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK}
+    foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
+    if foreign:
+        raise DistillError(
+            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; {OTHER_FOLDER}"
+        )
+    checksums = folder / CHECKSUMS
+    try:
+        has_rows = checksums.exists() and np.load(checksums, allow_pickle=False).any()
+    except (ValueError, EOFError):
+        has_rows = True
+    if has_rows:
+        raise DistillError(
+            f"{folder / MANIFEST} is missing; put it back, or remove the folder {folder} and its "
+            "embeddings are made again"
+        )
+
+
 @contextmanager
-def locked(folder: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, *, on_wait: Any) -> Iterator[None]:
     """Keep other processes from writing to the folder, which is made; wait for one that does.
 
     The operating system opens the lock when its holder dies.
 
     Args:
         folder: Of the cache.
-        on_wait: Told once, in a sentence, when another process holds the lock.
+        on_wait: Called once with a sentence when another process holds the lock.
 
     Raises:
         DistillError: The folder cannot be made or written to.
@@ -361,53 +517,8 @@ def locked(folder: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def remedied(folder: Path) -> Iterator[None]:
-    """Add to what is said about a damaged cache what can be done about it."""
-    try:
-        yield
-    except DistillError as error:
-        raise DistillError(
-            f"{error}; remove the folder {folder} and its embeddings are made again"
-        ) from None
-
-
-def require_space(folder: Path, num_bytes: int) -> None:
-    """Refuse what is larger than the space that is free.
-
-    Raises:
-        DistillError: Naming the need, what is free, and the remedy.
-    """
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise DistillError(
-            f"{folder} cannot hold embeddings: they need {num_bytes / 2**30:.1f} GiB "
-            f"and {free / 2**30:.1f} GiB are free; {ELSEWHERE}"
-        )
-
-
-def require_unused(folder: Path) -> None:
-    """Refuse a folder for a new cache that holds more than an interrupted start of one.
-
-    Raises:
-        DistillError: It holds something else, or rows that were written.
-    """
-    ours = {EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK}
-    foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
-    if foreign:
-        raise DistillError(
-            f"{folder} holds {min(foreign)}, which belongs to no embedding cache; " + OTHER_FOLDER
-        )
-    checksums = folder / CHECKSUMS
-    if checksums.exists() and any(checksums.read_bytes()[_HEADER_SIZE:]):
-        raise DistillError(
-            f"{folder / MANIFEST} is missing; put it back, or remove the folder {folder} and its "
-            "embeddings are made again"
-        )
-
-
 class EmbeddingTable:
-    """The embeddings of a set of images, on the disk; a row is read when it is asked for.
+    """The embeddings of a set of images on the disk; a row is read when it is asked for.
 
     Args:
         store: All its shards are done and have been checked.
@@ -415,18 +526,8 @@ class EmbeddingTable:
     """
 
     def __init__(self, store: EmbeddingStore, bad: np.ndarray) -> None:
-        self.folder = store.folder
-        self.contents = store.contents
-        self.bad = bad
-        with explained(self.folder):
-            rows = np.memmap(
-                self.folder / EMBEDDINGS,
-                dtype=store.dtype,
-                mode="r",
-                offset=store.first_byte,
-                shape=self.contents.shape,
-            )
-        self._rows = np.asarray(rows)  # the same map; indexing makes plain arrays
+        self.folder, self.contents, self.bad = store.folder, store.contents, bad
+        self._rows = np.asarray(store.map())  # the same map; indexing makes plain arrays
 
     def __len__(self) -> int:
         return self.contents.shape[0]
@@ -467,8 +568,7 @@ class SelectedRows:
     """
 
     def __init__(self, table: EmbeddingTable, index: np.ndarray) -> None:
-        self.table = table
-        self.index = index
+        self.table, self.index = table, index
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -497,8 +597,7 @@ def open_table(folder: Path) -> EmbeddingTable:
     store = EmbeddingStore.find(folder)
     if store is None:
         raise DistillError(f"{folder} holds no embeddings; `distill cache` makes them")
-    done = store.done()
-    if not done.all():
+    if not store.done().all():
         raise DistillError(
             f"{folder} has {store.num_done_rows():,} of {store.contents.shape[0]:,} embeddings; "
             "`distill cache` makes the others"
@@ -507,197 +606,6 @@ def open_table(folder: Path) -> EmbeddingTable:
     for shard in range(store.num_shards):
         stored = store.read_shard(shard)
         if stored is None:
-            raise DistillError(f"{damage(store, shard)}; `distill cache` makes these rows again")
+            raise DistillError(f"{store.damage(shard)}; `distill cache` makes these rows again")
         bad.append(missing_rows(stored, store.contents.dtype) + store.rows_of(shard).start)
     return EmbeddingTable(store, np.concatenate(bad))
-
-
-def damage(store: EmbeddingStore, shard: int) -> str:
-    """Say which rows are not what they were."""
-    rows = store.rows_of(shard)
-    return (
-        f"{store.folder / EMBEDDINGS} is damaged in rows {rows.start} to {rows.stop - 1} (or their "
-        "entry in checksums.npy is)"
-    )
-
-
-MAX_SHARD_ROWS, MAX_SHARD_BYTES = 1024, 64 * 2**20
-_CHECKSUM = np.dtype("<u8")
-_DONE = 2**32
-
-
-class EmbeddingStore:
-    """One folder of embeddings; made by `create` and `find`.
-
-    Args:
-        folder: Where the files lie.
-        manifest: What manifest.json says.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.dtype = array_dtype(self.contents.dtype)
-
-    @classmethod
-    def create(
-        cls, folder: Path, contents: Contents, *, versions: Mapping[str, str] | None = None
-    ) -> EmbeddingStore:
-        """Make the files at their full size, no shard done; the manifest comes last.
-
-        Args:
-            folder: Empty, absent, or what an interrupted `create` left.
-            contents: Of the cache.
-            versions: Of packages, kept with it.
-
-        Raises:
-            DistillError: No space, no permission, or a folder that holds something else.
-        """
-        row_bytes = contents.shape[1] * array_dtype(contents.dtype).itemsize
-        manifest = Manifest(
-            contents=contents,
-            rows_per_shard=min(MAX_SHARD_ROWS, max(1, MAX_SHARD_BYTES // row_bytes)),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=dict(versions or {}),
-        )
-        store = cls(folder, manifest)
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            require_unused(folder)
-            (folder / EMBEDDINGS).unlink(missing_ok=True)  # its space counts as free
-            require_space(folder, file_size(store.dtype, contents.shape))
-            create(folder / EMBEDDINGS, store.dtype, contents.shape)
-            create(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
-            manifest.write(folder / MANIFEST)
-        return store
-
-    @classmethod
-    def find(cls, folder: Path) -> EmbeddingStore | None:
-        """Open the cache in a folder, its rows not yet checked; None when there is none.
-
-        Raises:
-            DistillError: A file is damaged, missing or cannot be read.
-        """
-        with explained(folder):
-            if not (folder / MANIFEST).exists():
-                return None
-            with remedied(folder):
-                store = cls(folder, read_manifest(folder / MANIFEST))
-                require_exact(folder / EMBEDDINGS, store.dtype, store.contents.shape)
-                require_exact(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
-        return store
-
-    @property
-    def contents(self) -> Contents:
-        """What the rows are."""
-        return self.manifest.contents
-
-    @property
-    def num_shards(self) -> int:
-        """How many parts the rows are written in."""
-        return -(-self.contents.shape[0] // self.manifest.rows_per_shard)
-
-    @property
-    def first_byte(self) -> int:
-        """Where the rows begin in embeddings.npy."""
-        return len(header(self.dtype, self.contents.shape))
-
-    def require(self, contents: Contents) -> None:
-        """Refuse other contents than the folder has.
-
-        Raises:
-            DistillError: Naming every field that differs, with both values.
-        """
-        differing = self.contents.differences(contents)
-        if differing:
-            raise DistillError(
-                f"{self.folder} holds other embeddings than asked for ({'; '.join(differing)}); "
-                f"{OTHER_FOLDER}, or remove this one"
-            )
-
-    def rows_of(self, shard: int) -> range:
-        """Return the numbers of the rows in a shard."""
-        first = shard * self.manifest.rows_per_shard
-        return range(first, min(first + self.manifest.rows_per_shard, self.contents.shape[0]))
-
-    def done(self) -> np.ndarray:
-        """Return which shards are marked as written, bool (shards,), as the disk says now."""
-        return self._checksums() != 0
-
-    def num_done_rows(self) -> int:
-        """Return how many rows the shards that are done have."""
-        return sum(len(self.rows_of(int(shard))) for shard in np.flatnonzero(self.done()))
-
-    def read_shard(self, shard: int) -> np.ndarray | None:
-        """Read a shard that is done and check it.
-
-        Returns:
-            (rows, D) as stored, read-only; None when its bytes have another checksum.
-        """
-        rows, width = self.rows_of(shard), self.contents.shape[1]
-        with explained(self.folder), (self.folder / EMBEDDINGS).open("rb") as file:
-            file.seek(self._offset(rows.start))
-            stored = file.read(len(rows) * width * self.dtype.itemsize)
-        if self._checksums()[shard] != _DONE + google_crc32c.value(stored):
-            return None
-        return np.frombuffer(stored, self.dtype).reshape(len(rows), width)
-
-    def write_shard(self, shard: int, stored: np.ndarray) -> None:
-        """Write the rows of a shard, then mark it as done.
-
-        Args:
-            shard: Its number.
-            stored: (rows, D) as `distill.embeddings.store.encode` returns them.
-
-        Raises:
-            DistillError: No space, or no permission.
-        """
-        rows = self.rows_of(shard)
-        assert stored.shape == (len(rows), self.contents.shape[1])
-        assert stored.dtype == self.dtype
-        content = stored.tobytes()
-        with explained(self.folder):
-            self._write(EMBEDDINGS, self._offset(rows.start), content)
-            self._mark(shard, _DONE + google_crc32c.value(content))
-
-    def unmark(self, shards: Sequence[int]) -> None:
-        """Mark shards as not done, to be written again."""
-        with explained(self.folder):
-            for shard in shards:
-                self._mark(shard, 0)
-
-    def write_progress(self, bad_images: Mapping[int, str] | None = None) -> None:
-        """Bring manifest.json up to date.
-
-        Args:
-            bad_images: Names of the images that could not be read, by index, when all are known.
-        """
-        changes: dict[str, object] = {"num_done": self.num_done_rows()}
-        if bad_images is not None:
-            changes["bad_images"] = {str(i): name for i, name in sorted(bad_images.items())}
-        updated = replace(self.manifest, **changes)  # type: ignore[arg-type]
-        if updated != self.manifest:
-            self.manifest = updated
-            with explained(self.folder):
-                self.manifest.write(self.folder / MANIFEST)
-
-    def _checksums(self) -> np.ndarray:
-        shape = (self.num_shards,)
-        with explained(self.folder):
-            content = (self.folder / CHECKSUMS).read_bytes()
-        return np.frombuffer(content[len(header(_CHECKSUM, shape)) :], _CHECKSUM)
-
-    def _offset(self, row: int) -> int:
-        return self.first_byte + row * self.contents.shape[1] * self.dtype.itemsize
-
-    def _mark(self, shard: int, checksum: int) -> None:
-        start = len(header(_CHECKSUM, (self.num_shards,)))
-        self._write(CHECKSUMS, start + 8 * shard, checksum.to_bytes(8, "little"))
-
-    def _write(self, name: str, offset: int, content: bytes) -> None:
-        with (self.folder / name).open("r+b", buffering=0) as file:
-            file.seek(offset)
-            view = memoryview(content)
-            while view:  # one call writes at most 2 GiB
-                view = view[file.write(view) :]
-            os.fsync(file.fileno())

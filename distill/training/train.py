@@ -69,11 +69,8 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
         bad_images=job.setting.images.bad_images,
         folder=networks.teacher_cache,
         dtype=networks.cache_dtype,
-        seed=job.config.run.seed,
     )
-    views = [
-        cache.embeddings("train", view=number).table for number in range(networks.num_teacher_views)
-    ]
+    views = [cache.embeddings("train").table]
     # The first rank decides: it alone reads and writes metrics.json.
     unavailable_reason = job.setting.evaluator.unavailable_reason()
     is_asked = unavailable_reason is None and job.config.run.measure == "all"

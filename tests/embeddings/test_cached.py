@@ -21,7 +21,7 @@ from distill.data.sources import open_images
 from distill.embeddings import cache as cached
 from distill.embeddings import store
 from distill.embeddings.cache import CacheTask, cached_embeddings
-from distill.embeddings.embed import InferenceConfig, NetworkView, embed, embedded_batches
+from distill.embeddings.embed import InferenceConfig, embed, embedded_batches
 from distill.embeddings.store import Contents, EmbeddingStore
 from distill.errors import BadImageError, DistillError
 from distill.models.networks import InputSpec, NetworkSpec, build_network
@@ -60,28 +60,23 @@ def pictures(number: int = NUM_IMAGES) -> ArrayImages:
     return ArrayImages(pixels, name="pictures/train")
 
 
-def task(folder: Path, images, *, view: NetworkView | None = None, **changes) -> CacheTask:
-    view = view or NetworkView(InputSpec(SIDE))
+def task(folder: Path, images, **changes) -> CacheTask:
+    shown = InputSpec(SIDE)
     given = {
         "network": "counted",
         "weights": "a" * 64,
-        "view": view.name,
-        "view_augmentation": view.augmentation,
-        "view_seed": view.seed,
         "image_size": SIDE,
-        "crop_fraction": view.crop_fraction,
+        "crop_fraction": shown.crop_fraction,
         "interpolation": "bilinear",
-        "mean": view.input.mean,
-        "std": view.input.std,
+        "mean": shown.mean,
+        "std": shown.std,
         "images": images.name,
         "image_fingerprint": "b" * 64,
         "precision": "fp32",
         "dtype": "fp32",
         "shape": (len(images), WIDTH),
     }
-    return CacheTask(
-        folder, "teacher", Contents(**{**given, **changes}), images, view, {"torch": "2"}
-    )
+    return CacheTask(folder, "teacher", Contents(**{**given, **changes}), images, {"torch": "2"})
 
 
 def how(batch_size: int = 5, **settings) -> InferenceConfig:
@@ -106,33 +101,6 @@ def test_rows_are_those_of_the_pass_in_memory(tmp_path, batch_size):
     assert (teacher.backbone.num_seen, again.num_present) == (NUM_IMAGES, NUM_IMAGES)
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     assert (manifest["num_done"], manifest["versions"]) == (NUM_IMAGES, {"torch": "2"})
-
-
-def test_random_views_depend_on_seed_number_and_image_alone(tmp_path):
-    images, teacher = pictures(), network()
-
-    def rows(name: str, number: int, seed: int, **settings) -> torch.Tensor:
-        view = NetworkView(InputSpec(SIDE), number, "crop-flip", seed)
-        found = cached_embeddings(
-            teacher, task(tmp_path / name, images, view=view), how(**settings)
-        )
-        return found.table.rows(np.arange(NUM_IMAGES))
-
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    first = rows("a", 1, 0)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(4)
-    torch.testing.assert_close(rows("b", 1, 0, batch_size=7, num_workers=1), first)
-    assert (first - rows("c", 2, 0)).abs().amax(1).min() > 0
-    assert (first - rows("d", 1, 1)).abs().amax(1).min() > 0
-
-
-def test_random_views_of_equal_images_differ(tmp_path):
-    images = ArrayImages(np.tile(pictures(1).pixels, (10, 1, 1, 1)), name="equal")
-    view = NetworkView(InputSpec(SIDE), 1, "crop-flip", 0)
-    found = cached_embeddings(network(), task(tmp_path / "c", images, view=view), how())
-    assert len(found.table.rows(np.arange(10)).unique(dim=0)) == 10
 
 
 def test_other_contents_are_not_waited_for(tmp_path, monkeypatch):

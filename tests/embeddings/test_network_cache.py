@@ -88,34 +88,19 @@ def test_a_changed_image_is_embedded_again(make_folder, tmp_path, seen):
     assert sum(seen) == 12
 
 
-def test_another_view_costs_that_view_alone(make_folder, tmp_path, seen, cold_cache):
-    data = make_folder()
-    distill.cache(teacher=TEACHER, data=data, precision="fp32", num_workers=0)
-    seen.clear()
-    train(tmp_path / "a", data, num_teacher_views=3)
-    assert sum(seen) == 2 * 36
-    views = sorted(path.name.rsplit("-", 1)[0] for path in cold_cache.iterdir())
-    train_views = [f"pixels-photos-train{suffix}" for suffix in ("", "-view1", "-view2")]
-    assert views == [*train_views, "pixels-photos-val"]
-    train(tmp_path / "b", data, num_teacher_views=2)
-    assert sum(seen) == 2 * 36
-    train(tmp_path / "c", data, num_teacher_views=2, seed=1)
-    assert sum(seen) == 3 * 36  # other crops; the center has no seed
-
-
 def test_distill_cache_makes_what_training_looks_up(make_folder, tmp_path, seen):
     data = make_folder()
-    given = {"cache_dtype": "bf16", "num_teacher_views": 2, "teacher_image_size": 6, "seed": 4}
+    given = {"cache_dtype": "bf16", "teacher_image_size": 6, "seed": 4}
     made = distill.cache(teacher=TEACHER, data=data, num_workers=0, **given)
-    assert [(split.split, split.view, split.num_embedded) for split in made] == [
-        *(("train", 0, 36), ("train", 1, 36), ("val", 0, 12)),
+    assert [(split.split, split.num_embedded) for split in made] == [
+        *(("train", 36), ("val", 12)),
     ]
     assert all(split.images_per_second > 0 for split in made)
     seen.clear()
     train(tmp_path / "a", data, **{**given, "precision": "auto"})
     assert seen == []
     again = distill.cache(teacher=TEACHER, data=data, num_workers=0, **given)
-    assert [split.images_per_second for split in again] == [None] * 3
+    assert [split.images_per_second for split in again] == [None] * 2
     assert [split.folder for split in again] == [split.folder for split in made]
     assert [split.num_bytes for split in again] == [
         sum(path.stat().st_size for path in split.folder.iterdir()) for split in made
@@ -133,8 +118,8 @@ def test_the_teachers_batch_size(make_folder, tmp_path, seen):
 
 def test_a_folder_of_ones_own(make_folder, tmp_path, seen, cold_cache):
     data, folder = make_folder(), tmp_path / "mine"
-    train(tmp_path / "a", data, teacher_cache=folder, num_teacher_views=2)
-    assert sorted(path.name for path in folder.iterdir()) == ["train", "train-view1", "val"]
+    train(tmp_path / "a", data, teacher_cache=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["train", "val"]
     assert not cold_cache.exists()
     with pytest.raises(DistillError, match=r"mine/train holds other embeddings .*dtype: fp16 in "):
         train(tmp_path / "b", data, teacher_cache=folder, cache_dtype="fp32")
@@ -150,8 +135,6 @@ def test_a_cache_may_move_between_sittings_but_not_change(make_folder, tmp_path,
     assert (tmp_path / "mine" / "train" / "manifest.json").exists()
     with pytest.raises(DistillError, match="--cache-dtype is fp16 in the run and fp32 was asked"):
         distill.train(**moved, cache_dtype="fp32")
-    with pytest.raises(DistillError, match="--num-teacher-views is 1 in the run and 2 was asked"):
-        distill.train(**moved, num_teacher_views=2)
 
 
 @pytest.fixture
@@ -166,46 +149,13 @@ def make_job(tmp_path):
 
 @pytest.mark.parametrize("teacher", ["pixels", "digits-cbyol"])
 def test_rows_in_fp32_are_what_a_running_teacher_gives(make_folder, make_job, teacher):
-    job, run = make_job(
-        make_folder(), teacher=teacher, cache_dtype="fp32", num_teacher_views=2, seed=5
-    )
-    views = teacher_embeddings(job, run).views
+    job, run = make_job(make_folder(), teacher=teacher, cache_dtype="fp32", seed=5)
+    (table,) = teacher_embeddings(job, run).views
     online = OnlineTeacher(job.teacher, CPU, precision="fp32", batch_size=None)
-    images = job.setting.images.data.train
-    for number, table in enumerate(views):
-        view = NetworkView(job.teacher.input, number, *(("crop-flip", 5) if number else ()))
-        loader = evaluation_loader(
-            images, view.build(), batch_size=36, num_workers=0, draw=view.draw
-        )
-        expected = online(next(iter(loader)))
-        found = table.rows(np.arange(36))
-        assert found.shape == expected.shape
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(*(table.rows(np.arange(36)) for table in views), atol=1e-2)
-
-
-def test_training_on_kept_embeddings_is_training_on_the_same_numbers(
-    make_folder, tmp_path, monkeypatch
-):
-    """The rows that reach the objective are those of the images and of the epoch's view."""
-    from distill.training.teacher import CachedTeacher
-
-    looked_up = []
-    look_up = CachedTeacher.__call__
-
-    def spied(self, batch):
-        rows = look_up(self, batch)
-        looked_up.append((batch.epoch, batch.index.numpy().copy(), rows.clone(), self.views))
-        return rows
-
-    monkeypatch.setattr(CachedTeacher, "__call__", spied)
-    options = {"num_teacher_views": 3, "cache_dtype": "fp32", "teacher_mean": "keep"}
-    train(tmp_path / "a", make_folder(), **options, epochs=3)
-    assert {epoch for epoch, *_ in looked_up} == {0, 1, 2}
-    for epoch, index, rows, views in looked_up:
-        tables = [np.load(view.folder / "embeddings.npy") for view in views]
-        for row, i in zip(rows.numpy(), index, strict=True):
-            np.testing.assert_array_equal(row, tables[(epoch + i) % 3][i])
+    images, view = job.setting.images.data.train, NetworkView(job.teacher.input)
+    loader = evaluation_loader(images, view.build(), batch_size=36, num_workers=0)
+    expected = online(next(iter(loader)))
+    torch.testing.assert_close(table.rows(np.arange(36)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_teacher_is_measured_from_its_cache(make_folder, tmp_path, monkeypatch, capsys):
@@ -305,7 +255,7 @@ def test_names_of_folders(make_job, make_folder, cold_cache):
     cache = NetworkCache(
         job.teacher, "teacher", job.setting.evaluator, job.setting.images.bad_images
     )
-    task = cache.task("train", view=2)
-    name = f"pixels-my-photos-2026-train-view2-{task.contents.key()}"
+    task = cache.task("train")
+    name = f"pixels-my-photos-2026-train-{task.contents.key()}"
     assert task.folder == cold_cache / name
     assert len(task.contents.key()) == 12

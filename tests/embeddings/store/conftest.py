@@ -21,9 +21,6 @@ def make_contents() -> Callable[..., Contents]:
         given: dict[str, Any] = {
             "network": "pixels",
             "weights": "a" * 64,
-            "view": "center",
-            "view_augmentation": None,
-            "view_seed": None,
             "image_size": 8,
             "crop_fraction": 0.875,
             "interpolation": "bilinear",
