@@ -22,7 +22,7 @@ from statistics import mean
 
 from distill.comparison.trial import Comparison, Trial, TrialStatus, remove_checkpoints
 from distill.comparison.worker import Request, launch
-from distill.data.loader import num_usable_cores
+from distill.data.workers import num_usable_cores
 from distill.device import pick_device
 from distill.errors import DistillError
 from distill.terminal import described_seconds

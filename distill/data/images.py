@@ -1,14 +1,17 @@
-"""Hashes that stand for a set of images, so that what was computed from it is known again.
-
-A set of files is read in part only: all paths and sizes, and the content of up to 2,000 evenly
-spaced files. A change of other files that keeps their sizes is not seen. Labels do not count.
-
-Ordered, indexable sets of images: files in folders, arrays in memory, torchvision datasets.
+"""Ordered, indexable sets of images: the interface `Images`, files, arrays, torchvision datasets.
 
 What every set promises: image `i` is the same picture in every process and every run, it comes as
-an 8-bit RGB `PIL.Image`, and one that cannot be read raises `BadImageError` with its name.
-Deliberate limits: only the first frame of an animation, EXIF orientation ignored (as torchvision's
-ImageFolder does, so that embeddings agree with published ones), decoding by Pillow only.
+an 8-bit RGB `PIL.Image`, and one that cannot be read raises `BadImageError` with its name. Image
+files in a folder, arrays in memory and torchvision's classification datasets are here; shards are
+in `distill.data.shards`, a person's own datasets in `distill.data.objects`.
+
+`fingerprint()` is a hash that stands for a set of images, so that what was computed from it is
+recognized later. Of a set of files it covers all paths and sizes, and the content of up to 2,000
+evenly spaced files: a change of other files that keeps their sizes is not seen. Labels do not
+count.
+
+Limits: only the first frame of an animation; EXIF orientation is ignored, as torchvision's
+ImageFolder does, so that embeddings agree with published ones; decoding by Pillow only.
 
 Shapes: N images, H x W pixels.
 """
@@ -19,7 +22,7 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,76 +32,8 @@ from PIL import Image, UnidentifiedImageError
 
 from distill.errors import BadImageError, DistillError
 
-MAX_READ = 2000
-
-
-def files_fingerprint(root: str, relative_path: Callable[[int], str], num_files: int) -> str:
-    """Return the SHA-256 of files by path, size and partly content, in hexadecimal.
-
-    Args:
-        root: The folder.
-        relative_path: Gives the path of file i below it.
-        num_files: How many there are.
-    """
-    digest = hashlib.sha256(b"files\n")
-    for i in range(num_files):
-        path = relative_path(i)
-        digest.update(os.fsencode(path) + b"\0" + _size(os.path.join(root, path)) + b"\n")
-    for i in evenly_spaced(num_files):
-        digest.update(_content(os.path.join(root, relative_path(i))))
-    return digest.hexdigest()
-
-
-def pixels_fingerprint(pixels: np.ndarray) -> str:
-    """Return the SHA-256 of an array of pixels and its shape, in hexadecimal."""
-    digest = hashlib.sha256(f"pixels {pixels.dtype.str} {pixels.shape}\n".encode())
-    for image in pixels:  # a part at a time: the array may not be contiguous
-        digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
-def decoded_fingerprint(name: str, load: Callable[[int], Image.Image], num_images: int) -> str:
-    """Return the SHA-256 of a set's name, its length and up to 2,000 of its images.
-
-    Args:
-        name: Of the set.
-        load: Decodes image i.
-        num_images: How many there are.
-    """
-    digest = hashlib.sha256(f"images {name} {num_images}\n".encode())
-    for i in evenly_spaced(num_images):
-        try:
-            image = load(i)
-            digest.update(f"{image.size}\n".encode() + image.tobytes())
-        except BadImageError:
-            digest.update(b"cannot be read\n")
-    return digest.hexdigest()
-
-
-def evenly_spaced(number: int, most: int | None = None) -> list[int]:
-    """Return the first `number` places, or `most` (None: 2,000) of them at equal distances."""
-    most = MAX_READ if most is None else most
-    if number <= most:
-        return list(range(number))
-    return np.linspace(0, number - 1, most).round().astype(np.int64).tolist()
-
-
-def _size(path: str) -> bytes:
-    try:
-        return str(os.stat(path).st_size).encode()
-    except OSError:  # loading the image reports it
-        return b"missing"
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).digest()
-    except OSError:
-        return b"missing"
-
-
-# The machine ran out of something: no picture is to blame.
+MAX_READ = 2000  # images that a fingerprint reads
+# The machine ran out of something: no image is to blame.
 _NOT_THE_IMAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -106,10 +41,13 @@ class Images(ABC):
     """An ordered set of N images, with labels or without.
 
     Attributes:
-        name: what to call the set in messages, e.g. "imagenette128/train".
+        name: What to call the set in messages, e.g. "imagenette128/train".
         labels: int64 (N,), each in [0, len(classes)); None when the images carry no labels.
-        classes: class names by label; None without labels.
-        in_memory: whether the pixels are held decoded, so that reading cannot fail.
+        classes: Class names by label; None without labels.
+        in_memory: Whether the pixels are held decoded, so that reading cannot fail.
+
+    Raises:
+        DistillError: Another number of labels than of images.
     """
 
     def __init__(
@@ -124,6 +62,8 @@ class Images(ABC):
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = None if classes is None else tuple(classes)
         self.in_memory = in_memory
+        if self.labels is not None and len(self.labels) != len(self):
+            raise DistillError(f"{name}: {len(self.labels)} labels for {len(self)} images")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -133,7 +73,7 @@ class Images(ABC):
         """Return image `i` in RGB, 8 bits per channel.
 
         Raises:
-            BadImageError: it is missing, truncated, empty, no image, or too large to decode safely.
+            BadImageError: It is missing, truncated, empty, no image, or too large to decode safely.
         """
 
     def describe(self, i: int) -> str:
@@ -141,12 +81,15 @@ class Images(ABC):
         return f"{self.name}[{i}]"
 
     def fingerprint(self) -> str:
-        """Return a hash of the images in their order; see `distill.data.images`."""
-        return decoded_fingerprint(self.name, self.load, len(self))
-
-    def _require_one_label_each(self) -> None:
-        if self.labels is not None and len(self.labels) != len(self):
-            raise DistillError(f"{self.name}: {len(self.labels)} labels for {len(self)} images")
+        """Return the SHA-256, in hexadecimal, of name, number and up to 2,000 decoded images."""
+        digest = hashlib.sha256(f"images {self.name} {len(self)}\n".encode())
+        for i in evenly_spaced(len(self)):
+            try:
+                image = self.load(i)
+                digest.update(f"{image.size}\n".encode() + image.tobytes())
+            except BadImageError:
+                digest.update(b"cannot be read\n")
+        return digest.hexdigest()
 
 
 class FolderImages(Images):
@@ -156,14 +99,14 @@ class FolderImages(Images):
     objects would be copied into every loader process as their reference counts are touched.
 
     Args:
-        root: the folder.
+        root: The folder.
         files: N paths relative to `root`, with "/" between their parts.
         labels: N class indices, or None.
-        classes: class names by label, or None.
-        name: see `Images`.
+        classes: Class names by label, or None.
+        name: See `Images`.
 
     Raises:
-        DistillError: as many labels as files are needed.
+        DistillError: Another number of labels than of files.
     """
 
     def __init__(
@@ -175,12 +118,11 @@ class FolderImages(Images):
         *,
         name: str,
     ) -> None:
-        super().__init__(name, labels, classes)
         self.root = os.fspath(root)
         encoded = [os.fsencode(file) for file in files]
         self._paths = b"".join(encoded)
         self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self._require_one_label_each()
+        super().__init__(name, labels, classes)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -199,18 +141,40 @@ class FolderImages(Images):
         """Return the full path of image `i`."""
         return self.path(i)
 
+    def num_bytes(self) -> int:
+        """Return the size of all files, without those that are missing."""
+        return sum(_file_size(self.path(i)) or 0 for i in range(len(self)))
+
     def fingerprint(self) -> str:
-        """Return a hash of the files; see `distill.data.images`."""
-        return files_fingerprint(self.root, self.relative_path, len(self))
+        """Return the SHA-256, in hexadecimal, of the files by path, size and partly content."""
+        digest = hashlib.sha256(b"files\n")
+        for i in range(len(self)):
+            size = _file_size(self.path(i))
+            digest.update(os.fsencode(self.relative_path(i)) + b"\0")
+            digest.update(b"missing" if size is None else str(size).encode())
+            digest.update(b"\n")
+        for i in evenly_spaced(len(self)):
+            try:
+                digest.update(hashlib.sha256(Path(self.path(i)).read_bytes()).digest())
+            except OSError:  # loading the image reports it
+                digest.update(b"missing")
+        return digest.hexdigest()
 
     def load(self, i: int) -> Image.Image:
         """Decode image `i`; see `Images.load`."""
         path = self.path(i)
-        with blaming(path), open(path, "rb") as file:
+        with bad_image_errors(path), open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise BadImageError("the file is empty")
             with Image.open(file) as image:
                 return as_rgb(image)
+
+
+def _file_size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 class ArrayImages(Images):
@@ -219,11 +183,11 @@ class ArrayImages(Images):
     Args:
         pixels: uint8 (N, H, W, 3) in RGB, or (N, H, W) in gray.
         labels: N class indices, or None.
-        classes: class names by label, or None.
-        name: see `Images`.
+        classes: Class names by label, or None.
+        name: See `Images`.
 
     Raises:
-        DistillError: another dtype or shape, or another number of labels.
+        DistillError: Another dtype or shape, or another number of labels.
     """
 
     def __init__(
@@ -234,7 +198,6 @@ class ArrayImages(Images):
         *,
         name: str,
     ) -> None:
-        super().__init__(name, labels, classes, in_memory=True)
         is_gray = pixels.ndim == 3
         if pixels.dtype != np.uint8 or not (is_gray or (pixels.ndim == 4 and pixels.shape[3] == 3)):
             raise DistillError(
@@ -242,14 +205,14 @@ class ArrayImages(Images):
                 "they must be uint8 (N, H, W, 3) or (N, H, W)"
             )
         self.pixels = pixels
-        self._require_one_label_each()
+        super().__init__(name, labels, classes, in_memory=True)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def fingerprint(self) -> str:
-        """Return a hash of the pixels."""
-        return pixels_fingerprint(self.pixels)
+        """Return the SHA-256, in hexadecimal, of the pixels and their shape."""
+        return _hash_of_array(self.pixels)
 
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""
@@ -260,33 +223,51 @@ class TorchvisionImages(Images):
     """A torchvision classification dataset, its items (PIL image, label).
 
     Args:
-        dataset: has `classes`, and `targets` or `labels`; made without a transform.
-        name: see `Images`.
+        dataset: Has `classes`, and `targets` or `labels`; made without a transform.
+        name: See `Images`.
 
     Raises:
-        DistillError: another number of labels than of images.
+        DistillError: Another number of labels than of images.
     """
 
     def __init__(self, dataset: Any, *, name: str) -> None:
+        self.dataset = dataset
         labels = getattr(dataset, "targets", None)
         if labels is None:
             labels = getattr(dataset, "labels", None)
         decoded = isinstance(getattr(dataset, "data", None), np.ndarray)
         super().__init__(name, labels, getattr(dataset, "classes", None), in_memory=decoded)
-        self.dataset = dataset
-        self._require_one_label_each()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fingerprint(self) -> str:
-        """Return a hash of the pixels, where they are held decoded, else as `Images` does."""
-        return pixels_fingerprint(self.dataset.data) if self.in_memory else super().fingerprint()
+        """Return a hash of the pixels where they are held decoded, else as `Images` does."""
+        return _hash_of_array(self.dataset.data) if self.in_memory else super().fingerprint()
 
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""
-        with blaming(self.describe(i)):
+        with bad_image_errors(self.describe(i)):
             return as_rgb(self.dataset[i][0])
+
+
+def _hash_of_array(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(f"pixels {pixels.dtype.str} {pixels.shape}\n".encode())
+    for image in pixels:  # one at a time: the array may not be contiguous
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def evenly_spaced(number: int, most: int | None = None) -> list[int]:
+    """Return the positions 0 to `number` - 1, or `most` (None: 2,000) of them at equal distances.
+
+    >>> evenly_spaced(9, most=3)
+    [0, 4, 8]
+    """
+    most = MAX_READ if most is None else most
+    if number <= most:
+        return list(range(number))
+    return np.linspace(0, number - 1, most).round().astype(np.int64).tolist()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -303,7 +284,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def blaming(description: str) -> Iterator[None]:
+def bad_image_errors(description: str) -> Iterator[None]:
     """Turn whatever decoding raises into a `BadImageError` that names the image."""
     try:
         yield

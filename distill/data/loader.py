@@ -29,20 +29,12 @@ by itself.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import shutil
-import signal
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from multiprocessing import resource_sharer
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -50,10 +42,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill import distributed
 from distill.data.images import Images
 from distill.data.views import View
-from distill.errors import BadImageError, DistillError, LoaderDiedError
+from distill.data.workers import worker_settings
+from distill.errors import BadImageError, DistillError
 
 Loaded = TypeVar("Loaded")
 
@@ -276,46 +268,6 @@ def num_batches(num_images: int, batch_size: int, *, drop_last: bool) -> int:
     return num_images // batch_size if drop_last else -(-num_images // batch_size)
 
 
-_PLACE = Path("/dev/shm")
-_PREFETCHED = 2  # batches that a loader has ready, PyTorch's default
-_IN_USE = 2  # batches that are waited for and trained on
-
-
-def require_shared_memory(
-    batch_size: int, view_sizes: Sequence[int], num_workers: int, *, num_processes: int = 1
-) -> None:
-    """Refuse more loaders than shared memory has room for.
-
-    Args:
-        batch_size: Images of a batch in one process.
-        view_sizes: Sides in pixels of the views of an image.
-        num_workers: Processes that load images, of one process.
-        num_processes: That train on this machine.
-
-    Raises:
-        DistillError: Naming what is needed, what there is and what to do.
-    """
-    if num_workers == 0 or not _PLACE.is_dir():
-        return
-    a_batch = batch_size * sum(3 * side * side for side in view_sizes)
-    needed = num_processes * (num_workers * _PREFETCHED + _IN_USE) * a_batch
-    free = shutil.disk_usage(_PLACE).free
-    if needed > free:
-        raise DistillError(
-            f"{num_workers} loaders with batches of {batch_size} hand over up to "
-            f"{_mib(needed)} at a time and {_PLACE} has {_mib(free)} left; lower --num-workers or "
-            "--batch-size, or give the container more (docker run --shm-size)"
-        )
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"
-
-
-_MAX_WORKERS = 8
-_SMALL_SET = 10_000
-
-
 class TrainingViews(Dataset):
     """Random views of a set of images.
 
@@ -490,42 +442,6 @@ def evaluation_loader(
     )
 
 
-def default_num_workers(images: Images) -> int:
-    """Return how many loader processes suit the images: none for a small set held in memory.
-
-    Otherwise one for each core this process may use, at most eight; ranks share out the cores.
-    """
-    if images.in_memory and len(images) <= _SMALL_SET:
-        return 0
-    return min(_MAX_WORKERS, max(1, num_usable_cores() // distributed.num_local_ranks()))
-
-
-def num_usable_cores() -> int:
-    """Return the cores this process may run on, which a container or scheduler may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def worker_settings(images: Images, num_workers: int | None) -> dict[str, Any]:
-    """Return the DataLoader arguments that all loaders share."""
-    return {
-        "num_workers": default_num_workers(images) if num_workers is None else num_workers,
-        "worker_init_fn": _start_worker,
-        # A loader draws a seed for its workers when iteration starts: not from the global
-        # generator, whose state the run saves and restores.
-        "generator": torch.Generator(),
-    }
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)  # the workers are the parallelism
-    # A terminal and a cluster's queue send these to every process of a job: the parent, which ends
-    # its loaders when it is done with them, is the one to finish a step and to keep a checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _make_item(
     images: Images,
     key: tuple[int, int],
@@ -566,76 +482,3 @@ def _drawing_from(seed: int) -> Iterator[None]:
         # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-LOADER_REMEDY = (
-    "look for what killed it (memory? `dmesg` says so), lower --num-workers, or give a container "
-    "more shared memory (docker run --shm-size), then start again, a training run with --resume"
-)
-
-
-def guarded_batches(make: Callable[[], Iterable[Loaded]]) -> Iterator[Loaded]:
-    """Yield the batches of a pass; a loader process that dies ends it with one sentence.
-
-    Args:
-        make: Starts the loaders and returns their batches.
-
-    Raises:
-        LoaderDiedError: Naming the process and what killed it, where that is known.
-    """
-    try:
-        with _stop_signals_blocked():
-            batches = iter(make())
-        _let_steps_finish()
-        yield from batches
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = loader_death(error)
-        if reason is None:
-            raise
-        raise LoaderDiedError(f"{reason}; {LOADER_REMEDY}") from error
-
-
-@contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Start loaders that a stop sent to the whole job cannot reach, not even while they start.
-
-    They inherit what is blocked here, and ignore both signals themselves once they have begun.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _let_steps_finish() -> None:
-    """Take back the handler by which PyTorch raises at once, in the middle of a step, perhaps.
-
-    The dead loader is then noticed where its batch is waited for, within five seconds.
-    """
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def loader_death(error: Exception) -> str | None:
-    """Return which loader died of what; None when that is not what happened.
-
-    PyTorch names the process, unless it was still dying when the memory of its batch was asked
-    of it: then the connection ends in `multiprocessing.resource_sharer`.
-    """
-    if not isinstance(error, RuntimeError):
-        frames = traceback.walk_tb(error.__traceback__)
-        asked = any(
-            frame.f_globals.get("__name__") == resource_sharer.__name__ for frame, _ in frames
-        )
-        return "a process that loads images died" if asked else None
-    text = " ".join(str(error).split())
-    if not text.startswith("DataLoader worker"):
-        return None
-    found = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
-    cause = re.search(r"killed by signal: ([^.]*)", text)
-    which = f" (process {found[1].strip()})" if found else ""
-    return f"a process that loads images{which} died" + (f" of {cause[1].strip()}" if cause else "")

@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 from distill.data.folders import EXTENSIONS
-from distill.data.images import Images, as_rgb, blaming, evenly_spaced
+from distill.data.images import Images, as_rgb, bad_image_errors, evenly_spaced
 from distill.errors import BadImageError, DistillError
 from distill.files import atomic_write, cache_folder, open_tar
 from distill.parsing import parse_json
@@ -321,9 +321,8 @@ class TarImages(Images):
         """Whether all shards lie on a disk."""
         return all(map(is_local, self._files.urls))
 
-    @property
     def num_bytes(self) -> int:
-        """Size of all images as stored."""
+        """Return the size of all images as stored."""
         return int(self._size.sum())
 
     def __len__(self) -> int:
@@ -335,7 +334,7 @@ class TarImages(Images):
 
     def load(self, i: int) -> Image.Image:
         """Decode image `i`; see `Images.load`."""
-        with blaming(self.describe(i)):
+        with bad_image_errors(self.describe(i)):
             content = self._content(i)
             if not content:
                 raise BadImageError("the file is empty")

@@ -1,17 +1,16 @@
-"""Finds images that cannot be decoded, before hours of training do.
+"""The images of a job: what `--data` names, which are held out, which can be read.
 
-Every image is decoded once, in threads (Pillow releases the interpreter's lock while it decodes).
-Deliberate limit: only what the decoder reports is found; some corrupt JPEGs decode to a wrong
-picture without complaint.
+A name, whatever its case, is one of `DATASETS`; what contains a path separator, starts with "." or
+"~", or exists on disk is a folder (layouts: `distill.data.folders`), so that a folder that happens
+to be called `digits` is written `./digits`; what ends in .tar or is a URL is tar shards. A program
+may also give a torch `Dataset`, see `open_data_object`.
 
-Opens what `--data` names: the embedded digits, a torchvision dataset, a folder or tar shards.
+A part of the training images is held out, class by class and the same for the same seed. Images
+that cannot be read end the job or are skipped, up to a bound; small sets are decoded once before
+training begins, in threads (Pillow releases the interpreter's lock while it decodes).
 
-A spec that is a known name, whatever its case, is that dataset; one that contains a path
-separator, starts with "." or "~", or exists on disk is a folder (layouts: `distill.data.folders`).
-A folder that happens to be called `digits` is therefore written `./digits`. Deliberate limits:
-ImageNet cannot be downloaded and is read as a folder; of STL10 the labeled part is used.
-
-The images of a job: where they come from, which are trained on, what a bad file means.
+Limits: ImageNet cannot be downloaded and is read as a folder; of STL10 the labeled part is used;
+some corrupt JPEGs decode to a wrong picture, which no reader notices.
 """
 
 from __future__ import annotations
@@ -24,138 +23,32 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from distill import distributed
 from distill.config import ImageOptions
 from distill.data.folders import read_splits
 from distill.data.images import ArrayImages, FolderImages, Images, TorchvisionImages
-from distill.data.loader import num_usable_cores
+from distill.data.objects import ObjectImages, class_path
 from distill.data.shards import TarImages, expanded, is_local, matching
+from distill.data.workers import num_usable_cores
+from distill.device import require_torchvision
 from distill.errors import BadImageError, DistillError, UnknownNameError
 from distill.files import cache_folder
+from distill.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
+_OBJECT = "dataset:"  # before the class of a dataset that a program gave
+_LARGEST_NATIVE_SIZE = 96  # pixels
+_NUM_TRAIN_DIGITS = 1437
+_SHARD_ENDING = re.compile(r"[-_.]?(\{[^{}]*\}|\*)?\.tar$")
 _CHEAP_COUNT = 20_000
 _CHEAP_BYTES = 256 * 2**20
-_CHUNK = (
-    64  # images per task: few enough for a smooth progress bar, many enough for little overhead
-)
-
-
-def scan_images(
-    images: Images, *, indices: np.ndarray | None = None, progress: bool = False
-) -> list[int]:
-    """Decode the images and return the indices of those that cannot be decoded, in the given order.
-
-    Args:
-        images: the images.
-        indices: which of them, int64 (n,); None for all.
-        progress: show a bar on a terminal.
-    """
-    wanted = (np.arange(len(images)) if indices is None else np.asarray(indices)).tolist()
-    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
-    bad: list[int] = []
-    hidden = None if progress else True  # None: tqdm hides the bar by itself without a terminal
-    with (
-        ThreadPoolExecutor(num_usable_cores()) as pool,
-        tqdm(total=len(wanted), desc="checking images", unit="img", disable=hidden) as bar,
-    ):
-        for chunk, bad_in_chunk in zip(
-            chunks, pool.map(lambda chunk: _bad_among(images, chunk), chunks), strict=True
-        ):
-            bad += bad_in_chunk
-            bar.update(len(chunk))
-    return bad
-
-
-def scan_is_cheap(images: Images) -> bool:
-    """Tell whether checking the images takes seconds: at most 20,000 of them, 256 MiB together."""
-    if images.in_memory:
-        return True
-    if len(images) > _CHEAP_COUNT:
-        return False
-    if isinstance(images, TarImages):
-        return images.is_local and images.num_bytes <= _CHEAP_BYTES
-    if not isinstance(images, FolderImages):
-        return True
-    return sum(_size(images.path(i)) for i in range(len(images))) <= _CHEAP_BYTES
-
-
-def check_images(
-    images: Images,
-    *,
-    on_bad: Literal["fail", "skip"],
-    indices: np.ndarray | None = None,
-    progress: bool = False,
-) -> np.ndarray:
-    """Decode the images and return the indices of the good ones.
-
-    Images held in memory are not decoded: all are good.
-
-    Args:
-        images: the images.
-        on_bad: "fail" to raise where there is a bad one, "skip" to leave the bad ones out.
-        indices: which images, int64 (n,); None for all.
-        progress: show a bar on a terminal.
-
-    Returns:
-        int64, the readable ones among `indices`, in their order.
-
-    Raises:
-        BadImageError: with "fail", a bad image; with "skip", not one is good.
-        DistillError: another `on_bad`.
-    """
-    if on_bad not in ("fail", "skip"):
-        raise DistillError(f"on_bad is {on_bad!r}; it must be 'fail' or 'skip'")
-    wanted = np.asarray(np.arange(len(images)) if indices is None else indices, dtype=np.int64)
-    if images.in_memory:
-        return wanted
-    bad = scan_images(images, indices=wanted, progress=progress)
-    if bad and (on_bad == "fail" or len(bad) == len(wanted)):
-        raise BadImageError(_complaint(images, bad, len(wanted)))
-    return wanted[~np.isin(wanted, bad)]
-
-
-def _complaint(images: Images, bad: Sequence[int], num_checked: int) -> str:
-    try:
-        images.load(bad[0])
-        first = f"cannot read image {images.describe(bad[0])}: it could not be read a moment ago"
-    except BadImageError as error:
-        first = str(error)
-    if len(bad) == num_checked:
-        return f"{first}; none of the {num_checked:,} images can be read"
-    return (
-        f"{first}; {len(bad):,} of {num_checked:,} images cannot be read: repair or remove them, "
-        "or pass --on-bad-image skip to leave them out"
-    )
-
-
-def _bad_among(images: Images, indices: Sequence[int]) -> list[int]:
-    return [i for i in indices if not _is_readable(images, i)]
-
-
-def _is_readable(images: Images, i: int) -> bool:
-    try:
-        images.load(i)
-    except BadImageError:
-        return False
-    return True
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # the scan reports it
-        return 0
-
-
-_NUM_TRAIN_DIGITS = 1437
-_NAME_OF_SHARDS = re.compile(r"[-_.]?(\{[^{}]*\}|\*)?\.tar$")
+_CHUNK = 64  # images that a thread checks at a time
+_LEAST_BOUND = 10  # bad images
 
 
 @dataclass(frozen=True)
@@ -163,36 +56,59 @@ class ImageData:
     """A dataset: images to learn from and, where there are any, images to validate on.
 
     Attributes:
-        name: what to call it.
-        train: the training images.
-        val: the validation images, labeled by the classes of `train`; None where there are none.
-        native_size: side in pixels where all images are small squares of one size, else None.
-        horizontal_flip: whether a mirrored image still shows the same thing.
+        name: What to call it.
+        train: The training images.
+        val: The validation images, labeled by the classes of `train`; None where there are none.
+        native_size: Side in pixels where all images are small squares of one size, else None.
+        horizontal_flip: Whether a mirrored image still shows the same thing.
+        source: Of an object, "dataset:" and its class, which a configuration records; else None.
     """
 
     name: str
     train: Images
     val: Images | None
-    native_size: int | None
-    horizontal_flip: bool
+    native_size: int | None = None
+    horizontal_flip: bool = True
+    source: str | None = None
+
+
+def data_or_default(spec: str | None) -> str:
+    """Return `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
+    if spec is not None:
+        return spec
+    named = os.environ.get("DISTILL_DATA")
+    if named is not None:
+        logger.info(f"no --data: using DISTILL_DATA, {named}")
+        return named
+    logger.info("no --data: showing the pipeline on scikit-learn's 1,797 digits")
+    return "digits"
 
 
 def open_images(spec: str | Path, *, download_root: Path | None = None) -> ImageData:
     """Open a dataset by name or path.
 
+    >>> data = open_images("digits")
+    >>> len(data.train), len(data.val), data.train.classes[:3]
+    (1437, 360, ('0', '1', '2'))
+
     Args:
         spec: "digits", "CIFAR10", "CIFAR100", "STL10" or "ImageNet" in any case, a folder, or tar
             shards: a pattern that ends in .tar, or the folder or URL where train*.tar lie.
-        download_root: where torchvision datasets are kept; by default the environment variable
+        download_root: Where torchvision datasets are kept; by default the environment variable
             DISTILL_DATA_ROOT, else data/ in the cache folder (`distill.files`).
 
     Returns:
         The dataset, images not yet decoded.
 
     Raises:
-        UnknownNameError: neither a known name nor a path.
-        DistillError: the folder is missing or in no known layout, or the download failed.
+        UnknownNameError: Neither a known name nor a path.
+        DistillError: The folder is missing or in no known layout, or the download failed.
     """
+    if isinstance(spec, str) and spec.startswith(_OBJECT):
+        raise DistillError(
+            f"{spec} is a dataset that a program gave, which no name opens again; give the object "
+            "itself as data= in Python, or name a folder with --data"
+        )
     if isinstance(spec, str) and _looks_like_shards(spec):
         return _open_shards(spec)
     open_named = _NAMED.get(spec.lower()) if isinstance(spec, str) else None
@@ -206,10 +122,198 @@ def open_images(spec: str | Path, *, download_root: Path | None = None) -> Image
     return _open_folder(Path(os.path.expanduser(spec)))
 
 
+def open_data_object(
+    data: Any,
+    *,
+    data_key: str | None = None,
+    name: str | None = None,
+    num_workers: int | None = None,
+) -> ImageData:
+    """Open a torch `Dataset` of (image, label) or of images alone, or a pair (train, val) of them.
+
+    Images are PIL images or uint8 tensors (3, H, W), (1, H, W) or (H, W), without random
+    transforms and without normalization; labels are integers, class names, or None. Every item is
+    read once, see `distill.data.objects`.
+
+    >>> import torch
+    >>> pixels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    >>> dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20) % 2)
+    >>> data = open_data_object((dataset, dataset), name="black")
+    >>> len(data.train), data.val.classes, data.native_size, data.train.load(3).size
+    (20, ('0', '1'), 8, (8, 8))
+
+    Args:
+        data: The dataset, or a tuple of two; the second may be None.
+        data_key: A text that stands for the content, such as "photos of May, cleaned"; what was
+            computed from these images is found again by it. None: a hash of all decoded pixels.
+        name: What to call it; None: its class.
+        num_workers: Processes that read the items; None: as many as load images later.
+
+    Returns:
+        The dataset. `native_size` is that of the images where they are squares of at most 96
+        pixels, all of one size; a mirrored image counts as the same thing: for digits or signs
+        train with `augmentation="crop"`.
+
+    Raises:
+        DistillError: It is no such dataset, or its items change between two reads.
+    """
+    train, val = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    if data_key == "":
+        raise DistillError("data_key is empty; give a text that names the content, or leave it out")
+    source = name or class_path(train)
+    name = name or type(train).__name__
+    train_images = ObjectImages(
+        train, name=f"{name}/train", data_key=data_key, num_workers=num_workers
+    )
+    val_images = None
+    if val is not None:
+        val_images = ObjectImages(
+            val,
+            name=f"{name}/val",
+            data_key=None if data_key is None else f"{data_key} (validation)",
+            classes=train_images.classes or (),
+            num_workers=num_workers,
+        )
+    width, height = min(train_images.sizes)
+    is_small = len(train_images.sizes) == 1 and width == height <= _LARGEST_NATIVE_SIZE
+    return ImageData(
+        name,
+        train_images,
+        val_images,
+        native_size=width if is_small else None,
+        source=_OBJECT + source,
+    )
+
+
 def fingerprints(data: ImageData) -> dict[str, str]:
     """Return the fingerprint of each split that there is; see `distill.data.images`."""
     splits = {"train": data.train, "val": data.val}
     return {name: images.fingerprint() for name, images in splits.items() if images is not None}
+
+
+def default_augmentation(data: ImageData) -> str:
+    """Return the augmentation that suits the data: "crop" where a mirrored image means another."""
+    return "crop-flip" if data.horizontal_flip else "crop"
+
+
+def default_pretraining_augmentation(data: ImageData) -> str:
+    """Return what suits the data: "glyph" where a mirrored image means another, else "photo"."""
+    return "photo" if data.horizontal_flip else "glyph"
+
+
+def _looks_like_path(spec: str) -> bool:
+    has_separator = os.sep in spec or (os.altsep or os.sep) in spec
+    return bool(spec) and (has_separator or spec[0] in ".~" or os.path.exists(spec))
+
+
+def _open_folder(path: Path) -> ImageData:
+    known = f"--data takes a folder of images or one of {', '.join(DATASETS)}"
+    if not path.exists():
+        raise DistillError(f"no such folder: {path}; {known}")
+    if not path.is_dir():
+        raise DistillError(f"{path} is a file, not a folder; {known}")
+    if any(path.glob("train*.tar")):
+        return _open_shards(str(path))
+    path = Path(os.path.abspath(path))  # "." has no name, and the working directory may change
+    train, val = read_splits(path)
+    return ImageData(path.name, train, val)
+
+
+def _looks_like_shards(spec: str) -> bool:
+    return spec.endswith(".tar") or not is_local(spec)
+
+
+def _open_shards(spec: str) -> ImageData:
+    """Open what a pattern stands for, or train*.tar and val*.tar of a folder."""
+    name = _SHARD_ENDING.sub("", spec.rstrip("/")).rsplit("/", 1)[-1] or "shards"
+    if spec.endswith(".tar"):
+        train = TarImages(expanded(spec), name=name)
+        return ImageData(name, train, None)
+    train = TarImages(expanded(f"{spec.rstrip('/')}/train*.tar"), name=f"{name}/train")
+    urls = matching(f"{spec.rstrip('/')}/val*.tar")
+    val = TarImages(urls, name=f"{name}/val") if urls else None
+    if val is not None and val.labels is not None:
+        num_classes = 0 if train.classes is None else len(train.classes)
+        if val.labels.max() >= num_classes:
+            raise DistillError(
+                f"{val.name} has an image of class {val.labels.max()}, and {train.name} has "
+                f"{num_classes} classes; validation images are of the classes of training"
+            )
+        val.classes = train.classes
+    return ImageData(name, train, val)
+
+
+def _open_digits(_: Path) -> ImageData:
+    """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, split 1,437 / 360 at random."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    classes = [str(digit) for digit in bunch.target_names]
+
+    def part(name: str, rows: np.ndarray) -> ArrayImages:
+        return ArrayImages(pixels[rows], bunch.target[rows], classes, name=name)
+
+    train = part("digits/train", order[:_NUM_TRAIN_DIGITS])
+    val = part("digits/val", order[_NUM_TRAIN_DIGITS:])
+    return ImageData("digits", train, val, native_size=8, horizontal_flip=False)
+
+
+def _open_cifar(name: str, root: Path) -> ImageData:
+    train = _torchvision_split(name, "train", root, train=True)
+    val = _torchvision_split(name, "val", root, train=False)
+    return ImageData(name, train, val, native_size=32, horizontal_flip=True)
+
+
+def _open_stl10(root: Path) -> ImageData:
+    train = _torchvision_split("STL10", "train", root, split="train")
+    val = _torchvision_split("STL10", "val", root, split="test")
+    return ImageData("STL10", train, val, native_size=96, horizontal_flip=True)
+
+
+def _open_imagenet(root: Path) -> ImageData:
+    folder = root / "imagenet"
+    if not folder.is_dir():
+        raise DistillError(
+            f"ImageNet cannot be downloaded: put its train/ and val/ class folders in {folder}, "
+            "or give their folder as --data"
+        )
+    return _open_folder(folder)
+
+
+def _torchvision_split(name: str, part: str, root: Path, **split: object) -> TorchvisionImages:
+    """Open one split of a torchvision dataset, downloading it when it is not there yet."""
+    require_torchvision()
+    from torchvision import datasets
+
+    dataset_class = getattr(datasets, name)
+    try:
+        dataset = dataset_class(root, download=False, **split)
+    except RuntimeError:  # not found or corrupted: torchvision checks the files' MD5
+        dataset = _download(dataset_class, root, split)
+    return TorchvisionImages(dataset, name=f"{name}/{part}")
+
+
+def _download(dataset_class: type, root: Path, split: dict[str, object]) -> object:
+    try:
+        return dataset_class(root, download=True, **split)
+    except (OSError, RuntimeError) as error:
+        archive = getattr(dataset_class, "url", "its archive")
+        raise DistillError(
+            f"cannot download {dataset_class.__name__} ({error}): get {archive} elsewhere and put "
+            f"it in {root}, or point DISTILL_DATA_ROOT to where it is"
+        ) from error
+
+
+_NAMED: dict[str, Callable[[Path], ImageData]] = {
+    "digits": _open_digits,
+    "cifar10": partial(_open_cifar, "CIFAR10"),
+    "cifar100": partial(_open_cifar, "CIFAR100"),
+    "stl10": _open_stl10,
+    "imagenet": _open_imagenet,
+}
+DATASETS = ("digits", "CIFAR10", "CIFAR100", "STL10", "ImageNet")
 
 
 def hold_out(images: Images, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +324,9 @@ def hold_out(images: Images, fraction: float, *, seed: int) -> tuple[np.ndarray,
 
     Args:
         images: N images.
-        fraction: the part to hold out, in [0, 1). Above 0, both parts get at least one image where
+        fraction: The part to hold out, in [0, 1). Above 0, both parts get at least one image where
             there are two.
-        seed: at least 0.
+        seed: At least 0.
 
     Returns:
         Indices that remain and indices held out: int64, sorted, disjoint, N together.
@@ -276,133 +380,45 @@ def _shares(
     return shares
 
 
-def _looks_like_path(spec: str) -> bool:
-    has_separator = os.sep in spec or (os.altsep or os.sep) in spec
-    return bool(spec) and (has_separator or spec[0] in ".~" or os.path.exists(spec))
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training job.
+
+    Attributes:
+        data: The dataset.
+        train_index: The training images that can be read.
+        val_index: The validation images that can be read.
+        trained: Those of `train_index` that are trained on.
+        held_out: Those that are not.
+        bad_images: What happens to images that cannot be read.
+    """
+
+    data: ImageData
+    train_index: np.ndarray
+    val_index: np.ndarray
+    trained: np.ndarray
+    held_out: np.ndarray
+    bad_images: BadImages
 
 
-def _open_folder(path: Path) -> ImageData:
-    known = f"--data takes a folder of images or one of {', '.join(DATASETS)}"
-    if not path.exists():
-        raise DistillError(f"no such folder: {path}; {known}")
-    if not path.is_dir():
-        raise DistillError(f"{path} is a file, not a folder; {known}")
-    if any(path.glob("train*.tar")):
-        return _open_shards(str(path))
-    path = Path(os.path.abspath(path))  # "." has no name, and the working directory may change
-    train, val = read_splits(path)
-    return ImageData(path.name, train, val, native_size=None, horizontal_flip=True)
+def training_images(data: ImageData, options: ImageOptions, *, seed: int) -> TrainingImages:
+    """Find the readable images of a dataset and hold a part of the training images out.
 
-
-def _looks_like_shards(spec: str) -> bool:
-    return spec.endswith(".tar") or not is_local(spec)
-
-
-def _open_shards(spec: str) -> ImageData:
-    """Open what a pattern stands for, or train*.tar and val*.tar of a folder."""
-    name = _NAME_OF_SHARDS.sub("", spec.rstrip("/")).rsplit("/", 1)[-1] or "shards"
-    if spec.endswith(".tar"):
-        train = TarImages(expanded(spec), name=name)
-        return ImageData(name, train, None, native_size=None, horizontal_flip=True)
-    train = TarImages(expanded(f"{spec.rstrip('/')}/train*.tar"), name=f"{name}/train")
-    urls = matching(f"{spec.rstrip('/')}/val*.tar")
-    val = TarImages(urls, name=f"{name}/val") if urls else None
-    if val is not None and val.labels is not None:
-        num_classes = 0 if train.classes is None else len(train.classes)
-        if val.labels.max() >= num_classes:
-            raise DistillError(
-                f"{val.name} has an image of class {val.labels.max()}, and {train.name} has "
-                f"{num_classes} classes; validation images are of the classes of training"
-            )
-        val.classes = train.classes
-    return ImageData(name, train, val, native_size=None, horizontal_flip=True)
-
-
-def _open_digits(_: Path) -> ImageData:
-    """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, split 1,437 / 360 at random."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(pixels))
-    classes = [str(digit) for digit in bunch.target_names]
-
-    def part(name: str, rows: np.ndarray) -> ArrayImages:
-        return ArrayImages(pixels[rows], bunch.target[rows], classes, name=name)
-
-    train = part("digits/train", order[:_NUM_TRAIN_DIGITS])
-    val = part("digits/val", order[_NUM_TRAIN_DIGITS:])
-    return ImageData("digits", train, val, native_size=8, horizontal_flip=False)
-
-
-def _open_cifar(name: str, root: Path) -> ImageData:
-    train = _torchvision_split(name, "train", root, train=True)
-    val = _torchvision_split(name, "val", root, train=False)
-    return ImageData(name, train, val, native_size=32, horizontal_flip=True)
-
-
-def _open_stl10(root: Path) -> ImageData:
-    train = _torchvision_split("STL10", "train", root, split="train")
-    val = _torchvision_split("STL10", "val", root, split="test")
-    return ImageData("STL10", train, val, native_size=96, horizontal_flip=True)
-
-
-def _open_imagenet(root: Path) -> ImageData:
-    folder = root / "imagenet"
-    if not folder.is_dir():
+    Raises:
+        BadImageError: An image that cannot be read, when that is to end the job.
+        DistillError: Fewer than two images are left to train on.
+    """
+    bad_images = BadImages(options.on_bad_image, options.max_bad_images)
+    readable = bad_images.good_indices(data.train)
+    trained, held_out = hold_out(data.train, options.holdout, seed=seed)
+    trained, held_out = np.intersect1d(trained, readable), np.intersect1d(held_out, readable)
+    if len(trained) < 2:
         raise DistillError(
-            f"ImageNet cannot be downloaded: put its train/ and val/ class folders in {folder}, "
-            "or give their folder as --data"
+            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
+            "folder with more images or lower --holdout"
         )
-    return _open_folder(folder)
-
-
-def _torchvision_split(name: str, part: str, root: Path, **split: object) -> TorchvisionImages:
-    """Open one split of a torchvision dataset, downloading it when it is not there yet."""
-    from torchvision import datasets
-
-    dataset_class = getattr(datasets, name)
-    try:
-        dataset = dataset_class(root, download=False, **split)
-    except RuntimeError:  # not found or corrupted: torchvision checks the files' MD5
-        dataset = _download(dataset_class, root, split)
-    return TorchvisionImages(dataset, name=f"{name}/{part}")
-
-
-def _download(dataset_class: type, root: Path, split: dict[str, object]) -> object:
-    try:
-        return dataset_class(root, download=True, **split)
-    except (OSError, RuntimeError) as error:
-        archive = getattr(dataset_class, "url", "its archive")
-        raise DistillError(
-            f"cannot download {dataset_class.__name__} ({error}): get {archive} elsewhere and put "
-            f"it in {root}, or point DISTILL_DATA_ROOT to where it is"
-        ) from error
-
-
-_NAMED: dict[str, Callable[[Path], ImageData]] = {
-    "digits": _open_digits,
-    "cifar10": partial(_open_cifar, "CIFAR10"),
-    "cifar100": partial(_open_cifar, "CIFAR100"),
-    "stl10": _open_stl10,
-    "imagenet": _open_imagenet,
-}
-DATASETS = ("digits", "CIFAR10", "CIFAR100", "STL10", "ImageNet")
-
-
-_FEW = 10
-
-
-def data_or_default(spec: str | None) -> str:
-    """Return `spec`; without one what DISTILL_DATA names, else the embedded digits, saying so."""
-    if spec is not None:
-        return spec
-    named = os.environ.get("DISTILL_DATA")
-    if named is not None:
-        logger.info(f"no --data: using DISTILL_DATA, {named}")
-        return named
-    logger.info("no --data: showing the pipeline on scikit-learn's 1,797 digits")
-    return "digits"
+    val_index = bad_images.good_indices(data.val)
+    return TrainingImages(data, readable, val_index, trained, held_out, bad_images)
 
 
 class BadImages:
@@ -422,30 +438,40 @@ class BadImages:
     @property
     def most(self) -> int:
         """How many may be skipped."""
-        return max(_FEW, self._num_images // 100) if self._most is None else self._most
+        return max(_LEAST_BOUND, self._num_images // 100) if self._most is None else self._most
 
     def expect(self, num_images: int) -> None:
         """Count images of which some may be skipped."""
         self._num_images += num_images
 
     def good_indices(self, images: Images | None) -> np.ndarray:
-        """Return the images to use: decoded once when that is cheap, else all of them unseen.
+        """Return the images to use, int64: where that is cheap they are decoded to find out.
 
-        No images give no indices.
+        Otherwise all are taken, unseen. No images give no indices.
 
         Raises:
-            BadImageError: Policy `fail` and an image that cannot be read.
+            BadImageError: Policy `fail` and an image that cannot be read, more of them than may be
+                skipped, or none that can be read.
         """
         if images is None:
             return np.arange(0)
-        everything = np.arange(len(images))
         self.expect(len(images))
+        everything = np.arange(len(images))
         if not scan_is_cheap(images):
             return everything
-        good = check_images(images, on_bad=self.policy, progress=True)
-        missing = np.setdiff1d(everything, good)
-        self(tuple(images.describe(int(i)) for i in missing))
-        return good
+        bad = unreadable_images(images)
+        if not bad:
+            return everything
+        errors = list(bad.values())
+        if len(bad) == len(images):
+            raise BadImageError(f"{errors[0]}; none of the {len(images):,} images can be read")
+        if self.policy == "fail":
+            raise BadImageError(
+                f"{errors[0]}; {len(bad):,} of {len(images):,} images cannot be read: repair or "
+                "remove them, or pass --on-bad-image skip to leave them out"
+            )
+        self([images.describe(i) for i in bad])
+        return np.setdiff1d(everything, list(bad))
 
     def __call__(self, descriptions: Sequence[str]) -> None:
         """Receive the names of images that could not be read.
@@ -465,7 +491,7 @@ class BadImages:
         self._add(distributed.all_gather_set(self.skipped))
 
     def recall(self, descriptions: Sequence[str]) -> None:
-        """Count what an earlier sitting of the run skipped, and has named already."""
+        """Count what the run skipped before it was resumed, and has named already."""
         self.skipped.update(descriptions)
 
     def _add(self, descriptions: set[str]) -> None:
@@ -480,58 +506,39 @@ class BadImages:
                 )
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """The images of a training job.
+def scan_is_cheap(images: Images) -> bool:
+    """Tell whether decoding all images takes seconds and may find some that cannot be read.
 
-    Attributes:
-        data: The dataset.
-        train_index: The training images that can be read.
-        val_index: The validation images that can be read.
-        trained: Those of `train_index` that are trained on.
-        held_out: Those that are not.
-        bad_images: What happens to files that cannot be read.
+    That is at most 20,000 images of 256 MiB together on a disk. Images in memory can be read, and
+    those of an object have been.
     """
-
-    data: ImageData
-    train_index: np.ndarray
-    val_index: np.ndarray
-    trained: np.ndarray
-    held_out: np.ndarray
-    bad_images: BadImages
+    if images.in_memory or isinstance(images, ObjectImages) or len(images) > _CHEAP_COUNT:
+        return False
+    if isinstance(images, TarImages):
+        return images.is_local and images.num_bytes() <= _CHEAP_BYTES
+    return not isinstance(images, FolderImages) or images.num_bytes() <= _CHEAP_BYTES
 
 
-def training_images(data: ImageData, options: ImageOptions, *, seed: int) -> TrainingImages:
-    """Find the readable images of a dataset and hold a part of the training images out.
+def unreadable_images(images: Images) -> dict[int, BadImageError]:
+    """Decode all images, in threads; return what is wrong with those that cannot be decoded."""
 
-    Raises:
-        BadImageError: An image that cannot be read, when that is to end the job.
-        DistillError: Fewer than two images are left to train on.
-    """
-    bad_images = BadImages(options.on_bad_image, options.max_bad_images)
-    usable = bad_images.good_indices(data.train)
-    trained, held_out = hold_out(data.train, options.holdout, seed=seed)
-    trained, held_out = np.intersect1d(trained, usable), np.intersect1d(held_out, usable)
-    if len(trained) < 2:
-        raise DistillError(
-            f"{data.name} leaves {len(trained)} images to train on, at least 2 are needed; name a "
-            "folder with more images or lower --holdout"
-        )
-    return TrainingImages(
-        data=data,
-        train_index=usable,
-        val_index=bad_images.good_indices(data.val),
-        trained=trained,
-        held_out=held_out,
-        bad_images=bad_images,
-    )
+    def errors_among(chunk: range) -> dict[int, BadImageError]:
+        errors = {}
+        for i in chunk:
+            try:
+                images.load(i)
+            except BadImageError as error:
+                errors[i] = error
+        return errors
 
-
-def default_augmentation(data: ImageData) -> str:
-    """Return the augmentation that suits the data: "crop" where a mirrored image means another."""
-    return "crop-flip" if data.horizontal_flip else "crop"
-
-
-def default_pretraining_augmentation(data: ImageData) -> str:
-    """Return what suits the data: "glyph" where a mirrored image means another, else "photo"."""
-    return "photo" if data.horizontal_flip else "glyph"
+    starts = range(0, len(images), _CHUNK)
+    chunks = [range(len(images))[start : start + _CHUNK] for start in starts]
+    bad: dict[int, BadImageError] = {}
+    with (
+        ThreadPoolExecutor(num_usable_cores()) as pool,
+        progress_bar(len(images), description="checking images", delay=1.0) as bar,
+    ):
+        for chunk, errors in zip(chunks, pool.map(errors_among, chunks), strict=True):
+            bad |= errors
+            bar.update(len(chunk))
+    return bad

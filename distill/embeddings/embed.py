@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from distill.data.images import Images
-from distill.data.loader import Batch, evaluation_loader, guarded_batches
+from distill.data.loader import Batch, evaluation_loader
 from distill.data.views import View, evaluation_view
+from distill.data.workers import guarded_batches
 from distill.device import autocast, images_per_pass
 from distill.models.networks import EmbeddingNetwork, InputSpec
 from distill.terminal import progress_bar

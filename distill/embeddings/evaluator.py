@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from distill.data.images import Images
-from distill.data.loader import default_num_workers
 from distill.data.sources import ImageData
+from distill.data.workers import default_num_workers
 from distill.embeddings.embed import Embeddings, InferenceConfig, embed
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork

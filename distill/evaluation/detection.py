@@ -42,8 +42,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from distill.data.loader import worker_settings
 from distill.data.voc import Objects, VocImages
+from distill.data.workers import worker_settings
 from distill.errors import BadImageError, DistillError, NonFiniteLossError
 from distill.evaluation.average_precision import RULES, Boxes, Rule, detection_ap
 from distill.models.networks import EmbeddingNetwork

@@ -45,8 +45,9 @@ import torch
 from torch import Tensor
 
 from distill.data.images import Images
-from distill.data.loader import Batch, TrainingViews, guarded_batches, training_loader
+from distill.data.loader import Batch, TrainingViews, training_loader
 from distill.data.views import training_view
+from distill.data.workers import guarded_batches
 from distill.device import autocast, free_memory
 from distill.embeddings.embed import InferenceConfig
 from distill.embeddings.search import Rows

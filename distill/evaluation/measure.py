@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from distill.config import PretrainConfig, updated
 from distill.data.distortions import distort
 from distill.data.images import Images
-from distill.data.loader import Batch, TrainingViews, guarded_batches, training_loader
+from distill.data.loader import Batch, TrainingViews, training_loader
 from distill.data.sources import default_pretraining_augmentation
 from distill.data.views import two_views
+from distill.data.workers import guarded_batches
 from distill.device import full_float32, images_per_pass
 from distill.errors import DistillError
 from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation

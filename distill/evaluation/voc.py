@@ -33,8 +33,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distill.data.loader import num_usable_cores
 from distill.data.voc import VocImages, open_voc
+from distill.data.workers import num_usable_cores
 from distill.embeddings.search import l2_normalized, require_same_width
 from distill.errors import DistillError
 from distill.evaluation.average_precision import (

@@ -22,8 +22,9 @@ import torch
 
 from distill import distributed
 from distill.config import RunOptions
-from distill.data.loader import Batch, guarded_batches
+from distill.data.loader import Batch
 from distill.data.sources import fingerprints
+from distill.data.workers import guarded_batches
 from distill.device import keep_freed_memory, make_deterministic, pick_device
 from distill.embeddings.evaluator import Evaluator
 from distill.embeddings.search import require_labels

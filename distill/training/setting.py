@@ -9,8 +9,9 @@ import torch
 
 from distill import distributed
 from distill.config import ImageOptions, OptimizationOptions, RunOptions
-from distill.data.loader import default_num_workers, num_batches, require_shared_memory
+from distill.data.loader import num_batches
 from distill.data.sources import ImageData, TrainingImages, data_or_default, open_images
+from distill.data.workers import default_num_workers, require_shared_memory
 from distill.embeddings.evaluator import Evaluator
 from distill.models.networks import EmbeddingNetwork
 from distill.run_directory import holds_run, require_usable

@@ -11,8 +11,8 @@ from multiprocessing.connection import Listener
 import pytest
 from torch.utils.data import DataLoader
 
-from distill.data.loader import guarded_batches
-from distill.errors import LoaderDiedError
+from distill.data.workers import guarded_batches
+from distill.errors import DistillError, LoaderDiedError
 
 KILLED = "DataLoader worker (pid 77) is killed by signal: Killed. Details are lost due to ..."
 EXITED = "DataLoader worker (pid(s) 77, 78) exited unexpectedly"
@@ -69,3 +69,12 @@ def test_a_stop_does_not_reach_loaders_that_are_only_starting():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert [int(batch) for batch in guarded_batches(loader)] == [0, 1, 2, 3]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_images_that_cannot_be_pickled_are_refused_with_the_remedy():
+    def loader():
+        return DataLoader([lambda: 0], num_workers=1, multiprocessing_context="spawn")
+
+    with pytest.raises(DistillError, match=r"cannot be sent to the processes .*--num-workers 0"):
+        list(guarded_batches(loader))

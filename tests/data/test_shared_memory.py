@@ -3,14 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill.data import loader as shared_memory
-from distill.data.loader import require_shared_memory
+from distill.data import workers as shared_memory
+from distill.data.workers import require_shared_memory
 from distill.errors import DistillError
 
 
 @pytest.fixture(autouse=True)
 def has_64_mib(monkeypatch, tmp_path):
-    monkeypatch.setattr(shared_memory, "_PLACE", tmp_path)
+    monkeypatch.setattr(shared_memory, "_SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=64 * 2**20))
 
 
@@ -34,5 +34,5 @@ def test_batches_must_fit(batch_size, sizes, workers, processes, fits):
 
 
 def test_a_system_without_it_is_not_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr(shared_memory, "_PLACE", tmp_path / "absent")
+    monkeypatch.setattr(shared_memory, "_SHARED_MEMORY", tmp_path / "absent")
     require_shared_memory(4096, [1024], 64)

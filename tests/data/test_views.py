@@ -6,17 +6,11 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.data import loader as views_module
+from distill.data import workers as views_module
 from distill.data.images import ArrayImages, FolderImages
-from distill.data.loader import (
-    Batch,
-    TrainingViews,
-    default_num_workers,
-    evaluation_loader,
-    num_usable_cores,
-    training_loader,
-)
+from distill.data.loader import Batch, TrainingViews, evaluation_loader, training_loader
 from distill.data.views import evaluation_view, small_view, training_view
+from distill.data.workers import default_num_workers, num_usable_cores
 
 NUM_IMAGES = 23
 
