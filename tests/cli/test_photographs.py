@@ -29,5 +29,5 @@ def test_a_student_learns_from_photographs(tmp_path: Path):
     metrics = result.metrics
     assert metrics["nn_accuracy"] > metrics["untrained_nn_accuracy"] + 0.1
     assert metrics["teacher_nn_accuracy"] > metrics["nn_accuracy"]
-    again = distill.evaluate_nn(tmp_path / "run")
+    again = distill.evaluate("nn", tmp_path / "run").metrics
     assert again["nn_accuracy"] == metrics["nn_accuracy"]

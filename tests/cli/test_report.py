@@ -135,7 +135,7 @@ def test_several_runs_are_compared(make_folder, train, tmp_path, monkeypatch):
     third = tmp_path / "elsewhere" / "run"
     shutil.copytree(first, third)
     monkeypatch.chdir(tmp_path)
-    written = distill.make_report(first, second, third)
+    written = distill.report(first, second, third)
     assert written == Path("report.html")
     page = written.read_text()
     assert list(sections(page)) == ["numbers", "curves", "differences"]
@@ -151,7 +151,7 @@ def test_a_report_of_pre_training(make_pretraining_run, monkeypatch):
     few = replace(digits, train=digits.val)
     monkeypatch.setattr("distill.evaluation.base.open_images", lambda spec: few)
     path = make_pretraining_run()
-    assert distill.make_report(path, num_workers=0) == path / "report.html"
+    assert distill.report(path, num_workers=0) == path / "report.html"
     found = sections((path / "report.html").read_text())
     assert "left out: the run has no teacher." in found["neighbors"]
     assert "in 10 clusters" in found["clusters"]

@@ -96,7 +96,9 @@ def test_nn_prints_the_same_number_again(make_folder, tmp_path, capsys):
     capsys.readouterr()
     assert run(["nn", str(output), "--data", str(data)]) == 0
     assert f"nn_accuracy  {trained:.4f}" in capsys.readouterr().out
-    assert distill.evaluate_nn(output) == {"nn_accuracy": trained}  # the run knows its data
+    assert distill.evaluate("nn", output).metrics == {
+        "nn_accuracy": trained
+    }  # the run knows its data
     assert run(["nn", str(output), "--k", "5", "--vote", "weighted"]) == 0
     assert "nn_accuracy_k5_weighted" in json.loads((output / "metrics.json").read_text())
 
