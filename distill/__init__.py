@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill import losses
     from distill.comparison.compare import ComparisonResult
     from distill.config import CacheDtype, Precision
+    from distill.embeddings.cache import CachedSplit
     from distill.embeddings.embed import embed
     from distill.evaluation.base import EvaluationResult
     from distill.evaluation.clusters import cluster_alignment
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from distill.kernels.anchor_kl import anchor_kl
     from distill.losses.anchors import AnchorQueue
     from distill.models.networks import EmbeddingNetwork
-    from distill.embeddings.cache import CachedSplit
     from distill.training.callbacks import Callback
     from distill.training.fitting import RunResult
 
@@ -390,7 +390,7 @@ def measure(
             module.MeasureOptions,
             {k: v for k, v in given.items() if k != "run"},
             source="distill.measure",
-        )  # noqa: E501
+        )
         return module.measure([_path(run)], options)[0].metrics()  # type: ignore
 
     return evaluate_run("measure", given.pop("run"), **given)
