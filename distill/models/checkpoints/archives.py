@@ -40,7 +40,7 @@ class Member(NamedTuple):
 
 
 def is_archive(path: Path) -> bool:
-    """Tell whether a file is a zip or tar archive, by its content or, when damaged, its name."""
+    """Return whether a file is a zip or tar archive, by its content or, when damaged, its name."""
     if path.name.lower().endswith(_NAMES):
         return True
     try:

@@ -194,7 +194,7 @@ def bundle_prefix(path: Path) -> Path | None:
 
 
 def is_bundle_file(name: str) -> bool:
-    """Tell whether a file in an archive belongs to a checkpoint, exported copies left out."""
+    """Return whether a file in an archive belongs to a checkpoint, exported copies left out."""
     if _EXPORTED in name:
         return False
     return Path(name).name == "checkpoint" or bool(re.search(r"\.(index|data-[\d]{5}-of)", name))

@@ -90,15 +90,6 @@ def test_what_grows_too_large_is_refused(tmp_path: Path, monkeypatch, kind: str)
         extract(archive, tmp_path, is_wanted)
 
 
-def test_no_more_is_written_than_allowed(tmp_path: Path, monkeypatch):
-    archive = pack(tmp_path / "a.zip", {"model": bytes(3000)})
-    monkeypatch.setattr(archives, "MAX_BYTES", 150)
-    monkeypatch.setattr(archives, "_CHUNK", 100)
-    with pytest.raises(DistillError, match="grows beyond"):
-        extract(archive, tmp_path, is_wanted)
-    assert (tmp_path / "model").stat().st_size <= 150
-
-
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_damage_outside_of_what_is_wanted_is_found_too(tmp_path: Path, kind: str):
     files = {"a": bytes(range(256)) * 40, "model": b"small", "z": bytes(range(255, -1, -1)) * 40}
@@ -107,15 +98,6 @@ def test_damage_outside_of_what_is_wanted_is_found_too(tmp_path: Path, kind: str
     content[120] ^= 0x10  # within `a`
     archive.write_bytes(content)
     with pytest.raises(DistillError, match=r"not a whole archive .*; fetch it again"):
-        extract(archive, tmp_path, is_wanted)
-
-
-def test_a_gzip_stream_is_read_to_its_checksum(tmp_path: Path):
-    archive = pack(tmp_path / "a.tar.gz")
-    content = bytearray(archive.read_bytes())
-    content[-8] ^= 1  # the CRC-32 of the stream
-    archive.write_bytes(content)
-    with pytest.raises(DistillError, match="not a whole archive"):
         extract(archive, tmp_path, is_wanted)
 
 
@@ -155,10 +137,3 @@ def test_a_zip_member_is_stored_or_deflated(tmp_path: Path):
         file.writestr("model", b"weights" * 100)
     with pytest.raises(DistillError, match="'model' is neither stored nor deflated"):
         extract(archive, tmp_path, is_wanted)
-
-
-def test_xz_is_no_archive(tmp_path: Path):
-    """Its decompressor takes the gigabytes that its header claims."""
-    file = tmp_path / "weights"
-    file.write_bytes(b"\x00\xff\xff\xff\xff" + b"\xff" * 8 + bytes(200))
-    assert not is_archive(file)

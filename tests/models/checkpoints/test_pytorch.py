@@ -3,7 +3,6 @@
 import argparse
 import collections
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,11 +81,3 @@ def test_what_holds_no_tensors(tmp_path: Path):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(DistillError, match="holds no tensors"):
             PyTorchFile(tmp_path / "x.pth")
-
-
-def test_zips_that_pytorch_did_not_write(tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        file.writestr("model.index", b"")
-    assert not is_zip_of_pytorch(tmp_path / "a.zip")
-    (tmp_path / "b.zip").write_bytes(b"PK")
-    assert not is_zip_of_pytorch(tmp_path / "b.zip")

@@ -59,11 +59,3 @@ def test_tensors_that_change_places_are_noticed(tmp_path: Path):
     file.write_bytes(content.replace(b'"aa"', b'"zz"'))  # read last now, but the same bytes
     with pytest.raises(DistillError, match="the checksum of"):
         SafetensorsFile(file)
-
-
-def test_missing_and_short_files(tmp_path: Path):
-    with pytest.raises(DistillError, match="not a whole safetensors file"):
-        SafetensorsFile(tmp_path / "absent.safetensors")
-    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    with pytest.raises(DistillError, match="not a whole safetensors file"):
-        SafetensorsFile(tmp_path / "x.safetensors")

@@ -141,36 +141,6 @@ def test_missing_and_short_files(tmp_path: Path, writer):
         Bundle(tmp_path / "absent")
 
 
-def test_an_index_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("distill.models.checkpoints.tensorflow.MAX_INDEX_BYTES", 9)
-    (tmp_path / "c.index").write_bytes(bytes(10))
-    with pytest.raises(DistillError, match="has 10 bytes"):
-        Bundle(tmp_path / "c")
-
-
-def test_keys_must_ascend(writer):
-    entries = {b"b": b"1", b"a": b"2"}
-    for keys_per_block in (1, 64):
-        table = writer.write_table(entries, keys_per_block=keys_per_block)
-        if keys_per_block == 1:
-            with pytest.raises(MalformedError, match="out of order"):
-                read_table(table)
-    assert read_table(writer.write_table(dict(sorted(entries.items())))) == {b"a": b"2", b"b": b"1"}
-
-
-def test_damaged_tables(writer):
-    table = writer.write_table({b"a": b"value", b"ab": b"1"})
-    for place, message in (
-        (4, "the checksum of a block is wrong"),
-        (len(table) - 1, "does not end as"),
-        (len(table) - 48 + 2, "beyond its end|checksum|no end"),
-    ):
-        damaged = bytearray(table)
-        damaged[place] ^= 0x40
-        with pytest.raises(MalformedError, match=message):
-            read_table(bytes(damaged))
-
-
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (0, 90, 1), (0, 1, 90)])
 def test_entries_that_go_beyond_their_block(writer, lengths):
     entry = b"".join(map(writer.varint, lengths)) + b"kv"
