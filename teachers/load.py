@@ -1,4 +1,4 @@
-"""Loads a frozen teacher by whatever a person calls it, from wherever its weights are.
+"""Loads a frozen teacher by name, from a run directory or from a file.
 
 A teacher is frozen for good: evaluation mode that `train()` does not leave, no gradient, never
 handed to an optimizer and never written to a checkpoint. What a run of this toolkit left behind (a
@@ -94,7 +94,7 @@ def load_trained(
 
     Args:
         path: The file or the run directory.
-        module: The person's own module that was trained, to be filled with the weights; None for
+        module: The user's own module that was trained, to be filled with the weights; None for
             a network that is built by name.
         image_size: Side of its input in pixels; None takes the side that the file names.
 
@@ -137,7 +137,7 @@ def _load_trained_teacher(
 
 
 def _check_given_weights(spec: NetworkSpec, weights: Path) -> None:
-    """Refuse a file that says that it is another network; say if it is not the published file.
+    """Refuse a file of another network; log if it is not the published file.
 
     Raises:
         DistillError: With the name under which the file works: another network may expect other

@@ -38,7 +38,7 @@ _BLOCKS = {
 _BASE_WIDTH = 64
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0)
 ARCHITECTURES = tuple(f"resnet{depth}" for depth in _BLOCKS)
-PREFIX = "backbone:"  # tells a backbone's weights from a student's of the same name
+PREFIX = "backbone:"  # distinguishes a backbone from a student of the same name
 
 
 class ResNet(nn.Module):

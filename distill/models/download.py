@@ -171,13 +171,13 @@ class _Download:
         }
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
-        # The record first, so that a file without one is always a person's.
+        # The record first, so that a file without one was always put there by hand.
         _write_object(_beside(self.path, ".json"), record)
         self.partial.replace(self.path)
         self.state_path.unlink(missing_ok=True)
 
     def _continue(self) -> None:
-        """Take up what is left of an earlier download, if the rest can be told to belong to it."""
+        """Continue an earlier download if it can be checked that the rest belongs to it."""
         self.partial.touch()
         state = _read_object(self.state_path)
         is_same = state.get("url") == self.source.url
@@ -238,7 +238,7 @@ class _Download:
                     file.flush()  # what has arrived survives this process
                     bar.update(len(chunk))
                     if self.total is not None and file.tell() > self.total:
-                        return  # too long, as the length will tell
+                        return  # too long: refused by its length
         finally:
             response.close()
         if self.total is not None and self.num_bytes < self.total:
@@ -318,7 +318,7 @@ def _client(url: str) -> urllib3.PoolManager:
 
 
 def _reason(error: Exception | None) -> str:
-    """Return what the library says of a failure, without the names of its objects."""
+    """Return the library's message without the names of its objects."""
     return str(error.args[0] if error and error.args else error).rpartition(": ")[2]
 
 
@@ -343,7 +343,7 @@ def _write_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; one that is missing or damaged says nothing."""
+    """Read a JSON object; empty if it is missing or damaged."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

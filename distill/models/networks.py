@@ -3,7 +3,7 @@
 An `EmbeddingNetwork` takes images as the loader yields them and returns one vector per image. The
 normalization of its input belongs to it, so that a teacher and a student that expect differently
 normalized pixels can be given the same image. It is built by name from a `NetworkSpec`
-(`build_network`) or made from anybody's `nn.Module` (`wrap_module`).
+(`build_network`) or made from any `nn.Module` (`wrap_module`).
 
 Shapes: B batch, S image side in pixels, D embedding width.
 """
@@ -30,7 +30,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Positive = Annotated[float, Gt(0)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MODULE_PREFIX = "module:"  # of the name of somebody's own module
+MODULE_PREFIX = "module:"  # of the name of a user's own module
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def wrap_module(
 
 
 def is_own_module(name: str) -> bool:
-    """Return whether a network's name is that of somebody's own module."""
+    """Return whether a network's name is that of a user's own module."""
     return name.startswith(MODULE_PREFIX)
 
 
@@ -314,7 +314,7 @@ def _check_weights(module: nn.Module, name: str) -> None:
 
 def _build_by_name(image_size: int) -> nn.Module:
     raise DistillError(
-        "somebody's own module cannot be built by name; build it in Python and pass the object"
+        "a user's own module cannot be built by name; build it in Python and pass the object"
     )
 
 

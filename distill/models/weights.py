@@ -3,7 +3,7 @@
 Every weight of a network is filled exactly once, from where its layout says
 (`distill.models.layout`); what does not fit is listed by name. A file that this toolkit writes
 (`student.safetensors`) carries the network's name and input in its metadata, so that the network
-can be rebuilt from the file alone; of somebody's own module, from the file and the module.
+can be rebuilt from the file alone; of a user's own module, from the file and the module.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def rebuild_network(
     Args:
         path: The file.
         find_spec: Describes the network of a name.
-        module: The person's own module that the file holds the weights of, which are loaded into
+        module: The user's own module that the file holds the weights of, which are loaded into
             it; None for a network that is built by name.
         image_size: Side of its input in pixels; None takes the side that the file names.
 
@@ -226,7 +226,7 @@ def weights_hash(network: nn.Module) -> str:
 def module_key(network: EmbeddingNetwork) -> str:
     """Return what stands for a network in the keys of cached embeddings, in hexadecimal.
 
-    A network of the registries is its weights (`weights_hash`). Of somebody's own module the code
+    A network of the registries is its weights (`weights_hash`). Of a user's own module the code
     may change while the weights do not: its key covers its class, its weights, the versions of
     torch, torchvision and timm, and its output on 16 fixed images, bit by bit.
 

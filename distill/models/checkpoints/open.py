@@ -1,4 +1,4 @@
-"""Opens whatever a person names as weights, by what the file is; a .safetensors by its name."""
+"""Opens a weights file of any known format, recognized by content (.safetensors by its name)."""
 
 from __future__ import annotations
 

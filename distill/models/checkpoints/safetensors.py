@@ -95,7 +95,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy what lies in the memory of another tensor, which the format refuses."""
+    """Copy tensors that share memory with another one, which the format refuses."""
     seen: set[int] = set()
     copies = {}
     for name, tensor in tensors.items():
@@ -115,7 +115,7 @@ def _checksum(description: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _disk_error(error: Exception, path: Path) -> Exception:
-    """Return what the system said, which the library hands on as text only."""
+    """Return the operating system's error, which the library passes on as text only."""
     code = re.search(r"os error (\d+)", str(error))
     return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
 

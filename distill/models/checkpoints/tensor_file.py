@@ -14,7 +14,7 @@ class TensorFile(ABC):
     """Named tensors of one file; a context manager that closes it.
 
     Attributes:
-        path: As the person named it.
+        path: As the user gave it.
         kind: Which library's habits its names follow.
         shapes: The shape of every tensor by name.
     """

@@ -59,11 +59,11 @@ _MAX_VARINT_BYTES = 10
 
 
 class MalformedError(ValueError):
-    """Bytes that are not what they must be; the message says in what."""
+    """Bytes that violate the format; the message names the violation."""
 
 
 class Entry(NamedTuple):
-    """Where a variable lies."""
+    """What the index says about a variable."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ class Bundle(TensorFile):
 
     Args:
         prefix: What its files' names have in common: `prefix.index`, `prefix.data-00000-of-00001`.
-        path: As the person named it; None: `prefix`.
+        path: As the user gave it; None: `prefix`.
 
     Raises:
         DistillError: A file is missing, cut short, damaged, compressed or big-endian.
