@@ -1,27 +1,15 @@
-"""Axes of the figures: round ticks, and where a value lies.
+"""The figures of a report as geometry; the templates write them down as SVG.
 
-Bars with error bars as the geometry of an SVG figure; `templates/grid_parts.html` writes it.
+- Line charts: series differ in color, in dashes and in the marks at their points, so that nobody
+  needs colors. Long series are thinned by the means of bins, which hides single spikes.
+- Bar charts: bars lie, each with its name above it, so that long names fit a phone. They start at
+  zero, since their lengths are compared; lines across all bars show what to compare them with.
+- Heat maps: up to `MAX_CELLS` clusters and classes are drawn cell by cell with their names; larger
+  tables become one transparent picture with a pixel a cell.
+- Scatter plots: seven colors and six shapes tell 42 classes apart; further ones repeat, and the
+  legend says so.
 
-Bars lie, and each has its name above it, so that long names fit a phone. They start at zero, since
-their lengths are compared; lines across all bars show what they are to be compared with.
-
-A table of shares as the geometry of an SVG figure.
-
-Up to `MAX_CELLS` clusters and classes are drawn cell by cell with their names; larger tables become
-one transparent picture with a pixel a cell, which is as readable in the dark.
-
-Shapes: K rows, C columns.
-
-Curves as the geometry of an SVG figure; `templates/figures.html` writes it down.
-
-Series differ in color, in dashes and in the marks at their points, so that nobody needs colors.
-Deliberate limit: long series are thinned by the means of bins, which hides single spikes.
-
-A map of points as the geometry of an SVG figure, colored and shaped by class.
-
-Seven colors and six shapes make 42 classes apart; further ones repeat, and the legend says so.
-
-Shapes: N points.
+Shapes: K rows, C columns, N points.
 """
 
 from __future__ import annotations
@@ -534,8 +522,8 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, classes: Sequence[str
     of_classes = f" of {len(groups)} classes" if len(groups) > 1 else ""
     return Scatter(
         tuple(groups),
-        f"{len(points):,} points{of_classes}; near each other are images that the student sees "
-        "alike.",
+        f"{len(points):,} points{of_classes}; near each other are images with similar "
+        "embeddings.",
         repeats=len(groups) > NUM_COLORS * len(MARKS),
     )
 

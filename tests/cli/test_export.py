@@ -112,38 +112,26 @@ def test_every_format_as_the_card_says(make_run, tmp_path, monkeypatch, capsys):
         assert ((result - embeddings).norm(dim=1) / embeddings.norm(dim=1)).max() < 1e-5
 
 
-def test_from_python_with_length_1_and_elsewhere(make_run, tmp_path):
-    path = make_run()
-    done = distill.export(
-        path, "torch-export", l2_normalize=True, output=str(tmp_path / "there"), timing=False
-    )
-    assert done.folder == tmp_path / "there"
-    assert done.card.read_text(encoding="utf-8").count("| yes |") == 1
-    (artifact,) = done.artifacts
-    assert artifact.milliseconds == {}
-    assert artifact.l2_normalize
-    embed = torch.export.load(done.folder / artifact.name).module()
-    rows = embed(torch.rand(3, 3, 32, 32))
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
-    assert not (path / "export").exists()
-
-
-def test_a_pre_trained_backbone(make_pretraining_run):
-    path = make_pretraining_run(method="c-byol")
-    done = distill.export(path, "torch-export", timing=False)
+def test_a_pre_trained_backbone_with_length_1_elsewhere(make_pretraining_run, tmp_path):
+    path, there = make_pretraining_run(method="c-byol"), str(tmp_path / "there")
+    done = distill.export(path, "torch-export", l2_normalize=True, output=there, timing=False)
     assert names(done.folder) == ["backbone.pt2", "export.json", "model-card.md"]
+    assert not (path / "export").exists()
     card = done.card.read_text(encoding="utf-8")
-    assert "pre-trained by C-BYOL" in card
-    assert "arXiv 2109.12909" in card
-    assert "self-supervised-learning" in card
-    assert "## Teacher" not in card
+    assert card.count("| yes |") == 1
+    for said in ("pre-trained by C-BYOL", "arXiv 2109.12909", "self-supervised-learning"):
+        assert said in card
     assert "Nothing was measured." in card
-    assert "metrics:" not in card
+    assert "## Teacher" not in card
+    (artifact,) = done.artifacts
+    assert (artifact.milliseconds, artifact.l2_normalize) == ({}, True)
+    rows = torch.export.load(done.folder / artifact.name).module()(torch.rand(3, 3, 16, 16))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
     done = distill.export(path, "safetensors", timing=False)
     assert [each.name for each in done.artifacts] == ["backbone.safetensors"]  # no library has it
 
 
-def test_validation_images_are_compared_on_where_there_are_any(make_run, make_folder, monkeypatch):
+def test_images_to_compare_on(make_run, make_folder, monkeypatch, tmp_path):
     seen = []
     look = job.real_pixels
 
@@ -152,13 +140,19 @@ def test_validation_images_are_compared_on_where_there_are_any(make_run, make_fo
         return look(images, spec, number=number)
 
     monkeypatch.setattr(job, "real_pixels", spy)
-    path = make_run()
+    path, name = make_run(), "student.safetensors"
     folder = distill.export(path, "safetensors", timing=False).folder
-    name = "student.safetensors"
     assert (folder / name).read_bytes() == (path / name).read_bytes()
-    without = str(make_folder("without", num_val=0))
-    distill.export(make_run("other"), "safetensors", timing=False, data=without)
+    path = make_run("other", data=str(tmp_path / "gone"))
+    with pytest.raises(DistillError, match=r"no such folder: .*gone; --data takes"):
+        distill.export(path, "safetensors")
+    other = str(make_folder("without", num_val=0, classes=2))
+    done = distill.export(path, "safetensors", data=other, license="MIT", timing=False)
     assert seen == [("val", 12), ("train", 12)]
+    card = done.card.read_text(encoding="utf-8")
+    assert "| images | gone |" in card
+    assert "class0" not in card  # the classes of other images
+    assert "license: MIT" in card
 
 
 def test_what_is_overwritten(make_run, capsys):
@@ -207,12 +201,11 @@ def test_a_second_file_that_fails_takes_the_first_with_it(make_run, monkeypatch)
 
 
 def test_names_from_data_stay_names(make_run, tmp_path):
-    make_run("first")
+    path = make_run(data=str(tmp_path / "<b>|`x`"))
     (tmp_path / "photos").rename(tmp_path / "<b>|`x`")
     for split in ("train", "val"):
         folder = tmp_path / "<b>|`x`" / split
         (folder / "class0").rename(folder / "[a](javascript:b)\n# c")
-    path = make_run("second", data=str(tmp_path / "<b>|`x`"))
     card = distill.export(path, "safetensors", timing=False).card.read_text(encoding="utf-8")
     body = card.split("---", 2)[2]
     assert r"&lt;b&gt;\|\`x\`" in body
@@ -221,18 +214,6 @@ def test_names_from_data_stay_names(make_run, tmp_path):
     assert "\n# c" not in card
     front = yaml.safe_load(card.split("---")[1])
     assert front["model-index"][0]["results"][0]["dataset"]["name"] == "<b>|`x`"
-
-
-def test_other_images_to_compare_on(make_run, make_folder, tmp_path):
-    path = make_run(data=str(tmp_path / "gone"))
-    with pytest.raises(DistillError, match=r"no such folder: .*gone; --data takes"):
-        distill.export(path, "safetensors")
-    other = make_folder("other", num_val=1, classes=2)
-    done = distill.export(path, "safetensors", data=str(other), license="MIT", timing=False)
-    card = done.card.read_text(encoding="utf-8")
-    assert "| images | gone |" in card
-    assert "class0" not in card  # the classes of other images
-    assert "license: MIT" in card
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import distill
 from distill.cli.main import run
 from distill.data.sources import open_images
 from distill.embeddings.store import EmbeddingStore
+from distill.models.networks import wrap_module
+from distill.models.weights import save_network
 from distill.reports import report as report_job
 
 TINY = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
@@ -75,32 +78,27 @@ def test_images_without_labels(make_folder, train, tmp_path):
     assert "12 points;" in found["map"]
 
 
-def test_a_teacher_that_is_not_at_hand_is_left_out(make_folder, train, cache, monkeypatch):
+def test_a_teacher_that_is_not_at_hand_is_left_out(make_folder, train, cache):
     path = train(make_folder(), "run", "--teacher-cache", str(cache / "own"))
+
+    def neighbors() -> str:
+        assert run(["report", str(path), "--num-workers", "0"]) == 0
+        return sections((path / "report.html").read_text())["neighbors"]
+
     shutil.rmtree(cache / "own" / "val")
-    assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbors = sections((path / "report.html").read_text())["neighbors"]
-    assert "left out: its embeddings of the val images are not on this disk" in neighbors
-    assert ">teacher</h4>" not in neighbors
-    assert ">student</h4>" in neighbors
+    found = neighbors()
+    assert "left out: its embeddings of the val images are not on this disk" in found
+    assert ">teacher</h4>" not in found
+    assert ">student</h4>" in found
     store = EmbeddingStore.find(cache / "own" / "train")
     store.unmark([0])
-    assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbors = sections((path / "report.html").read_text())["neighbors"]
-    assert "left out: its embeddings of the train images are not on this disk" in neighbors
+    assert "left out: its embeddings of the train images are not on this disk" in neighbors()
     assert not store.done().any()  # nothing was embedded
-    config = (path / "config.yaml").read_text()
-    (path / "config.yaml").write_text(config.replace("teacher: pixels", "teacher: absent"))
-    assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbors = sections((path / "report.html").read_text())["neighbors"]
-    assert "left out: unknown teacher &#39;absent&#39;" in neighbors
-
-
-def test_a_teacher_that_saw_the_students_views(make_folder, train):
-    path = train(make_folder(), "run", "--teacher-view", "student")
-    assert run(["report", str(path), "--num-workers", "0"]) == 0
-    neighbors = sections((path / "report.html").read_text())["neighbors"]
-    assert "left out: the teacher embedded the student" in neighbors
+    config, text = path / "config.yaml", (path / "config.yaml").read_text()
+    config.write_text(text.replace("teacher: pixels", "teacher: absent"))
+    assert "left out: unknown teacher &#39;absent&#39;" in neighbors()
+    config.write_text(text.replace("teacher_view: center", "teacher_view: student"))
+    assert "left out: the teacher embedded the student" in neighbors()
 
 
 def test_large_data_are_sampled(make_folder, train, tmp_path):
@@ -119,14 +117,18 @@ def test_large_data_are_sampled(make_folder, train, tmp_path):
     assert not (path / "report.html").exists()
 
 
-def test_a_run_that_has_not_finished(make_folder, train):
+def test_a_run_that_has_not_finished_and_one_of_your_own_module(make_folder, train):
     path = train(make_folder())
-    (path / "student.safetensors").unlink()
-    assert run(["report", str(path), "--data", "never-opened"]) == 0
-    found = sections((path / "report.html").read_text())
-    for name in ("neighbors", "clusters", "map"):
-        assert "Left out: the run has not finished" in found[name]
-    assert "Loss" in found["training"]
+    weights = path / "student.safetensors"
+    weights.unlink()
+    for reason in ("the run has not finished", "the network is a module of your own"):
+        if "own" in reason:
+            save_network(wrap_module(torch.nn.Flatten(), image_size=32), weights)
+        assert run(["report", str(path), "--data", "never-opened"]) == 0
+        found = sections((path / "report.html").read_text())
+        for name in ("neighbors", "clusters", "map"):
+            assert f"Left out: {reason}" in found[name]
+        assert "Loss" in found["training"]
 
 
 def test_several_runs_are_compared(make_folder, train, tmp_path, monkeypatch):

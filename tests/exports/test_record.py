@@ -71,12 +71,6 @@ def test_the_record_of_an_earlier_version_is_read(tmp_path: Path):
     assert record.artifacts[0].milliseconds == {"1": [2.25, 2], "32": [0.5, 0.5]}
 
 
-def test_an_empty_place_is_free(tmp_path: Path):
-    found = require_free(tmp_path / "export", ["a.onnx"], weights="w", overwrite=False)
-    assert found == Record("w")
-    assert not (tmp_path / "export").exists()
-
-
 def test_an_earlier_export_is_replaced_when_asked_for(folder: Path):
     with pytest.raises(DistillError, match=r"a\.onnx is there from an earlier export.*--overwrite"):
         require_free(folder, ["a.onnx"], weights="w", overwrite=False)
@@ -101,7 +95,10 @@ def test_other_weights_files_and_changes_are_refused(folder: Path):
         require_free(folder, ["a.onnx"], weights="w", overwrite=overwrite)
 
 
-def test_a_card_without_a_record_is_somebody_s(tmp_path: Path):
+def test_places_without_a_record(tmp_path: Path):
+    found = require_free(tmp_path / "export", ["a.onnx"], weights="w", overwrite=False)
+    assert found == Record("w")
+    assert not (tmp_path / "export").exists()
     (tmp_path / CARD).write_text("mine")
     with pytest.raises(DistillError, match=r"model-card\.md was not written by"):
         require_free(tmp_path, ["a.onnx"], weights="w", overwrite=True)
@@ -114,14 +111,6 @@ def test_a_damaged_record(folder: Path, content: str):
     (folder / RECORD).write_text(content)
     with pytest.raises(DistillError, match=r"export\.json is not a record of an export"):
         require_free(folder, ["b.pt2"], weights="w", overwrite=True)
-
-
-def test_places_that_are_none(tmp_path: Path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(DistillError, match="file is a file; name a folder with --output"):
-        require_free(tmp_path / "file", ["a"], weights="w", overwrite=True)
-    with pytest.raises(DistillError, match="does not exist; make it first"):
-        require_free(tmp_path / "absent" / "export", ["a"], weights="w", overwrite=True)
 
 
 def test_files_that_are_gone_or_changed_leave_the_record(folder: Path):
