@@ -522,8 +522,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, classes: Sequence[str
     of_classes = f" of {len(groups)} classes" if len(groups) > 1 else ""
     return Scatter(
         tuple(groups),
-        f"{len(points):,} points{of_classes}; near each other are images with similar "
-        "embeddings.",
+        f"{len(points):,} points{of_classes}; near each other are images with similar embeddings.",
         repeats=len(groups) > NUM_COLORS * len(MARKS),
     )
 
