@@ -1,29 +1,16 @@
-"""Batches of views and how they are put together; the loaders are in `distill.data.loader`.
+"""Batches of views for training and evaluation, in an order that is known beforehand.
 
-Deliberate limit: views of one number have one size.
+A training view depends on (seed, epoch, image) alone: not on the number of workers, on the order or
+on any generator's state. The order of the images depends on (seed, epoch) alone. So a resumed or
+differently parallel run sees the very same batches, and a run on several ranks those of a run on
+one. One loader lasts for a whole run and prefetches across epoch boundaries: workers start once. An
+image that cannot be read never raises in a worker; its name comes back in `Batch.bad`.
 
-Shapes: B batch, S and T side in pixels of the view and the second view, R of a further view, P
-parameters of one view's distortion (`distill.data.distortions`).
+Limits: views must draw from torch's generator only (torchvision's do); shuffling is global and
+needs random access to the images; every rank reads the images it needs by itself.
 
-The order in which a run goes through its images, epoch by epoch, batch by batch.
-
-The order depends on (seed, epoch) alone, so that a run can resume inside an epoch and a run on
-several ranks sees the batches of a run on one. Deliberate limit: shuffling is global and needs
-random access to the images.
-
-Refuses loaders whose batches would not fit into shared memory, where they are handed over.
-
-A container has 64 MiB of it unless told otherwise; a loader that finds none left dies of a bus
-error, without a word of what was missing.
-
-Datasets of views and the loaders of batches that training and evaluation iterate over.
-
-A training view depends on (seed, epoch, index) alone: not on the number of workers, on the order or
-on any generator's state, so a resumed or differently parallel run sees the very same pictures. One
-loader lasts for a whole run and prefetches across epoch boundaries: workers start once. An image
-that cannot be read never raises in a worker; its name comes back in `Batch.bad`. Deliberate limits:
-views must draw from torch's generator only (torchvision's do); every rank reads the images it needs
-by itself.
+Shapes: B batch, S and T side in pixels of the view and the second view, P parameters of one view's
+distortion (`distill.data.distortions`).
 """
 
 from __future__ import annotations
@@ -34,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -47,7 +34,7 @@ from distill.data.views import View
 from distill.data.workers import worker_settings
 from distill.errors import BadImageError, DistillError
 
-Loaded = TypeVar("Loaded")
+NO_IMAGE = -1
 
 
 class Batch(NamedTuple):
@@ -56,17 +43,15 @@ class Batch(NamedTuple):
     Attributes:
         view: uint8 (B, 3, S, S), the view of the network that is trained. In evaluation, the one
             view there is.
-        second_view: uint8 (B, 3, T, T), in distillation the teacher's own view, in pre-training the
-            second view; None when there is one view.
+        second_view: uint8 (B, 3, T, T), in pre-training the second view; None when there is one
+            view.
         label: int64 (B,), -1 without labels.
         index: int64 (B,), positions in the full `Images`, whatever subset is iterated over.
-        epoch: the epoch the batch belongs to, 0 in evaluation.
-        bad: descriptions of the images that could not be read and are in none of the tensors. With
+        epoch: The epoch the batch belongs to, 0 in evaluation.
+        bad: Descriptions of the images that could not be read and are in none of the tensors. With
             no image left, B is 0, the views are (0, 3, 0, 0) and the distortion (0, 2, 0).
-        distortion: float32 (B, 2, P), parameters of the distortions of the two views, see
-            `distill.data.distortions`; None without.
-        further_views: uint8 (B, 3, R, R) each, more views of the network that is trained, in the
-            order of their numbers; R may differ between them.
+        distortion: float32 (B, 2, P), parameters of the distortions of the two views; None without.
+        further_views: uint8 (B, 3, S, S) each, further crops for the network that is trained.
     """
 
     view: Tensor
@@ -82,7 +67,7 @@ class Batch(NamedTuple):
         """Cut the rows into contiguous parts, to accumulate gradients over them.
 
         Args:
-            num_parts: how many, at least 1; empty ones are left out.
+            num_parts: How many, at least 1; empty ones are left out.
 
         Returns:
             At most `num_parts` batches that share this one's memory; their sizes differ by at most
@@ -106,17 +91,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """The views of one image, see `Batch`.
-
-    Attributes:
-        view: uint8 (3, S, S).
-        second_view: uint8 (3, T, T) or None.
-        label: -1 without labels.
-        index: position in the full `Images`.
-        epoch: see `Batch`.
-        distortion: float32 (2, P) or None.
-        further_views: uint8 (3, R, R) each.
-    """
+    """The views of one image: one row of a `Batch`."""
 
     view: Tensor
     second_view: Tensor | None
@@ -129,12 +104,7 @@ class Item:
 
 @dataclass(frozen=True)
 class BadItem:
-    """An image that could not be read.
-
-    Attributes:
-        description: what to call it; None where there was no image to read.
-        epoch: see `Batch`.
-    """
+    """An image that could not be read; its description is None where there was no image to read."""
 
     description: str | None
     epoch: int
@@ -147,16 +117,13 @@ def collate(
     has_distortion: bool = False,
     num_further_views: int = 0,
 ) -> Batch:
-    """Put items of one epoch together, at least one.
+    """Put items of one epoch together, at least one: the good ones in order, the bad ones by name.
 
     Args:
-        items: the items; all good ones have what the flags say.
-        has_second_view: whether they have a second view.
-        has_distortion: whether they have a distortion.
-        num_further_views: how many further views they have.
-
-    Returns:
-        The batch of the good items, in order, with the names of the bad ones.
+        items: All good ones have what the following arguments say.
+        has_second_view: Whether there is a second view.
+        has_distortion: Whether there is a distortion.
+        num_further_views: How many further views there are.
     """
     good = [item for item in items if isinstance(item, Item)]
     seconds = [item.second_view for item in good if item.second_view is not None]
@@ -189,26 +156,27 @@ def _stack(rows: Sequence[Tensor], nothing: Tensor) -> Tensor:
     return batch
 
 
-NO_IMAGE = -1
-
-
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """The batches of a whole run: every epoch a new order of all indices, cut into batches.
 
     The order depends on (seed, epoch) alone. A batch is a list of (epoch, index); a rank without
     any image of a batch gets [(epoch, -1)], which loads as a batch with B = 0.
 
+    >>> sampler = EpochSampler(np.arange(5), batch_size=2, num_epochs=2, seed=0)
+    >>> [len(batch) for batch in sampler], len(sampler)
+    ([2, 2, 1, 2, 2, 1], 6)
+
     Args:
-        indices: the images to go through.
-        batch_size: images in a batch, all ranks together.
-        num_epochs: the epoch to stop before.
-        seed: at least 0.
+        indices: int64 (n,), the images to go through.
+        batch_size: Images in a batch, all ranks together; at least 1.
+        num_epochs: The epoch to stop before.
+        seed: At least 0.
         start: (epoch, batch) of the first batch.
-        drop_last: leave out an epoch's last batch when it is smaller.
+        drop_last: Leave out an epoch's last batch when it is smaller.
         shard: (rank, world size); each rank gets its contiguous part of every batch.
 
     Raises:
-        DistillError: no batch in an epoch, or a start beyond the epoch's batches.
+        DistillError: No batch in an epoch, or a start beyond the epoch's batches.
     """
 
     def __init__(
@@ -254,7 +222,7 @@ def num_batches(num_images: int, batch_size: int, *, drop_last: bool) -> int:
     """Return how many batches an epoch has.
 
     Raises:
-        DistillError: none at all.
+        DistillError: None at all.
     """
     if batch_size < 1:
         raise DistillError(f"the batch size is {batch_size}; it must be at least 1")
@@ -272,18 +240,25 @@ class TrainingViews(Dataset):
     """Random views of a set of images.
 
     An item's key is (epoch, index); its views are drawn with torch's generator seeded from (seed,
-    epoch, index), whose state is put back afterwards. A further view has its number in the seed,
+    epoch, index), whose state is put back afterwards. A further crop has its number in the seed,
     too, so that it does not depend on what else is drawn.
 
+    >>> from distill.data.sources import open_images
+    >>> from distill.data.views import training_view
+    >>> digits = open_images("digits").train
+    >>> views = TrainingViews(digits, np.arange(100), training_view(32, "crop"), seed=0)
+    >>> torch.equal(views[3, 17].view, views[3, 17].view)
+    True
+
     Args:
-        images: the images.
-        indices: which of them to train on.
-        view: makes the view.
-        second_view: makes the second one, if there is to be one.
-        distortion: draws the distortions float32 (2, P) of both views, if there are to be any, see
+        images: The images.
+        indices: int64 (n,), which of them to train on.
+        view: Makes the view.
+        second_view: Makes the second one, if there is to be one.
+        distortion: Draws the distortions float32 (2, P) of both views, if there are to be any, see
             `distill.data.distortions`.
-        further_views: make more views of the network that is trained, numbered from 1.
-        seed: of the views and of the order of `training_loader`; at least 0.
+        further_views: Make further views of the network that is trained, numbered from 1.
+        seed: Of the views and of the order of `training_loader`; at least 0.
     """
 
     def __init__(
@@ -299,37 +274,42 @@ class TrainingViews(Dataset):
     ) -> None:
         self.images = images
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.further_views = further_views
         self.view = view
         self.second_view = second_view
         self.distortion = distortion
+        self.further_views = further_views
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
-        with _drawing_from(_view_seed(self.seed, *key)):
-            views = (self.view, self.second_view, self.distortion)
-            return _make_item(self.images, key, *views, further=self._further)
-
-    def _further(self, image: Image, key: tuple[int, int]) -> tuple[Tensor, ...]:
-        views = []
-        for number, view in enumerate(self.further_views, start=1):
-            with _drawing_from(_view_seed(self.seed, *key, number)):
-                views.append(view(image))
-        return tuple(views)
+        with _drawing_from(self.seed, *key):
+            image = _load(self.images, key)
+            if isinstance(image, BadItem):
+                return image
+            # In this order: what is drawn first does not depend on whether more is drawn.
+            view = self.view(image)
+            second_view = None if self.second_view is None else self.second_view(image)
+            distortion = None if self.distortion is None else self.distortion()
+        further_views = []
+        for number, further_view in enumerate(self.further_views, start=1):
+            with _drawing_from(self.seed, *key, number):
+                further_views.append(further_view(image))
+        epoch, index = key
+        label = _label(self.images, index)
+        return Item(view, second_view, label, index, epoch, distortion, tuple(further_views))
 
 
 class EvaluationViews(Dataset):
     """One view of each image, in order.
 
     Args:
-        images: the images.
-        indices: which of them, in which order; None for all.
-        view: makes the view.
-        draw: (seed, number) of a random view, which then depends on both and on the image; None
-            for a view without randomness.
+        images: The images.
+        indices: Which of them, in which order; None for all.
+        view: Makes the view.
+        draw: (seed, number) of a random view, such as a corruption, which then depends on both and
+            on the image; None for a view without randomness.
     """
 
     def __init__(
@@ -341,8 +321,8 @@ class EvaluationViews(Dataset):
         draw: tuple[int, int] | None = None,
     ) -> None:
         self.images = images
-        everything = np.arange(len(images)) if indices is None else indices
-        self.indices = np.asarray(everything, dtype=np.int64)
+        chosen = np.arange(len(images)) if indices is None else indices
+        self.indices = np.asarray(chosen, dtype=np.int64)
         self.view = view
         self.draw = draw
 
@@ -350,12 +330,17 @@ class EvaluationViews(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Item | BadItem:
-        key = (0, int(self.indices[position]))
+        index = int(self.indices[position])
+        image = _load(self.images, (0, index))
+        if isinstance(image, BadItem):
+            return image
         if self.draw is None:
-            return _make_item(self.images, key, self.view)
-        # Not the crop that training draws of this image in some epoch: unlike it, "teacher".
-        with _drawing_from(_view_seed("teacher", *self.draw, key[1])):
-            return _make_item(self.images, key, self.view)
+            view = self.view(image)
+        else:
+            # Other numbers than those that training draws of this image, hence "teacher".
+            with _drawing_from("teacher", *self.draw, index):
+                view = self.view(image)
+        return Item(view, None, _label(self.images, index), index, epoch=0)
 
 
 def training_loader(
@@ -373,21 +358,21 @@ def training_loader(
     """Return a loader over all batches from a position in a run to the run's end.
 
     Args:
-        views: the training views; their seed decides the order, too.
-        batch_size: images in a batch, all ranks together.
-        num_epochs: epochs in the whole run; `Batch.epoch` tells where one ends.
-        start_epoch: epoch of the first batch.
-        start_batch: the first batch within that epoch; the one after the epoch's last is allowed.
-        num_workers: loader processes; None for `default_num_workers`.
-        drop_last: leave out an epoch's last batch when it is smaller.
-        pin_memory: for copies to a GPU; `Batch.bad` is then a list.
+        views: The training views; their seed decides the order, too.
+        batch_size: Images in a batch, all ranks together.
+        num_epochs: Epochs in the whole run; `Batch.epoch` tells where one ends.
+        start_epoch: Epoch of the first batch.
+        start_batch: The first batch within that epoch; the one after the epoch's last is allowed.
+        num_workers: Worker processes; None for `distill.data.workers.default_num_workers`.
+        drop_last: Leave out an epoch's last batch when it is smaller.
+        pin_memory: For copies to a GPU; `Batch.bad` is then a list.
         shard: (rank, world size); every rank gets its part of each batch.
 
     Returns:
         A loader of `Batch`; torch's global generator is not drawn from.
 
     Raises:
-        DistillError: no batch in an epoch, or a start beyond the epoch's batches.
+        DistillError: No batch in an epoch, or a start beyond the epoch's batches.
     """
     batches = EpochSampler(
         views.indices,
@@ -423,12 +408,19 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Return a loader over images in order, each once.
 
+    >>> from distill.data.sources import open_images
+    >>> from distill.data.views import evaluation_view
+    >>> digits = open_images("digits").val
+    >>> batches = evaluation_loader(digits, evaluation_view(32), batch_size=100)
+    >>> [tuple(batch.view.shape) for batch in batches][-1]
+    (60, 3, 32, 32)
+
     Args:
-        images: the images.
-        view: makes the view, see `evaluation_view`.
-        indices: which images, in which order; None for all.
-        batch_size: images in a batch; the last may be smaller.
-        num_workers: loader processes; None for `default_num_workers`.
+        images: The images.
+        view: Makes the view, see `distill.data.views.evaluation_view`.
+        indices: Which images, in which order; None for all.
+        batch_size: Images in a batch; the last may be smaller.
+        num_workers: Worker processes; None for `distill.data.workers.default_num_workers`.
         draw: (seed, number) of a random view, see `EvaluationViews`.
 
     Returns:
@@ -442,43 +434,28 @@ def evaluation_loader(
     )
 
 
-def _make_item(
-    images: Images,
-    key: tuple[int, int],
-    view: View,
-    second_view: View | None = None,
-    distortion: Callable[[], Tensor] | None = None,
-    *,
-    further: Callable[[Image, tuple[int, int]], tuple[Tensor, ...]] | None = None,
-) -> Item | BadItem:
+def _load(images: Images, key: tuple[int, int]) -> Image.Image | BadItem:
     epoch, index = key
     if index == NO_IMAGE:
         return BadItem(None, epoch)
     try:
-        image = images.load(index)
+        return images.load(index)
     except BadImageError:
         return BadItem(images.describe(index), epoch)
-    return Item(  # what is drawn first does not depend on whether more is drawn
-        view=view(image),
-        second_view=None if second_view is None else second_view(image),
-        label=-1 if images.labels is None else int(images.labels[index]),
-        index=index,
-        epoch=epoch,
-        distortion=None if distortion is None else distortion(),
-        further_views=() if further is None else further(image, key),
-    )
 
 
-def _view_seed(*parts: int | str) -> int:
-    """Hash numbers that say which view it is, so that neighboring ones start unrelated streams."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _label(images: Images, index: int) -> int:
+    return -1 if images.labels is None else int(images.labels[index])
 
 
 @contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Let torch's generator draw from a seed, and put its state back afterwards."""
+def _drawing_from(*parts: int | str) -> Iterator[None]:
+    """Seed torch's generator with a hash of `parts`, and put its state back afterwards.
+
+    By the hash views with neighboring numbers start unrelated streams.
+    """
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it also queues work for accelerators, 130 us for each image.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
         yield
