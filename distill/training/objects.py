@@ -70,10 +70,12 @@ def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]
             options[role] = str(options[role])
     data = None
     if not isinstance(options.get("data"), (str, Path, type(None))):
-        from distill.data.objects import open_objects
+        from distill.data.sources import open_data_object
 
-        data = open_objects(options["data"], key=data_key)
-        options["data"] = data.name
+        data = open_data_object(
+            options["data"], data_key=data_key, num_workers=options.get("num_workers")
+        )
+        options["data"] = data.source
     elif data_key is not None:
         raise DistillError("data_key goes with a data set given as an object; leave it out")
     if is_dataclass(options.get("method")):
