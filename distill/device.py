@@ -1,12 +1,4 @@
-"""Picks the device and the precision of the networks' passes.
-
-Keeps the memory that tensors free on a CPU for the tensors of the next step.
-
-glibc hands an array of more than 32 MiB back to the system when it is freed, and the system fills
-the next one with zeros, page by page, on its first use. Every step of a network with large layers
-frees and takes as much as it weighs: a step of AlexNet at 64 px measured 1.4 times faster with its
-memory kept, for an eighth more of it (`tools/bench_freed_memory.py`).
-"""
+"""The device that networks run on: which one, in which precision, and how much memory it has."""
 
 from __future__ import annotations
 
@@ -17,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
+from typing import Literal
 
 import torch
 
-from distill.config import Precision
 from distill.errors import DistillError
 
 
@@ -89,7 +81,9 @@ def make_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def pick_precision(name: Precision, device: torch.device) -> Precision:
+def pick_precision(
+    name: Literal["auto", "fp32", "bf16"], device: torch.device
+) -> Literal["fp32", "bf16"]:
     """Return `fp32` or `bf16`; `auto` takes bf16 where the hardware multiplies in it.
 
     On a CPU with bf16 instructions a ResNet-18 step at 64 px measured 1.8 times faster than in
@@ -167,7 +161,10 @@ _LARGEST_KEPT = 256 * 2**20
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees in arrays up to 256 MiB; False where that cannot be set.
 
-    It can with glibc from 2.35 on (Linux).
+    glibc hands an array of more than 32 MiB back to the system when it is freed, and the system
+    fills the next one with zeros, page by page. Every step of a network with large layers frees and
+    takes as much as it weighs: a step of AlexNet at 64 px measured 1.4 times faster with its memory
+    kept, for an eighth more of it (`tools/bench_freed_memory.py`). Needs glibc from 2.35 on.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return bool(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.cli.command import Positional, command, parse, print_table
-from distill.terminal import described_seconds
 
 if TYPE_CHECKING:
     from distill.comparison.compare import ComparisonResult
@@ -84,6 +83,8 @@ def _print_tables(result: ComparisonResult) -> None:
 
 
 def _time_left(result: ComparisonResult, jobs: int) -> str:
+    from distill.terminal import described_seconds
+
     if not result.num_open:
         return ""
     if result.seconds_left is None:

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from distill.data.sources import ImageData, open_data_object
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork, wrap_module
 from distill.training.callbacks import Callback
 from teachers.load import freeze
-
-if TYPE_CHECKING:
-    from distill.data.sources import ImageData
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,8 @@ def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]
             options[role] = str(options[role])
     data = None
     if not isinstance(options.get("data"), (str, Path, type(None))):
-        from distill.data.sources import open_data_object
-
-        data = open_data_object(
-            options["data"], data_key=data_key, num_workers=options.get("num_workers")
-        )
+        workers = options.get("num_workers")
+        data = open_data_object(options["data"], data_key=data_key, num_workers=workers)
         options["data"] = data.source
     elif data_key is not None:
         raise DistillError("data_key goes with a data set given as an object; leave it out")
