@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError
+from distill.files import require_file_place
 from distill.models.checkpoints.safetensors import SUFFIX
 from distill.models.networks import num_parameters
 from distill.models.weights import save_network
@@ -42,8 +43,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
         raise DistillError(f"--to {target} must end in {SUFFIX}, the format that is written")
     if target.exists():
         raise DistillError(f"--to {target} exists already; remove it or name another file")
-    if not target.parent.is_dir():
-        raise DistillError(f"the folder of --to {target} does not exist; make it first")
+    require_file_place(target, flag="--to", example="r50x4.safetensors")
     network = load_teacher(options.teacher, weights=options.teacher_weights)
     try:
         save_network(network, target)

@@ -32,7 +32,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import filelock
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
 
 from distill.errors import DistillError
 from distill.files import atomic_write
@@ -201,8 +201,8 @@ class _Download:
                 try:
                     self._request(bar)
                     return
-                except MaxRetryError as error:
-                    raise self._failure(_reason(error.reason)) from error
+                except (MaxRetryError, LocationValueError) as error:  # the latter: a redirect
+                    raise self._failure(_reason(error)) from error
                 except HTTPError as error:
                     # A server that always starts anew sends bytes, but none that is new.
                     num_failures = 0 if self.num_bytes > furthest else num_failures + 1
@@ -317,9 +317,10 @@ def _client(url: str) -> urllib3.PoolManager:
     return urllib3.PoolManager(retries=RETRIES, timeout=TIMEOUT)
 
 
-def _reason(error: Exception | None) -> str:
+def _reason(error: HTTPError) -> str:
     """Return the library's message without the names of its objects."""
-    return str(error.args[0] if error and error.args else error).rpartition(": ")[2]
+    cause = getattr(error, "reason", None) or error
+    return str(cause.args[0] if cause.args else cause).rpartition(": ")[2]
 
 
 def _differ(one: object, other: object) -> bool:

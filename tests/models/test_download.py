@@ -187,6 +187,15 @@ def test_a_busy_server_is_asked_again_and_given_up_in_the_end(server, folder):
     assert "too many 503 error responses; known about this link: the host is slow" in message
 
 
+def test_redirects_are_followed_with_the_range_and_to_the_web_alone(server, interrupted):
+    server.will(status=302, headers={"Location": "/moved/weights.pth"})
+    assert fetched(server, interrupted) == server.content
+    assert server.ranges == ["bytes=4000-", "bytes=4000-"]
+    (interrupted / "weights.pth").unlink()
+    server.will(status=302, headers={"Location": "file:///etc/passwd"})
+    assert "cannot be downloaded: " in failure(Source(server.url), interrupted)
+
+
 def test_no_network_is_one_sentence(server, folder):
     server.close()
     message = failure(Source(server.url), folder)
