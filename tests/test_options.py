@@ -18,7 +18,7 @@ from distill.config import (
     updated,
 )
 from distill.errors import DistillError
-from distill.evaluation.linear import LinearOptions
+from distill.evaluation.linear import Linear
 from distill.exports.export import ExportOptions
 from distill.recipes import load_recipe, recipe_names
 from distill.training.configuration import check
@@ -38,8 +38,8 @@ def test_a_configuration_survives_yaml():
 
 def test_options_of_one_group_by_name():
     given = {"output": "a/b", "layers": ["x"], "learning-rates": [1, "1e-2"], "cache": None}
-    found = as_options(LinearOptions, given, source="test")
-    assert found == LinearOptions(
+    found = as_options(Linear.Options, given, source="test")
+    assert found == Linear.Options(
         output=Path("a/b"), layers=("x",), learning_rates=(1.0, 0.01), cache=None
     )
     for options, message in (
@@ -49,7 +49,7 @@ def test_options_of_one_group_by_name():
         ({"learning_rates": 0.1}, "allowed: a list of numbers"),
     ):
         with pytest.raises(DistillError, match=message):
-            as_options(LinearOptions, options, source="test")
+            as_options(Linear.Options, options, source="test")
     with pytest.raises(DistillError, match="test needs format"):
         as_options(ExportOptions, {"overwrite": True}, source="test")
 

@@ -23,7 +23,7 @@ from distill.data.shards import TarImages
 from distill.data.shifted import read_class_map, read_frame_groups
 from distill.data.voc import open_voc, read_annotation
 from distill.embeddings.store import EmbeddingStore
-from distill.evaluation.linear import read_names
+from distill.evaluation.label_subsets import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
 from distill.recipes import load_recipe

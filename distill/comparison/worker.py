@@ -160,18 +160,17 @@ def _train(request: Request, run: Path) -> str | None:
 
 def _measure(request: Request, run: Path) -> None:
     """Add the numbers that training has not measured, from one pass over the images."""
-    from distill.evaluation.linear import LinearOptions, evaluate_linear
-    from distill.evaluation.standard import evaluate_standard
+    from distill.evaluation import base, standard
 
     shared = ("device", "num_workers", "on_bad_image", "max_bad_images")
     given = {name: request.options[name] for name in shared if name in request.options}
     # As exact as what training measures; the folder goes when the run is done.
-    options = LinearOptions(cache=run / "embeddings", cache_dtype="fp32", **given)
+    given |= {"cache": run / "embeddings", "cache_dtype": "fp32"}
     metrics = read_metrics(run)
     if "nn_accuracy" not in metrics:
-        evaluate_standard(run, options)
+        standard.evaluate_standard(run, base.EvaluationOptions(**given))
     if "linear_accuracy" not in metrics:
-        evaluate_linear(run, options)
+        base.evaluate("linear", run, **given)
 
 
 def _holdout_curve(run: Path) -> tuple[tuple[int, float], ...]:

@@ -17,10 +17,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os.path import abspath, expanduser
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_origin, get_type_hints
+
+from annotated_types import Ge, Le
 
 from distill import distributed
-from distill.config import CacheDtype, TeacherOptions, as_options
+from distill.config import (
+    AtLeast0,
+    AtLeast1,
+    CacheDtype,
+    TeacherOptions,
+    as_options,
+    check_options,
+)
 from distill.data.sources import BadImages, ImageData, data_or_default, open_images
 from distill.device import pick_device, pick_precision
 from distill.embeddings.cache import NetworkCache, StoredEmbeddings, load_teacher_of
@@ -33,6 +42,8 @@ from distill.run_directory import add_metrics, read_config
 from students.registry import build_student
 from teachers.load import load_trained
 
+Seed = Annotated[int, Ge(0), Le(2**31 - 1)]  # FAISS keeps seeds in a C int
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -42,7 +53,7 @@ class EvaluationOptions:
     """As for training; None: the data of the run, else $DISTILL_DATA, else digits."""
     student: str | None = None
     """Architecture, for a weights file that does not say it."""
-    image_size: int | None = None
+    image_size: AtLeast1 | None = None
     """Side of the view in pixels, for a weights file that does not say it; None: 224."""
     output: Path | None = None
     """Directory whose metrics.json receives the numbers; None: the run's, if it is a run."""
@@ -50,9 +61,9 @@ class EvaluationOptions:
     """auto, cpu, cuda or cuda:N."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do about a file that cannot be decoded."""
-    max_bad_images: int | None = None
+    max_bad_images: AtLeast0 | None = None
     """How many may be skipped; None: a hundredth of the images, and at least ten."""
-    num_workers: int | None = None
+    num_workers: AtLeast0 | None = None
     """Processes that load images; None: by cores and data."""
     cache: Path | None = None
     """Folder that keeps the embeddings; None: in the cache folder, $DISTILL_CACHE or
@@ -283,6 +294,7 @@ def run_evaluation(
             f"--output {options.output} has room for the numbers of one run and {len(runs)} were "
             "given; leave it out"
         )
+    check_options(options)
     evaluation.check(options)
     subjects = [evaluation.open(run, options) for run in runs]
     results = [subject.keep(evaluation.run(subject, options)) for subject in subjects]
@@ -411,7 +423,7 @@ class ReferenceTeacherOptions(EvaluationOptions):
     """Teacher beside the student; None: the one of the run, if it is a run."""
     teacher_weights: Path | None = None
     """Weights of the teacher; None: those of the run, or the published ones of --teacher."""
-    teacher_image_size: int | None = None
+    teacher_image_size: AtLeast1 | None = None
     """Side of the teacher's view in pixels; None: that of the run, or the one --teacher was trained
     with."""
 

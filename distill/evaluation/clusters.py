@@ -23,12 +23,14 @@ from typing import Literal
 
 import numpy as np
 
+from distill.config import AtLeast1
 from distill.embeddings.search import Rows, require_labels, require_splits
 from distill.evaluation.base import (
     Evaluation,
     EvaluationOptions,
     EvaluationResult,
     Metric,
+    Seed,
     Subject,
     Table,
     register_evaluation,
@@ -307,20 +309,20 @@ class Clusters(Evaluation["Clusters.Options"]):
     class Options(EvaluationOptions):
         """How `distill clusters` measures."""
 
-        num_clusters: int | None = None
+        num_clusters: AtLeast1 | None = None
         """Clusters to look for; None: as many as there are classes."""
         matching: Matching = "purity"
         """What the mapping of clusters to classes makes largest: the sum of the clusters' purities,
         as published, or the count of images that are right."""
-        restarts: int = NUM_RESTARTS
+        restarts: AtLeast1 = NUM_RESTARTS
         """Times that k-means starts; the start with the least distances counts. Published: 1."""
-        iterations: int = NUM_ITERATIONS
+        iterations: AtLeast1 = NUM_ITERATIONS
         """Of k-means."""
         spherical: bool = False
         """Scale centroids to unit norm after every iteration."""
-        minibatch: int | None = None
+        minibatch: AtLeast1 | None = None
         """Images that k-means holds at a time, for embeddings beyond memory; None: all."""
-        seed: int = 0
+        seed: Seed = 0
         """Picks the images that k-means starts from."""
         per_cluster: bool = False
         """Print what every cluster holds, too."""

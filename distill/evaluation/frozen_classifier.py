@@ -1,7 +1,7 @@
 """Heads that are fitted on clean training embeddings and then predict under any shift.
 
 `nn` predicts the class of the nearest training image (L2-normalized embeddings, exact search);
-`linear` the logistic regression of `distill.evaluation.linear` with a penalty of 1 / N, which is
+`linear` the logistic regression of `distill.evaluation.logistic` with a penalty of 1 / N, which is
 scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A and -R do: the
 logits of the others are left out, or their training images. Deliberate limit: everything is in
 memory on the CPU.
@@ -32,8 +32,8 @@ from distill.embeddings.search import (
     require_same_width,
 )
 from distill.errors import DistillError
-from distill.evaluation.linear import minimize
-from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer, require_finite
+from distill.evaluation.linear_heads import require_finite
+from distill.evaluation.logistic import LogisticRegression
 from distill.models.networks import EmbeddingNetwork
 
 HeadName = Literal["nn", "linear"]
@@ -88,28 +88,24 @@ class LinearHead:
 
     def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
         require_finite(features)
-        self._classes, numbers = np.unique(labels, return_inverse=True)
-        rows, device = np.arange(len(features)), torch.device("cpu")
-        self._standardizer = fit_standardizer(features, rows, device=device)
-        standardized = StandardizedRows(features, rows, self._standardizer, device=device)
-        self._heads = minimize(
-            standardized,
-            numbers.astype(np.int64),
-            penalty=1 / len(features),
-            num_classes=len(self._classes),
-            max_iterations=_MAX_ITERATIONS,
-        )
+        rows, num_classes = np.arange(len(features)), int(labels.max()) + 1
+        self._regression = LogisticRegression(
+            features, labels, rows, num_classes, max_iterations=_MAX_ITERATIONS
+        ).fit(1 / len(features))
+        self._classes = np.unique(labels)
 
     def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
         """See `Head.predict`."""
-        require_same_width(self._standardizer.mean[None], features)
+        standardizer = self._regression.standardizer
+        require_same_width(standardizer.mean[None], features)
         require_finite(features)
-        columns = np.arange(len(self._classes))
+        classes = self._classes
         if among is not None:
-            columns = np.flatnonzero(np.isin(self._classes, among))
-            _require_some(columns)
-        logits = self._heads.logits(self._standardizer(torch.from_numpy(features)))[:, 0]
-        return self._classes[columns][logits[:, columns].argmax(1).numpy()]
+            classes = np.intersect1d(classes, among)
+            _require_some(classes)
+        rows = standardizer(torch.from_numpy(features))
+        logits = self._regression.heads.logits(rows)[:, 0]
+        return classes[logits[:, torch.from_numpy(classes)].argmax(1).numpy()]
 
 
 def fit_head(name: HeadName, features: np.ndarray, labels: np.ndarray) -> Head:

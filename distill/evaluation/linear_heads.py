@@ -1,14 +1,10 @@
-"""What a linear classifier is given: rows of unit norm, standardized per dimension, in float32.
+"""Linear classifiers on standardized rows, trained by SGD, several settings on the same batches.
 
-Protocol (CompRess, NeurIPS 2020): L2-normalize, then subtract the mean and divide by the standard
-deviation of the training rows, which stay fixed. As in the published program the variance is the
-unbiased one and `EPSILON` is added to it, which matters: a row of unit norm has a variance of at
-most 1 / D per dimension. Embeddings may lie on the disk, of any floating dtype; they are read in
-chunks or by index, and are held standardized only where that fits into memory.
-
-Shapes: N rows, B rows of a batch, D width.
-
-Linear classifiers trained by SGD, several settings at once on the same batches.
+Rows (CompRess, NeurIPS 2020): L2-normalized, then centered and divided by the standard deviation of
+the training rows, which stay fixed. As in the published program the variance is the unbiased one
+and `EPSILON` is added to it, which matters: a row of unit norm has a variance of at most 1 / D per
+dimension. Embeddings may lie on the disk, of any floating dtype; they are read in chunks or by
+index, and are held standardized only where that fits into memory.
 
 G heads are one tensor (G, C, D): a batch is read once and multiplied once for all of them, and a
 head is what it would be alone, up to the rounding of a matrix product of another size. All start
@@ -19,18 +15,11 @@ decay differ by head:
     velocity = momentum x velocity + gradient
     weight   = weight - learning rate x velocity
 
-Published setting (CompRess, NeurIPS 2020): learning rate 0.01, momentum 0.9, weight decay 1e-4 (of
-the bias too), batches of 256, 40 epochs, learning rate x 0.1 after 15 and after 30.
+Published setting: learning rate 0.01, momentum 0.9, weight decay 1e-4 (of the bias too), batches of
+256, 40 epochs, learning rate x 0.1 after 15 and after 30. The published program embeds a random
+view (random resized crop and flip) of every image at every step: `augmented_batches`.
 
-Shapes: G heads, B batch, D width, C classes.
-
-What linear heads learn from when every step sees new views: the published program's way.
-
-A frozen network embeds a random view (random resized crop and flip) of every image at every step;
-mean and variance stay those of the evaluation views. A view follows from (seed, epoch, image), as
-in training. Deliberate limit: nothing is kept, so that 40 epochs embed every image 40 times.
-
-Shapes: N training rows, B images of a batch, D width.
+Shapes: N rows, B rows of a batch, D width, G heads, C classes.
 """
 
 from __future__ import annotations
@@ -43,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from distill.data.images import Images
 from distill.data.loader import Batch, TrainingViews, training_loader
@@ -58,6 +48,8 @@ from distill.terminal import progress_bar
 EPSILON = 1e-5
 _CHUNK_BYTES = 64 * 2**20  # of float32 rows that are worked on at a time
 _SHARE_OF_MEMORY = 0.3  # that standardized rows may take
+_LOGITS_AT_ONCE = 2**24
+_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -203,16 +195,6 @@ class HeadSetting:
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
 
-    def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise DistillError(
-                f"a learning rate is {self.learning_rate:g}, it must be positive and finite"
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            raise DistillError(
-                f"a weight decay is {self.weight_decay:g}, it must be at least 0 and finite"
-            )
-
 
 @dataclass(frozen=True)
 class LinearSchedule:
@@ -322,68 +304,121 @@ def _gradients(heads: LinearHeads, batch: HeadBatch) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class AugmentedBatches:
-    """Embeds random views of training images; a `distill.evaluation.linear.MakeBatches`.
+class ClassScores:
+    """What a classifier achieves on some images.
 
     Attributes:
-        network: Frozen, on the device of `how`; its mode is restored after the batches.
+        accuracy: Share of images whose class it names, as a fraction of 1.
+        top5_accuracy: Share whose class is among its first five; None with five classes or fewer,
+            where it could not miss.
+        per_class: (C,) float64 accuracy on the images of each class, NaN for a class without any.
+        loss: Mean cross-entropy in nats; infinite for weights that are not finite.
+    """
+
+    accuracy: float
+    top5_accuracy: float | None
+    per_class: np.ndarray
+    loss: float
+
+
+@torch.no_grad()
+def score_heads(
+    heads: LinearHeads, rows: StandardizedRows, labels: np.ndarray
+) -> list[ClassScores]:
+    """Score G heads on standardized rows, a part of the rows at a time.
+
+    Args:
+        heads: Logits that are not finite never hit.
+        rows: N rows, at least one.
+        labels: (N,) classes, 0..C-1.
+
+    Returns:
+        G scores.
+    """
+    num_heads, num_classes = heads.bias.shape
+    hits, top_hits = np.empty((2, num_heads, len(rows)), dtype=bool)
+    losses = np.empty((num_heads, len(rows)))
+    at_once = max(1, _LOGITS_AT_ONCE // heads.bias.numel())
+    for start in range(0, len(rows), at_once):
+        places = np.arange(start, min(start + at_once, len(rows)))
+        logits = heads.logits(rows(places)).float()
+        target = torch.from_numpy(labels[places].astype(np.int64)).to(logits.device)
+        target = target[:, None].expand(logits.shape[:2])
+        finite = logits.isfinite().all(dim=2)
+        logits = logits.nan_to_num(0.0, 0.0, 0.0)
+        first = logits.topk(min(_TOP, num_classes), dim=2).indices
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        hits[:, places] = ((logits.argmax(dim=2) == target) & finite).T.cpu()
+        top_hits[:, places] = ((first == target[..., None]).any(dim=2) & finite).T.cpu()
+        losses[:, places] = loss.view_as(finite).masked_fill(~finite, torch.inf).T.double().cpu()
+    images = np.bincount(labels, minlength=num_classes)
+    scores = []
+    for hit, top_hit, head_losses in zip(hits, top_hits, losses, strict=True):
+        per_class = np.full(num_classes, np.nan)
+        counts = np.bincount(labels, weights=hit, minlength=num_classes)
+        np.divide(counts, images, out=per_class, where=images > 0)
+        top5 = float(top_hit.mean()) if num_classes > _TOP else None
+        scores.append(ClassScores(float(hit.mean()), top5, per_class, float(head_losses.mean())))
+    return scores
+
+
+def augmented_batches(
+    network: EmbeddingNetwork,
+    images: Images,
+    index: np.ndarray,
+    standardizer: Standardizer,
+    inference: InferenceConfig,
+    *,
+    augmentation: str,
+    schedule: LinearSchedule = PUBLISHED_SCHEDULE,
+    seed: int = 0,
+) -> Iterator[HeadBatch]:
+    """Yield all batches of all epochs, of a new random view of every image in every epoch.
+
+    A view follows from (seed, epoch, image), as in training. Nothing is kept: 40 epochs embed every
+    image 40 times.
+
+    Args:
+        network: Frozen, on the device of `inference`; its mode is restored after the batches.
         images: The training images, with labels.
-        index: (N,) which image a training row is of.
-        how: Device, precision, workers; the batch size is the schedule's.
+        index: (N,) the images to learn from.
+        standardizer: With the statistics of the evaluation views.
+        inference: Device, precision, workers; the batch size is the schedule's.
         augmentation: As `distill.data.views.training_view` knows them.
         schedule: Epochs and batch size.
         seed: Of views and order, from 0.
+
+    Raises:
+        BadImageError: From `inference.on_bad_images`.
     """
+    view = training_view(
+        network.input.image_size,
+        augmentation,
+        crop_fraction=network.input.crop_fraction,
+        interpolation=network.input.interpolation,
+    )
+    views = TrainingViews(images, index, view, seed=seed)
 
-    network: EmbeddingNetwork
-    images: Images
-    index: np.ndarray
-    how: InferenceConfig
-    augmentation: str
-    schedule: LinearSchedule
-    seed: int
-
-    def __call__(self, rows: np.ndarray, standardizer: Standardizer) -> Iterator[HeadBatch]:
-        """Yield all batches of all epochs over the training rows `rows`.
-
-        Raises:
-            BadImageError: From `how.on_bad_images`.
-        """
-        seen = self.network.input
-        view = training_view(
-            seen.image_size,
-            self.augmentation,
-            crop_fraction=seen.crop_fraction,
-            interpolation=seen.interpolation,
+    def batches() -> Iterable[Batch]:
+        return training_loader(
+            views,
+            batch_size=schedule.batch_size,
+            num_epochs=schedule.num_epochs,
+            num_workers=inference.num_workers,
         )
-        views = TrainingViews(self.images, self.index[rows], view, seed=self.seed)
-        size = self.schedule.batch_size
 
-        def batches() -> Iterable[Batch]:
-            return training_loader(
-                views,
-                batch_size=size,
-                num_epochs=self.schedule.num_epochs,
-                num_workers=self.how.num_workers,
-            )
-
-        was_training = self.network.training
-        self.network.eval()
-        total = self.schedule.num_epochs * len(rows)
-        try:
-            with progress_bar(total, description="linear, augmented") as bar:
-                for batch in guarded_batches(batches):
-                    if batch.bad and self.how.on_bad_images is not None:
-                        self.how.on_bad_images(batch.bad)
-                    bar.update(len(batch.index) + len(batch.bad))
-                    if len(batch.index):
-                        embedded = self._embedded(batch.view)
-                        labels = batch.label.to(self.how.device)
-                        yield HeadBatch(batch.epoch, standardizer(embedded), labels)
-        finally:
-            self.network.train(was_training)
-
-    @torch.no_grad()
-    def _embedded(self, view: torch.Tensor) -> torch.Tensor:
-        with autocast(self.how.device, self.how.precision):
-            return self.network(view.to(self.how.device))
+    device, was_training = inference.device, network.training
+    network.eval()
+    try:
+        total = schedule.num_epochs * len(index)
+        with progress_bar(total, description="linear, augmented") as bar:
+            for batch in guarded_batches(batches):
+                if batch.bad and inference.on_bad_images is not None:
+                    inference.on_bad_images(batch.bad)
+                bar.update(len(batch.index) + len(batch.bad))
+                if len(batch.index):
+                    with torch.no_grad(), autocast(device, inference.precision):
+                        embedded = network(batch.view.to(device))
+                    yield HeadBatch(batch.epoch, standardizer(embedded), batch.label.to(device))
+    finally:
+        network.train(was_training)

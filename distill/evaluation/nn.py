@@ -20,12 +20,11 @@ from typing import Literal
 import numpy as np
 
 from distill import distributed
-from distill.config import TeacherOptions
+from distill.config import AtLeast1, TeacherOptions
 from distill.embeddings.search import (
     Rows,
     nearest_neighbors,
     require_ks,
-    require_seed,
     require_splits,
 )
 from distill.errors import DistillError
@@ -35,6 +34,7 @@ from distill.evaluation.base import (
     EvaluationResult,
     Metric,
     ReferenceTeacherOptions,
+    Seed,
     Subject,
     Table,
     reference_teacher,
@@ -203,16 +203,16 @@ class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
     class Options(ReferenceTeacherOptions):
         """How `distill nn` measures."""
 
-        k: tuple[int, ...] = (1,)
+        k: tuple[AtLeast1, ...] = (1,)
         """Neighbors that vote; several numbers come from one search."""
         vote: Vote = "majority"
         """One voice each, or weighted by exp(similarity / 0.07)."""
         agreement: bool = False
         """Also measure how many of the k nearest images are those that the teacher sees; the one
         number that needs no labels."""
-        agreement_images: int = 10_000
+        agreement_images: AtLeast1 = 10_000
         """Images whose neighbors are compared, at most; drawn by the seed."""
-        seed: int = 0
+        seed: Seed = 0
         """Draws the images of the agreement."""
         per_class: bool = False
         """Print the accuracy of every class and what it is taken for, at the first --k."""
@@ -222,12 +222,7 @@ class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
 
     @classmethod
     def check(cls, options: Options) -> None:
-        """Refuse numbers out of range and a file that cannot be written."""
-        require_seed(options.seed)
-        if options.agreement_images < 1:
-            raise DistillError(
-                f"--agreement-images is {options.agreement_images}, it must be at least 1"
-            )
+        """Refuse a file that cannot be written."""
         if options.confusion is not None:
             require_file_place(options.confusion, flag="--confusion", example="confusion.csv")
 

@@ -244,7 +244,7 @@ def test_every_evaluation_says_what_a_command_needs():
 
 
 def test_unknown_evaluations_and_options(tmp_path):
-    with pytest.raises(DistillError, match="did you mean .clusters."):
+    with pytest.raises(DistillError, match="did you mean 'clusters'"):
         evaluate("cluster", tmp_path)
     with pytest.raises(DistillError, match=r"distill.evaluate\('nn'\) has an unknown option 'kk'"):
         evaluate("nn", tmp_path, kk=3)

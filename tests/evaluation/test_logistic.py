@@ -1,92 +1,107 @@
-"""Logistic regression against scikit-learn's."""
+"""Logistic regression: the minimum, the choice of the penalty, what memory does not hold."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
 
 from distill.errors import DistillError
-from distill.evaluation import linear as module
-from distill.evaluation.linear import LabeledEmbeddings, logistic_evaluation, minimize
-from distill.evaluation.linear_heads import StandardizedRows, fit_standardizer
-
-CPU = torch.device("cpu")
+from distill.evaluation import logistic as module
+from distill.evaluation.logistic import LogisticRegression, logistic_evaluation
 
 
-def made(noise: float = 1.5) -> LabeledEmbeddings:
+def made(noise: float = 1.5, classes: int = 4) -> list[np.ndarray]:
+    """Training rows, their classes, validation rows, theirs."""
     rng = np.random.default_rng(0)
-    centers = rng.normal(size=(4, 9))
-    train, val = np.arange(120) % 4, np.arange(80) % 4
-    return LabeledEmbeddings(
-        centers[train] + noise * rng.normal(size=(120, 9)),
-        train,
-        centers[val] + noise * rng.normal(size=(80, 9)),
-        val,
+    centers = rng.normal(size=(classes, 9))
+    train, val = np.arange(120) % classes, np.arange(80) % classes
+    rows = [centers[x] + noise * rng.normal(size=(len(x), 9)) for x in (train, val)]
+    return [rows[0], train, rows[1], val]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("penalty", [0.1, 0.003])
+def test_the_minimum_of_the_formula(penalty: float, classes: int):
+    features, labels, *_ = made(classes=classes)
+    regression = LogisticRegression(features, labels, np.arange(120), classes).fit(penalty)
+    rows = regression.standardizer(torch.from_numpy(features)).double()
+
+    def objective(flat):
+        flat = torch.tensor(flat, requires_grad=True)
+        weight, bias = flat[:-classes].view(classes, 9), flat[-classes:]
+        loss = torch.nn.functional.cross_entropy(rows @ weight.T + bias, torch.from_numpy(labels))
+        loss = loss + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss.item(), flat.grad.numpy()
+
+    found = minimize(objective, np.zeros(10 * classes), jac=True, method="L-BFGS-B", tol=1e-12).x
+    expected = rows @ torch.from_numpy(found[:-classes]).view(classes, 9).T + found[-classes:]
+    logits = regression.heads.logits(rows.float())[:, 0]
+    torch.testing.assert_close(
+        logits.log_softmax(1), expected.log_softmax(1).float(), atol=0.02, rtol=0
     )
 
 
-@pytest.mark.parametrize("penalty", [0.1, 0.003])
-def test_the_minimum_is_scikit_learns(penalty: float, monkeypatch):
-    data = made()
-    rows = np.arange(120)
-    standardizer = fit_standardizer(data.train_features, rows, device=CPU)
-    standardized = StandardizedRows(data.train_features, rows, standardizer, device=CPU)
-    expected = LogisticRegression(C=1 / (penalty * 120), tol=1e-8, max_iter=1000)
-    expected.fit(standardized(rows).numpy().astype(np.float64), data.train_labels)
-    for values in (2**24, 9 * 50):  # at once, and in parts of which the last is smaller
-        monkeypatch.setattr(module, "_VALUES_AT_ONCE", values)
-        head = minimize(standardized, data.train_labels, penalty=penalty, num_classes=4)
-        np.testing.assert_allclose(head.weight[0], expected.coef_, atol=3e-3)
-        bias = head.bias[0] - head.bias[0].mean()  # the bias is free up to a common number
-        np.testing.assert_allclose(
-            bias, expected.intercept_ - expected.intercept_.mean(), atol=3e-3
-        )
+def evaluated(arguments, **options):
+    options = {"rows": np.arange(120), "num_classes": 4, **options}
+    return logistic_evaluation(*arguments, **options)
 
 
 def test_the_penalty_is_chosen_on_held_out_rows_not_on_validation():
-    data = made()
-    found = logistic_evaluation(data, device=CPU)
-    assert set(found.held_out) == set(module.PENALTIES)
-    assert found.held_out[found.penalty] == max(found.held_out.values())
-    other = LabeledEmbeddings(
-        data.train_features, data.train_labels, data.val_features, data.val_labels[::-1].copy()
-    )
-    assert logistic_evaluation(other, device=CPU).held_out == found.held_out
-    one = logistic_evaluation(data, device=CPU, penalties=[found.penalty])
-    np.testing.assert_allclose(one.scores.loss, found.scores.loss, rtol=1e-5)
-    assert one.held_out == {}
-    assert found.scores.accuracy > 0.45
+    arguments = made()
+    scores, held_out = evaluated(arguments)
+    assert list(held_out) == list(module.PENALTIES)
+    shuffled = [*arguments[:3], arguments[3][::-1].copy()]
+    assert evaluated(shuffled)[1] == held_out
+    best = max(held_out, key=held_out.get)
+    alone, none = evaluated(arguments, penalties=[best])
+    assert none == {}
+    assert alone.accuracy == scores.accuracy > 0.45
 
 
-def test_held_out_rows_are_not_fitted(monkeypatch):
-    fitted = []
-    original = module.minimize
+def test_of_equal_penalties_the_stronger_is_chosen(monkeypatch):
+    fits, original = [], LogisticRegression.fit
 
-    def record(rows, labels, **arguments):
-        fitted.append(rows.rows.tolist())
-        assert labels.tolist() == made().train_labels[rows.rows].tolist()
-        return original(rows, labels, **arguments)
+    def record(self, penalty):
+        fits.append((penalty, len(self._labels)))
+        return original(self, penalty)
 
-    monkeypatch.setattr(module, "minimize", record)
-    logistic_evaluation(made(), device=CPU, penalties=[0.1, 0.01])
-    assert [len(rows) for rows in fitted] == [108, 108, 120]
-
-
-def test_of_equal_penalties_the_stronger_is_chosen():
-    found = logistic_evaluation(made(noise=0.01), device=CPU, penalties=[1e-3, 1e-2])
-    assert found.held_out == {1e-2: 1.0, 1e-3: 1.0}
-    assert found.penalty == 1e-2
+    monkeypatch.setattr(LogisticRegression, "fit", record)
+    _, held_out = evaluated(made(noise=0.01), penalties=[1e-3, 1e-2])
+    assert held_out == {1e-2: 1.0, 1e-3: 1.0}
+    assert fits == [(1e-2, 108), (1e-3, 108), (1e-2, 120)]
 
 
 def test_only_the_chosen_rows_count():
-    data = made()
-    rows = np.arange(0, 120, 3)
-    part = LabeledEmbeddings(
-        data.train_features[rows], data.train_labels[rows], data.val_features, data.val_labels
-    )
-    found = logistic_evaluation(data, device=CPU, rows=rows)
-    alone = logistic_evaluation(part, device=CPU)
-    assert found.penalty == alone.penalty
-    np.testing.assert_allclose(found.scores.loss, alone.scores.loss, rtol=1e-5)
+    arguments, rows = made(), np.arange(0, 120, 3)
+    part = [arguments[0][rows], arguments[1][rows], *arguments[2:]]
+    scores, held_out = evaluated(arguments, rows=rows)
+    alone, same = evaluated(part, rows=np.arange(40))
+    assert held_out == same
+    np.testing.assert_allclose(scores.loss, alone.loss, rtol=1e-4)
     with pytest.raises(DistillError, match="no class has two"):
-        logistic_evaluation(data, device=CPU, rows=np.array([0, 1]))
+        evaluated(arguments, rows=np.array([0, 1]))
+
+
+def test_a_class_without_training_rows_is_never_predicted():
+    features, labels, val, val_labels = made()
+    scores, _ = evaluated([features, labels, val, val_labels], rows=np.flatnonzero(labels != 2))
+    assert scores.per_class[2] == 0
+    assert scores.accuracy > 0.3
+
+
+def test_more_rows_than_memory_is_given():
+    many = SimpleNamespace(shape=(10**6, 2048))
+    with pytest.raises(DistillError, match=r"7.6 GiB of them, .* at most 2 GiB; use --method sgd"):
+        logistic_evaluation(
+            many, np.zeros(1), many, np.zeros(1), rows=np.arange(10**6), num_classes=2
+        )
+
+
+def test_the_command(measure, capsys):
+    measured = measure("linear", "--method", "logistic")
+    assert list(measured) == ["linear_accuracy_logistic"]
+    assert measured["linear_accuracy_logistic"] > 1 / 3
+    assert "penalty  held out" in capsys.readouterr().out
