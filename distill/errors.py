@@ -1,7 +1,8 @@
-"""What the toolkit says to a person who asked for something it cannot do.
+"""Errors for people.
 
-Everything below derives from `DistillError`, a `ValueError`: the command line prints its message as
-one sentence and exits with status 2, a program catches it. Anything else that escapes is a defect.
+A request that cannot be met is a `DistillError`, a `ValueError`: the command line prints its
+message as one sentence and exits with status 2. A run that fails is one of the `RuntimeError`s
+below, status 1. Anything else that escapes is a defect.
 """
 
 from __future__ import annotations

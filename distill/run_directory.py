@@ -1,4 +1,4 @@
-"""The run directory: where everything that a run writes lies, and who may write there.
+"""The run directory: everything that a run writes, and its lock.
 
     config.yaml           the resolved configuration, with versions
     metrics.json          one object: what was measured, fractions of 1
@@ -9,8 +9,7 @@
     backbone.safetensors  instead, after pre-training: the backbone, with its description
     heads.safetensors     and the heads that it was trained through
 
-Files are written beside their place and renamed, so that none is ever half there. With several
-processes only the first writes.
+Files are written atomically. With several processes only the first writes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What people see while something runs: lines, progress bars, durations.
+"""Log lines and progress bars on the console.
 
-With several processes only the first speaks. Where standard error is no terminal but a file, what
-would be a bar is a line a minute.
+With several processes only the first prints. Where standard error is a file instead of a terminal,
+a progress bar is a line a minute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SECONDS_PER_LINE = 60.0
 
 
 class _Lines(tqdm):
-    """Progress for a file: a line now and then, nothing about what takes less."""
+    """Progress in a file: a line a minute, none for what takes less."""
 
     def __init__(self, **options: Any) -> None:
         options |= {"dynamic_ncols": False, "ncols": 0, "leave": False}
@@ -88,7 +88,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Let the toolkit's log lines appear on standard output, unless that is so already."""
+    """Print the toolkit's log lines on standard output; calling it again changes nothing."""
     toolkit = logging.getLogger("distill")
     if not any(isinstance(handler, ConsoleHandler) for handler in toolkit.handlers):
         toolkit.addHandler(ConsoleHandler())
@@ -96,7 +96,7 @@ def log_to_console() -> None:
 
 
 def described_seconds(seconds: float) -> str:
-    """Say a duration in hours and minutes, or in minutes and seconds."""
+    """Return a duration in hours and minutes, or in minutes and seconds."""
     if not math.isfinite(seconds):  # read from a file
         return "an unknown time"
     minutes, rest = divmod(round(seconds), 60)

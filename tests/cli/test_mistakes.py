@@ -162,6 +162,7 @@ def mistake(tmp_path, capsys, monkeypatch):
         ("nn absent --data digits", "no run directory or weights file at absent"),
         ("clusters absent --data digits", "no run directory or weights file at absent"),
         ("linear absent --data digits", "no run directory or weights file at absent"),
+        ("nn run --ivf --ivf-lists 3", "--ivf is gone: exact search was faster"),
         ("compare absent.yaml", "grid absent.yaml cannot be read"),
         ("compare absent --table", "grid absent cannot be read"),
         ("compare . --table", "holds no comparison; name one, or the YAML file of a grid"),
