@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.images import Images
-from distill.data.sources import data_or_default, open_images
+from distill.data.sources import ImageData, data_or_default, open_images
 from distill.embeddings.embed import NetworkView
 from distill.errors import BadImageError, DistillError, UnknownNameError
 from distill.exports.formats import (
@@ -83,7 +83,13 @@ class Exported:
     card: Path
 
 
-def export(run: Path, options: ExportOptions, *, module: nn.Module | None = None) -> Exported:
+def export(
+    run: Path,
+    options: ExportOptions,
+    *,
+    module: nn.Module | None = None,
+    data: ImageData | None = None,
+) -> Exported:
     """Write the network of a finished run in another format.
 
     Args:
@@ -91,6 +97,7 @@ def export(run: Path, options: ExportOptions, *, module: nn.Module | None = None
         options: What to write.
         module: Your own module that was trained, to be filled with the weights; None for a network
             that is built by name.
+        data: The images of the run, for a dataset that a program gave; None: opened by name.
 
     Raises:
         DistillError: No such format, a run that is not finished, missing packages, something of
@@ -104,7 +111,8 @@ def export(run: Path, options: ExportOptions, *, module: nn.Module | None = None
     folder = options.output or run / "export"
     names = [file.file_name for file in files]
     record = require_free(folder, names, weights=sha256(weights), overwrite=options.overwrite)
-    data = open_images(data_or_default(options.data or read_config(run).get("data")))
+    if data is None or options.data is not None:
+        data = open_images(data_or_default(options.data or read_config(run).get("data")))
     images = data.train if data.val is None else data.val
     pixels = real_pixels(images, network.input, number=sum(COMPARED_BATCH_SIZES))
     card = ModelCard(run, network, None if options.data else data, license_name=options.license)

@@ -107,6 +107,8 @@ def _with_pictures(run: Path, content: RunContent, options: ReportOptions) -> Ru
         reason = f"the run has not finished, there is no {STUDENT} yet"
     elif is_own_module(str((read_description(weights[0]) or {}).get("network"))):
         reason = "the network is a module of your own, whose code is not at hand here"
+    elif options.data is None and content.options.get("data", "").startswith("dataset:"):
+        reason = "the images are a dataset that a program gave; --data names a folder of them"
     if reason is not None:
         return replace(content, left_out=dict.fromkeys(("neighbors", "clusters", "map"), reason))
     galleries = open_galleries(

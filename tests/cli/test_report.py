@@ -16,6 +16,7 @@ from distill.embeddings.store import EmbeddingStore
 from distill.models.networks import wrap_module
 from distill.models.weights import save_network
 from distill.reports import report as report_job
+from students.registry import build_student
 
 TINY = ["--student", "timm:test_resnet", "--image-size", "32", "--num-workers", "0"]
 
@@ -117,14 +118,19 @@ def test_large_data_are_sampled(make_folder, train, tmp_path):
     assert not (path / "report.html").exists()
 
 
-def test_a_run_that_has_not_finished_and_one_of_your_own_module(make_folder, train):
+def test_a_run_that_has_not_finished_and_runs_of_your_own_objects(make_folder, train):
     path = train(make_folder())
     weights = path / "student.safetensors"
     weights.unlink()
-    for reason in ("the run has not finished", "the network is a module of your own"):
-        if "own" in reason:
+    config = path / "config.yaml"
+    reasons = ("the run has not finished", "the network is a module of", "the images are a dataset")
+    for reason in reasons:
+        if "module" in reason:
             save_network(wrap_module(torch.nn.Flatten(), image_size=32), weights)
-        assert run(["report", str(path), "--data", "never-opened"]) == 0
+        elif "images" in reason:
+            save_network(build_student("timm:test_resnet", image_size=32), weights)
+            config.write_text(re.sub("data: .*", "data: dataset:me.Photos", config.read_text()))
+        assert run(["report", str(path)]) == 0
         found = sections((path / "report.html").read_text())
         for name in ("neighbors", "clusters", "map"):
             assert f"Left out: {reason}" in found[name]
