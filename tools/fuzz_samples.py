@@ -20,7 +20,9 @@ import yaml
 from bundle_writer import write_bundle
 from PIL import Image
 
+from distill.comparison.compare import CompareOptions, open_comparison
 from distill.comparison.grid import read_grid
+from distill.comparison.results import read_results, results_json
 from distill.comparison.trial import make_trials
 from distill.config import TrainConfig, flattened
 from distill.models.checkpoints.safetensors import write_safetensors
@@ -97,6 +99,15 @@ def comparison(folder: Path) -> dict[str, bytes]:
     files[TRIAL] = {**status, "options": trial.identity({"learning_rate": 0.1})}
     written = {name: json.dumps(one).encode() for name, one in files.items()}
     return {"grid.yaml": content, **written}
+
+
+def comparison_file(folder: Path) -> list[bytes]:
+    """The results of a comparison as one file."""
+    for name, content in comparison(folder).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    opened = open_comparison(folder, CompareOptions(table=True))
+    return [results_json(opened, read_results(opened)).encode()]
 
 
 def _tensors() -> dict[str, torch.Tensor]:

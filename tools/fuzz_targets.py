@@ -13,9 +13,9 @@ from pathlib import Path
 
 import fuzz_samples
 
-from distill.comparison.compare import CompareOptions, compare
+from distill.comparison.compare import CompareOptions, open_comparison, require_same_options
 from distill.comparison.grid import read_grid
-from distill.comparison.results import read_results_file
+from distill.comparison.results import read_results, results_json
 from distill.comparison.trial import make_trials
 from distill.config import TrainConfig, flattened, updated
 from distill.data.images import FolderImages
@@ -27,8 +27,9 @@ from distill.evaluation.label_subsets import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
 from distill.recipes import load_recipe
+from distill.reports.comparison_tables import comparison_markdown
 from distill.reports.gallery import read_class_names
-from distill.reports.page import run_page
+from distill.reports.page import grid_page, run_page
 from distill.reports.run_facts import read_run
 from distill.run_directory import read_config, read_run_metadata
 from distill.training.checkpoints import read_state
@@ -75,11 +76,13 @@ def _run_file(name: str) -> Target:
     )
 
 
-def _show_comparison(file: Path) -> None:
-    output = compare(file.parents[1], CompareOptions(table=True)).output
-    assert output is not None
-    read_results_file(output / "comparison.json", None)
-    assert "<script>" not in (output / "comparison.html").read_text(encoding="utf-8")
+def _show_comparison(source: Path) -> None:
+    comparison = open_comparison(source, CompareOptions(table=True))
+    content = read_results(comparison)
+    results_json(comparison, content)
+    comparison_markdown(content)
+    assert "<script>" not in grid_page(content)
+    require_same_options(comparison)
 
 
 def _bundle_part(ending: str) -> Callable[[Path], list[bytes]]:
@@ -134,9 +137,12 @@ TARGETS = {
     "comparison-run": Target(
         fuzz_samples.TRIAL,
         lambda folder: [fuzz_samples.comparison(folder)[fuzz_samples.TRIAL]],
-        _show_comparison,
+        lambda file: _show_comparison(file.parents[1]),
         fuzz_samples.comparison,
         "json",
+    ),
+    "comparison-file": Target(
+        "kept.json", fuzz_samples.comparison_file, _show_comparison, syntax="json"
     ),
     "checkpoint": Target("step-000000001.safetensors", fuzz_samples.states, read_state),
     "safetensors": Target("w.safetensors", fuzz_samples.safetensors, _read_tensors),

@@ -109,7 +109,7 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
     if options.table:
         is_file = source.suffix == ".json"
         if not is_file and not source.is_dir():  # these bring the grid that they were made of
-            _require_same_options(comparison)
+            require_same_options(comparison)
         return _result(comparison, trials, writes=not is_file or options.output is not None)
     require_equal_budgets(comparison.trials.values(), comparison.grid.source)
     require_runnable(comparison, trials)
@@ -206,7 +206,7 @@ def _trials_to_reopen(
         and comparison.state(trial.name) == "failed"
         and trial.name not in in_use
     ]
-    _require_same_options(comparison, retried={trial.name for trial in failed})
+    require_same_options(comparison, retried={trial.name for trial in failed})
     unmeasured = [
         trial
         for trial in trials
@@ -230,7 +230,7 @@ def _reopen(comparison: Comparison, failed: Sequence[Trial], unmeasured: Sequenc
         comparison.set_status(trial.name, replace(status, state="started"))
 
 
-def _require_same_options(comparison: Comparison, *, retried: Collection[str] = ()) -> None:
+def require_same_options(comparison: Comparison, *, retried: Collection[str] = ()) -> None:
     """Refuse to mix trials that were made under other options with those that are to come.
 
     Args:

@@ -11,7 +11,16 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
 READERS = (
     *("recipe", "grid", "config", "run-config", "run-metrics", "run-log", "run-robustness"),
-    *("comparison-run", "checkpoint", "safetensors", "pytorch", "zip", "tar", "bundle-index"),
+    *(
+        "comparison-run",
+        "comparison-file",
+        "checkpoint",
+        "safetensors",
+        "pytorch",
+        "zip",
+        "tar",
+        "bundle-index",
+    ),
     *("bundle-data", "image", "shard", "annotation", "voc-list", "class-map", "class-map-csv"),
     *("class-names", "frames", "label-list", "cache", "export"),
 )
