@@ -86,7 +86,7 @@ def test_a_comparison_that_is_killed_goes_on_and_the_teacher_sees_each_image_onc
     assert "continuing after step" in printed
     # Validation images are of use to the one run of each seed that measures the teacher.
     for split, number in (("train", "1,437"), ("val", "360")):
-        assert (before + printed).count(f"teacher, digits/{split}, center: 0 of {number}") == 1
+        assert (before + printed).count(f"teacher, digits/{split}: 0 of {number}") == 1
     kept = json.loads((output / "comparison.json").read_text())
     assert [trial["state"] for trial in kept["trials"]] == ["done"] * 4
     for row in kept["rows"][:2]:
