@@ -25,178 +25,104 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Series:
-    """One curve.
-
-    Attributes:
-        name: Shown in the legend.
-        x: Ascending numbers.
-        y: As many; points that are not finite are gaps.
-    """
+    """One curve, by its name in the legend."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float]  # ascending
+    y: Sequence[float]  # as many; points that are not finite are gaps
 
 
 @dataclass(frozen=True)
 class Curves:
-    """One figure of curves that share their axes.
-
-    Attributes:
-        title: Of the figure.
-        x_label: With the unit.
-        y_label: With the unit.
-        series: At least one.
-        is_share: Whether y is a fraction of 1, to be shown in per cent.
-        y_also: Values beside its own that the vertical axis shows, such as those of other figures.
-    """
+    """One figure of curves that share their axes; labels have the unit."""
 
     title: str
     x_label: str
     y_label: str
-    series: Sequence[Series]
-    is_share: bool = False
-    y_also: Sequence[float] = ()
+    series: Sequence[Series]  # at least one
+    is_share: bool = False  # whether y is a fraction of 1, to be shown in per cent
+    y_also: Sequence[float] = ()  # what the vertical axis shows as well, such as other figures' y
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the data.
-
-    Attributes:
-        uri: Data URI of the thumbnail.
-        name: What to call the image: its class, else its place.
-        is_right: Whether its class is the one that was asked for; None where nothing was.
-        is_tiny: Whether it has so few pixels that it is shown enlarged.
-    """
+    """An image of the data, as a thumbnail."""
 
     uri: str
-    name: str
-    is_right: bool | None = None
-    is_tiny: bool = False
+    name: str  # its class, else its place
+    is_right: bool | None = None  # whether its class is the one asked for; None where none was
+    is_tiny: bool = False  # whether it has so few pixels that it is shown enlarged
 
 
 @dataclass(frozen=True)
 class Query:
-    """An image with its nearest training images, nearest first.
-
-    Attributes:
-        picture: The image.
-        teacher: Its neighbors by the teacher's embeddings; None without a teacher.
-        student: Its neighbors by the student's.
-    """
+    """An image with its nearest training images by either network's embeddings, nearest first."""
 
     picture: Picture
-    teacher: Sequence[Picture] | None
+    teacher: Sequence[Picture] | None  # None without a teacher
     student: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class NeighborSection:
-    """Queries with their neighbors.
+    """Queries with their neighbors."""
 
-    Attributes:
-        facts: What is looked up among what, a sentence.
-        random: Queries drawn at random.
-        wrong: Queries drawn from those whose nearest image by the student is of another class;
-            empty without labels.
-        no_teacher: Why the teacher's neighbors are missing; None when they are there.
-    """
-
-    facts: str
+    facts: str  # what is looked up among what, a sentence
     random: Sequence[Query]
+    # From those whose nearest image by the student is of another class; empty without labels.
     wrong: Sequence[Query] = ()
-    no_teacher: str | None = None
+    no_teacher: str | None = None  # why the teacher's are missing; None when they are there
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster.
+    """One cluster, with some of its images, drawn at random."""
 
-    Attributes:
-        number: From 0 on.
-        size: Images in it.
-        matched: The class that it stands for.
-        purity: Share of its images that are of that class.
-        pictures: Some of its images, drawn at random.
-    """
-
-    number: int
+    number: int  # from 0 on
     size: int
-    matched: str
-    purity: float
+    matched: str  # the class that it stands for
+    purity: float  # share of its images that are of that class
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class ClusterSection:
-    """Clusters of the embeddings.
+    """Clusters of the embeddings: some at random, those of the highest and of the lowest purity."""
 
-    Attributes:
-        facts: How the clusters were found, a sentence.
-        random: Clusters drawn at random.
-        best: Those of the highest purity.
-        worst: Those of the lowest.
-        shares: (K, C) of each cluster's images by class, rows in the order of `rows`; 0 to 1.
-        rows: Names of the clusters.
-        columns: Names of the classes.
-    """
-
-    facts: str
+    facts: str  # how the clusters were found, a sentence
     random: Sequence[Cluster]
     best: Sequence[Cluster]
     worst: Sequence[Cluster]
-    shares: np.ndarray
-    rows: Sequence[str]
-    columns: Sequence[str]
+    shares: np.ndarray  # (K, C), of each cluster's images by class, 0 to 1
+    rows: Sequence[str]  # names of the clusters
+    columns: Sequence[str]  # names of the classes
 
 
 @dataclass(frozen=True)
 class MapSection:
-    """Embeddings in two dimensions.
+    """Embeddings in two dimensions."""
 
-    Attributes:
-        facts: How the map was made, a sentence.
-        points: (N, 2).
-        labels: (N,) classes; None without.
-        classes: Their names.
-    """
-
-    facts: str
-    points: np.ndarray
-    labels: np.ndarray | None
-    classes: Sequence[str]
+    facts: str  # how the map was made, a sentence
+    points: np.ndarray  # (N, 2)
+    labels: np.ndarray | None  # (N,) classes; None without
+    classes: Sequence[str]  # their names
 
 
 @dataclass(frozen=True)
 class RunContent:
-    """Everything about one run.
-
-    Attributes:
-        name: Of the run.
-        facts: What was trained on what, by name.
-        command: A command that trains such a run; None where it is not known.
-        options: Every option by name.
-        metrics: As in metrics.json.
-        curves: Of the training.
-        robustness: Errors under corruption.
-        neighbors: None when left out, as the next two.
-        clusters: See there.
-        map: See there.
-        left_out: Why a section is missing, by the section's name.
-    """
+    """Everything about one run; a section that was left out is None."""
 
     name: str
-    facts: Mapping[str, str]
-    command: str | None
+    facts: Mapping[str, str]  # what was trained on what
+    command: str | None  # that trains such a run; None where it is not known
     options: Mapping[str, str]
-    metrics: Mapping[str, Any]
-    curves: Sequence[Curves] = ()
-    robustness: Curves | None = None
+    metrics: Mapping[str, Any]  # as in metrics.json
+    curves: Sequence[Curves] = ()  # of the training
+    robustness: Curves | None = None  # errors under corruption
     neighbors: NeighborSection | None = None
     clusters: ClusterSection | None = None
     map: MapSection | None = None
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # why, by the section's name
 
 
 def thumbnail_uri(image: Image.Image) -> str:

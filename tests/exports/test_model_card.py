@@ -122,6 +122,12 @@ def test_every_number_has_a_meaning(card):
         "cluster_alignment_r1": "k-means",
         "cluster_nmi": "normalized mutual information",
         "neighbor_agreement_k20": "the teacher's 20 nearest images",
+        "linear_accuracy": "linear classifier",
+        "linear_accuracy_layer_conv1": "conv1",
+        "linear_top5_accuracy": "five",
+        "linear_accuracy_labels_0.01": "0.01 of the labels",
+        "voc_detection_map_area": "detection",
+        "linear_accuracy@flowers": "on flowers",
         "num_steps": "optimizer steps",
     }
     lines = section(card(metrics=dict.fromkeys(meanings, 0.66213)), "Figures").splitlines()
