@@ -1,38 +1,37 @@
-"""Classifies images by what they show, each class for itself, from frozen embeddings.
+"""Transfer to PASCAL VOC, or to a dataset in its layout: classification and detection.
 
-Protocol (CompRess, NeurIPS 2020, names it; the details are those of Goyal et al., "Scaling and
-Benchmarking Self-Supervised Visual Representation Learning", ICCV 2019, as far as they apply): one
-linear classifier per class on embeddings that are never trained further; a support vector machine
-with squared hinge loss, whose cost C is chosen by three-fold cross-validation on the training
-images; here by average precision (area rule), with both signs of a class weighing the same. Images
-that show a class only in difficult objects take no part in learning it.
+Classification (CompRess, NeurIPS 2020, names it; the details are those of Goyal et al., "Scaling
+and Benchmarking Self-Supervised Visual Representation Learning", ICCV 2019, as far as they apply):
+one linear classifier per class on embeddings that are never trained further; a support vector
+machine with squared hinge loss, whose cost C is chosen by three-fold cross-validation on the
+training images; here by average precision (area rule), with both signs of a class weighing the
+same. Images that show a class only in difficult objects take no part in learning it. Embeddings are
+L2-normalized, then standardized by the training images, and divided by sqrt(D): a row is then about
+1 long whatever D is, so that one list of costs suits all networks. scikit-learn fits.
 
-Embeddings are L2-normalized, then standardized by the training images, and divided by
-sqrt(D): a row is then about 1 long whatever D is, so that one list of costs suits all networks.
-scikit-learn fits.
+Detection: Faster R-CNN on a copy of the network (`distill.evaluation.detector`), all layers
+fine-tuned (`distill.evaluation.detection`).
 
 Shapes: N training images, M test images, D width, C classes.
-
-Transfers a trained student to PASCAL VOC, or to a dataset in its layout.
-
-Classification leaves the student as it is; detection fine-tunes a copy of it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
+from distill.config import AtLeast1, Positive
 from distill.data.voc import VocImages, open_voc
 from distill.data.workers import num_usable_cores
 from distill.embeddings.search import l2_normalized, require_same_width
@@ -46,15 +45,19 @@ from distill.evaluation.average_precision import (
     classification_ap,
     mean_average_precision,
 )
-from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation
-from distill.evaluation.detection import (
-    DetectionPass,
-    FineTuning,
-    build_detector,
-    detect,
-    detection_aps,
-    fine_tune,
+from distill.evaluation.base import (
+    Evaluation,
+    EvaluationOptions,
+    EvaluationResult,
+    Metric,
+    Seed,
+    Subject,
+    Table,
+    open_evaluation,
+    register_evaluation,
 )
+from distill.evaluation.detection import detect, detection_aps, fine_tune
+from distill.evaluation.detector import build_detector
 from distill.terminal import progress_bar
 
 Classifier = Literal["svm", "logistic"]
@@ -65,19 +68,6 @@ _MAX_ITERATIONS = 1000
 _MAX_THREADS = 4  # the fitters copy all embeddings each
 
 
-@dataclass(frozen=True)
-class ClassScores:
-    """What classifiers say of the test images.
-
-    Attributes:
-        scores: float64 (M, C), larger for images that rather show the class.
-        costs: float64 (C,), the cost chosen for every class.
-    """
-
-    scores: np.ndarray
-    costs: np.ndarray
-
-
 def classify(
     train_features: np.ndarray,
     train_presence: np.ndarray,
@@ -86,7 +76,7 @@ def classify(
     classes: Sequence[str],
     classifier: Classifier = "svm",
     seed: int = 0,
-) -> ClassScores:
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit a classifier per class and score the test images.
 
     Args:
@@ -97,12 +87,16 @@ def classify(
         classifier: Squared hinge loss or logistic loss.
         seed: Of the folds, from 0 to 2^32 - 1.
 
+    Returns:
+        Scores (M, C) float64, larger for images that rather show the class, and the cost (C,) that
+        was chosen for every class.
+
     Raises:
-        DistillError: Embeddings that are not finite or of different widths, a seed out of range, or
-            a class that all training images show, or none.
+        DistillError: Embeddings that are not finite or of different widths, or a class that all
+            training images show, or none.
     """
-    if not 0 <= seed < 2**32:
-        raise DistillError(f"the seed is {seed}, it must be between 0 and {2**32 - 1}")
+    from sklearn.exceptions import ConvergenceWarning
+
     require_same_width(train_features, test_features)
     _require_both_signs(train_presence, classes)
     train, test = standardized(train_features, test_features)
@@ -116,14 +110,17 @@ def classify(
     scores = np.zeros((len(test), len(classes)))
     costs = np.zeros(len(classes))
     with (
-        _without_convergence_warnings(),
+        # Filters are the process's: entered once, around all threads.
+        warnings.catch_warnings(),
         ThreadPoolExecutor(min(num_usable_cores(), _MAX_THREADS)) as pool,
         progress_bar(len(classes), description="fit", unit="class") as bar,
     ):
-        for label, (found, cost) in enumerate(pool.map(fit, range(len(classes)))):
-            scores[:, label], costs[label] = found, cost
+        # Large costs cause them, whose last digits no ranking needs.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for label, (of_class, cost) in enumerate(pool.map(fit, range(len(classes)))):
+            scores[:, label], costs[label] = of_class, cost
             bar.update()
-    return ClassScores(scores, costs)
+    return scores, costs
 
 
 def classification_aps(scores: np.ndarray, presence: np.ndarray) -> dict[Rule, np.ndarray]:
@@ -203,19 +200,6 @@ def _fitted(rows: np.ndarray, is_present: np.ndarray, cost: float, classifier: C
     return model.fit(rows, is_present)
 
 
-@contextmanager
-def _without_convergence_warnings() -> Iterator[None]:
-    """Silence what large costs cause, whose last digits no ranking needs.
-
-    Filters are the process's, so that this is entered once, around all threads.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
-
-
 def _require_both_signs(presence: np.ndarray, classes: Sequence[str]) -> None:
     for label, name in enumerate(classes):
         for sign, verb in (
@@ -230,129 +214,150 @@ def _require_both_signs(presence: np.ndarray, classes: Sequence[str]) -> None:
                 )
 
 
-Task = Literal["classification", "detection"]
+_SUFFIX: dict[Rule, str] = {"voc07": "", "area": "_area"}
+_RULES = {"": "11-point rule", "_area": "area under the curve"}
+_TASK = r"voc_(?P<task>classification|detection)(?P<logistic>_logistic)?"
 
 
-@dataclass(frozen=True)
-class VocOptions(EvaluationOptions):
-    """How `distill voc` measures."""
-
-    data: str | None = None
-    """A VOCdevkit folder, a year's folder in it (VOC2007), or any folder in that layout."""
-    task: Task = "classification"
-    """classification: linear classifiers on the frozen student; detection: Faster R-CNN on it, all
-    layers fine-tuned."""
-    train_split: str = "trainval"
-    """List in ImageSets/Main that is learned from."""
-    test_split: str = "test"
-    """List in ImageSets/Main that is measured on."""
-    classifier: Classifier = "svm"
-    """Classification. svm: squared hinge loss; logistic: logistic loss."""
-    seed: int = 0
-    """Of folds, new layers, order and mirroring."""
-    steps: int = 18_000
-    """Detection: steps of fine-tuning."""
-    batch_size: int = 8
-    """Detection: images a step."""
-    learning_rate: float | None = None
-    """Detection: peak; None: 0.02 x batch size / 16."""
-    detector_size: int = 600
-    """Detection: shorter side in pixels that images are scaled to, unless the longer one would
-    exceed 5/3 of it."""
+def _task(name: re.Match[str]) -> str:
+    by = "logistic regressions" if name["logistic"] else "linear classifiers"
+    return f"classification by {by}" if name["task"] == "classification" else "detection"
 
 
-@dataclass(frozen=True)
-class VocMeasurement:
-    """Average precisions of one task.
+def _map_meaning(name: re.Match[str]) -> str:
+    return (
+        f"mean average precision of {_task(name)} on PASCAL VOC or a set in its layout, "
+        f"{_RULES[name['area'] or '']}"
+    )
 
-    Attributes:
+
+@register_evaluation(
+    "voc",
+    summary="transfer a student to PASCAL VOC: classification, detection",
+    examples="""\
+  distill voc runs/first --data VOCdevkit
+      classification: a linear support vector machine per class on the frozen student
+  distill voc runs/first --data VOCdevkit --task detection
+      detection: Faster R-CNN on the student, all layers fine-tuned
+  distill voc runs/first --data VOCdevkit/VOC2012 --train-split train --test-split val
+      other lists of images""",
+)
+class Voc(Evaluation["Voc.Options"]):
+    """Transfer a student to PASCAL VOC, or to a dataset of your own in its layout."""
+
+    METRICS = (
+        Metric(_TASK + "_map(?P<area>_area)?", _map_meaning),
+        Metric(
+            _TASK + "_ap",
+            lambda name: f"average precision of {_task(name)} for every class, by both rules",
+        ),
+        Metric(
+            _TASK + "_definition",
+            lambda name: f"which images the numbers of {_task(name)} are of",
+            unit="text",
+            larger_is_better=None,
+        ),
+    )
+
+    @dataclass(frozen=True)
+    class Options(EvaluationOptions):
+        """How `distill voc` measures."""
+
+        data: str | None = None
+        """A VOCdevkit folder, a year's folder in it (VOC2007), or any folder in that layout."""
+        task: Literal["classification", "detection"] = "classification"
+        """classification: linear classifiers on the frozen student; detection: Faster R-CNN on it,
+        all layers fine-tuned."""
+        train_split: str = "trainval"
+        """List in ImageSets/Main that is learned from."""
+        test_split: str = "test"
+        """List in ImageSets/Main that is measured on."""
+        classifier: Classifier = "svm"
+        """Classification. svm: squared hinge loss; logistic: logistic loss."""
+        seed: Seed = 0
+        """Of folds, new layers, order and mirroring."""
+        steps: AtLeast1 = 18_000
+        """Detection: steps of fine-tuning."""
+        batch_size: AtLeast1 = 8
+        """Detection: images a step."""
+        learning_rate: Positive | None = None
+        """Detection: peak; None: 0.02 x batch size / 16."""
+        detector_size: Annotated[int, Ge(32)] = 600
+        """Detection: shorter side in pixels that images are scaled to, unless the longer one would
+        exceed 5/3 of it."""
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Refuse to guess the data: those of the run are in another layout."""
+        if options.data is None:
+            raise DistillError("--data is missing: name a VOCdevkit folder, or one in its layout")
+
+    @classmethod
+    def open(cls, run_or_weights: Path, options: Options) -> Subject:
+        """Load the network and open both lists of images."""
+        splits = {"train_split": options.train_split, "test_split": options.test_split}
+        return open_evaluation(run_or_weights, options, open_data=partial(open_voc, **splits))
+
+    @classmethod
+    def run(cls, subject: Subject, options: Options) -> EvaluationResult:
+        """Measure the average precision of every class, and its mean, by both rules.
+
+        Raises:
+            DistillError: Classes that cannot be learned, or without a test object.
+            NonFiniteLossError: The detector's loss is not finite.
+        """
+        train, test = subject.evaluator.data.train, subject.evaluator.data.val
+        assert isinstance(train, VocImages)
+        assert isinstance(test, VocImages)
+        name = f"voc_{options.task}"
+        definition = (
+            f"{len(test):,} images of {test.name}, learned from {len(train):,} of {train.name}"
+        )
+        if options.task == "classification":
+            name += "" if options.classifier == "svm" else f"_{options.classifier}"
+            per_class = _classification_aps(subject, train, test, options)
+        else:
+            definition += (
+                f" in {options.steps:,} steps of {options.batch_size}, shorter side "
+                f"{options.detector_size} px"
+            )
+            per_class = _detection_aps(subject, train, test, options)
+        return voc_result(name, train.object_classes, per_class, definition)
+
+
+def voc_result(
+    name: str, classes: Sequence[str], per_class: dict[Rule, np.ndarray], definition: str
+) -> EvaluationResult:
+    """Return the numbers by name and the table of classes.
+
+    Args:
         name: What the metrics begin with, `voc_detection` for example.
         classes: C names.
         per_class: By rule (C,), NaN for classes without a test object.
         definition: What the numbers are of, in words.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    per_class: dict[Rule, np.ndarray]
-    definition: str
-
-    def means(self) -> dict[str, float]:
-        """Return the mean average precision by both rules, under its names in metrics.json.
-
-        Raises:
-            DistillError: No class has a test object.
-        """
-        return {
-            f"{self.name}_map{_SUFFIX[rule]}": mean_average_precision(self.per_class[rule])
-            for rule in RULES
-        }
-
-    def metrics(self) -> dict[str, Any]:
-        """Return what metrics.json receives.
-
-        Means, by class both rules (None: no object), and what they are of.
-        """
-        by_class = {
-            name: {rule: _or_none(self.per_class[rule][i]) for rule in RULES}
-            for i, name in enumerate(self.classes)
-        }
-        described = {f"{self.name}_ap": by_class, f"{self.name}_definition": self.definition}
-        return {**self.means(), **described}
-
-
-_SUFFIX: dict[Rule, str] = {"voc07": "", "area": "_area"}
-
-
-def measure_voc(run_or_weights: Path, options: VocOptions) -> VocMeasurement:
-    """Transfer a trained student, and add what was measured to metrics.json.
-
-    Args:
-        run_or_weights: A run directory, a student.safetensors, or other weights with
-            `options.student`.
-        options: How to measure.
-
-    Returns:
-        The average precisions; metrics start with `voc_classification`,
-        `voc_classification_logistic` or `voc_detection`.
 
     Raises:
-        DistillError: No such run, weights that do not fit, data that is not in VOC layout or
-            damaged, an option out of range, classes that cannot be learned.
-        NonFiniteLossError: The detector's loss is not finite.
+        DistillError: No class has a test object.
     """
-    _check(options)
-    open_data = partial(open_voc, train_split=options.train_split, test_split=options.test_split)
-    evaluation = open_evaluation(run_or_weights, options, open_data=open_data)
-    train, test = evaluation.evaluator.data.train, evaluation.evaluator.data.val
-    assert isinstance(train, VocImages)
-    assert isinstance(test, VocImages)
-    if options.task == "detection":
-        per_class, name = _detection(evaluation, train, test, options), "voc_detection"
-    else:
-        per_class, name = _classification(evaluation, train, test, options), "voc_classification"
-        name += "" if options.classifier == "svm" else f"_{options.classifier}"
-    definition = _definition(train, test, options)
-    measurement = VocMeasurement(name, train.object_classes, per_class, definition)
-    evaluation.keep(EvaluationResult(measurement.metrics()))
-    return measurement
+    metrics: dict[str, Any] = {
+        f"{name}_map{_SUFFIX[rule]}": mean_average_precision(per_class[rule]) for rule in RULES
+    }
+    by_class: dict[str, dict[str, float | None]] = {}
+    rows = []
+    for one, *values in zip(classes, *(per_class[rule] for rule in RULES), strict=True):
+        # JSON has no NaN.
+        known = [None if math.isnan(value) else float(value) for value in values]
+        by_class[one] = dict(zip(RULES, known, strict=True))
+        rows.append([one, *("no object" if x is None else f"{x:.4f}" for x in known)])
+    metrics |= {f"{name}_ap": by_class, f"{name}_definition": definition}
+    return EvaluationResult(metrics, [Table(["class", "AP, 11 points", "AP, area"], rows)])
 
 
-def _definition(train: VocImages, test: VocImages, options: VocOptions) -> str:
-    text = f"{len(test):,} images of {test.name}, learned from {len(train):,} of {train.name}"
-    if options.task == "classification":
-        return text
-    return (
-        f"{text} in {options.steps:,} steps of {options.batch_size}, shorter side "
-        f"{options.detector_size} px"
-    )
-
-
-def _classification(
-    evaluation: Subject, train: VocImages, test: VocImages, options: VocOptions
+def _classification_aps(
+    subject: Subject, train: VocImages, test: VocImages, options: Voc.Options
 ) -> dict[Rule, np.ndarray]:
-    learned, tested = evaluation.cache.stored("train"), evaluation.cache.stored("val")
-    found = classify(
+    learned, tested = subject.cache.stored("train"), subject.cache.stored("val")
+    scores, _ = classify(
         learned.features[:],
         train.presence()[learned.index],
         tested.features[:],
@@ -360,46 +365,26 @@ def _classification(
         classifier=options.classifier,
         seed=options.seed,
     )
-    return classification_aps(found.scores, test.presence()[tested.index])
+    return classification_aps(scores, test.presence()[tested.index])
 
 
-def _detection(
-    evaluation: Subject, train: VocImages, test: VocImages, options: VocOptions
+def _detection_aps(
+    subject: Subject, train: VocImages, test: VocImages, options: Voc.Options
 ) -> dict[Rule, np.ndarray]:
-    evaluator = evaluation.evaluator
+    evaluator = subject.evaluator
     torch.manual_seed(options.seed)  # of the new layers
     detector = build_detector(
-        evaluation.network, len(train.object_classes), image_size=options.detector_size
+        subject.network, len(train.object_classes), image_size=options.detector_size
     )
-    how = evaluator.inference_config(train)
-    passing = DetectionPass(evaluator.device, how.num_workers, how.on_bad_images)
-    tuning = FineTuning(
+    inference = evaluator.inference_config(train)
+    fine_tune(
+        detector,
+        train,
+        evaluator.train_index,
+        inference,
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    fine_tune(detector, train, evaluator.train_index, tuning, passing)
-    return detection_aps(detect(detector, test, evaluator.val_index, passing), test)
-
-
-def _check(options: VocOptions) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if options.data is None:
-        raise DistillError("--data is missing: name a VOCdevkit folder, or one in its layout")
-    for flag, value, least in (
-        ("--steps", options.steps, 1),
-        ("--batch-size", options.batch_size, 1),
-        ("--detector-size", options.detector_size, 32),
-        ("--seed", options.seed, 0),
-    ):
-        if value < least:
-            raise DistillError(f"{flag} is {value}, it must be at least {least}")
-    rate = options.learning_rate
-    if rate is not None and not 0 < rate < math.inf:
-        raise DistillError(f"--learning-rate is {rate}, it must be positive and finite")
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else float(value)
+    return detection_aps(detect(detector, test, evaluator.val_index, inference), test)

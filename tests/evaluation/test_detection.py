@@ -8,21 +8,24 @@ import torch
 from torch import nn
 
 from distill.data.voc import open_voc
-from distill.errors import NonFiniteLossError
+from distill.embeddings.embed import InferenceConfig
+from distill.errors import DistillError, NonFiniteLossError
 from distill.evaluation.average_precision import Boxes
 from distill.evaluation.detection import (
-    DetectionPass,
     Detections,
-    FineTuning,
-    build_detector,
     detect,
     detection_aps,
+    evaluation_batches,
     fine_tune,
     learning_rate_factor,
+    mirrored,
+    to_voc,
+    training_batches,
 )
+from distill.evaluation.detector import build_detector
 from students.registry import build_student
 
-CPU = DetectionPass(torch.device("cpu"))
+CPU = InferenceConfig(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture
@@ -102,7 +105,10 @@ def test_images_that_cannot_be_read_do_not_count(data):
         file.write(b"x")
     told = []
     found = detect(
-        oracle, data.val, np.arange(6), DetectionPass(torch.device("cpu"), 0, told.extend)
+        oracle,
+        data.val,
+        np.arange(6),
+        InferenceConfig(torch.device("cpu"), "fp32", on_bad_images=told.extend),
     )
     assert found.seen.tolist() == [0, 1, 3, 4, 5]
     assert told == [data.val.path(2)]
@@ -142,9 +148,9 @@ class Recorded(nn.Module):
 
 
 def test_rates_and_targets(data):
-    options = FineTuning(steps=8, batch_size=4, weight_decay=0.0)
+    options = {"steps": 8, "batch_size": 4, "weight_decay": 0.0}
     detector = Recorded().eval()
-    losses = fine_tune(detector, data.train, np.arange(12), options, CPU)
+    losses = fine_tune(detector, data.train, np.arange(12), CPU, **options)
     weight, velocity, expected = 1.0, 0.0, []
     for step in range(8):
         expected.append(weight)
@@ -153,15 +159,13 @@ def test_rates_and_targets(data):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert len(detector.targets) == 32
     assert {int(label) for one in detector.targets for label in one["labels"]} == {1, 2, 3}
-    faster = fine_tune(
-        Recorded(), data.train, np.arange(12), FineTuning(steps=2, learning_rate=0.5), CPU
-    )
+    faster = fine_tune(Recorded(), data.train, np.arange(12), CPU, steps=2, learning_rate=0.5)
     assert faster[1] == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(data):
     with pytest.raises(NonFiniteLossError, match="the detector's loss is nan at step 0; lower"):
-        fine_tune(Recorded(math.nan), data.train, np.arange(12), FineTuning(steps=3), CPU)
+        fine_tune(Recorded(math.nan), data.train, np.arange(12), CPU, steps=3)
 
 
 def test_unreadable_training_images_are_told_and_left_out(data):
@@ -169,21 +173,19 @@ def test_unreadable_training_images_are_told_and_left_out(data):
         with open(data.train.path(i), "wb") as file:
             file.write(b"x")
     told = []
-    how = DetectionPass(torch.device("cpu"), 0, told.extend)
-    losses = fine_tune(
-        Recorded(), data.train, np.arange(12), FineTuning(steps=3, batch_size=2), how
-    )
+    how = InferenceConfig(torch.device("cpu"), "fp32", on_bad_images=told.extend)
+    losses = fine_tune(Recorded(), data.train, np.arange(12), how, steps=3, batch_size=2)
     assert len(losses) == 0
     assert len(told) == 6
 
 
 def test_a_few_steps_of_a_real_detector_are_repeatable(data):
-    options = FineTuning(steps=2, batch_size=1, learning_rate=0.01)
+    options = {"steps": 2, "batch_size": 1, "learning_rate": 0.01}
     losses = []
     for elsewhere in (1, 2):
         detector = tiny_detector()
         torch.manual_seed(elsewhere)
-        losses.append(fine_tune(detector, data.train, np.arange(12), options, CPU))
+        losses.append(fine_tune(detector, data.train, np.arange(12), CPU, **options))
     first, second = losses
     np.testing.assert_array_equal(first, second)
 
@@ -194,9 +196,98 @@ def test_colored_squares_are_learned_in_a_few_dozen_steps(make_voc):
     detector = tiny_detector()
     everything = np.arange(12)
     before = detection_aps(detect(detector, data.val, everything, CPU), data.val)["voc07"].mean()
-    options = FineTuning(steps=40, batch_size=2, learning_rate=0.02)
-    losses = fine_tune(detector, data.train, np.arange(24), options, CPU)
+    options = {"steps": 40, "batch_size": 2, "learning_rate": 0.02}
+    losses = fine_tune(detector, data.train, np.arange(24), CPU, **options)
     assert losses[-5:].mean() < 0.7 * losses[:5].mean()
     after = detection_aps(detect(detector, data.val, everything, CPU), data.val)["voc07"].mean()
     assert before < 0.05
     assert after > 0.3
+
+
+@pytest.fixture
+def images(make_voc):
+    return open_voc(make_voc(num_train=10, num_test=1)).train
+
+
+def drawn(images, *, num_batches, batch_size=3, seed=0, index=None):
+    index = np.arange(len(images)) if index is None else index
+    return list(
+        training_batches(
+            images,
+            index,
+            num_batches=num_batches,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=0,
+        )
+    )
+
+
+def test_boxes_are_measured_from_the_images_corner_and_back(images):
+    (batch,) = evaluation_batches(images, np.array([3]), batch_size=4, num_workers=0)
+    (image,) = batch.images
+    assert (image.pixels.dtype, image.pixels.shape) == (torch.uint8, (3, 64, 96))
+    corners = images.objects[3].corners
+    np.testing.assert_array_equal(image.boxes, corners - [1, 1, 0, 0])
+    np.testing.assert_array_equal(to_voc(image.boxes.numpy()), corners)
+    x1, y1, x2, y2 = image.boxes[0].long()
+    inside = image.pixels[:, y1:y2, x1:x2].reshape(3, -1)
+    assert (inside == inside[:, :1]).all()  # the square, and nothing but the square
+    assert (image.pixels[:, y1:y2, x2] != inside[:, :1]).any()
+
+
+def test_difficult_objects_are_not_learned(images):
+    (batch,) = evaluation_batches(images, np.array([4]), batch_size=1, num_workers=0)
+    is_learned = ~images.objects[4].difficult
+    assert not is_learned.all()
+    assert batch.images[0].classes.tolist() == images.objects[4].classes[is_learned].tolist()
+    assert len(batch.images[0].boxes) == is_learned.sum()
+
+
+def test_images_with_nothing_to_learn_are_left_out(images):
+    for i in (1, 7):
+        images.objects[i].difficult[:] = True
+    batches = drawn(images, num_batches=8)
+    assert {image.number for batch in batches for image in batch.images} == {0, 2, 3, 4, 5, 6, 8, 9}
+    with pytest.raises(DistillError, match="no image of VOC2007/trainval has an object"):
+        drawn(images, num_batches=1, index=np.array([1, 7]))
+
+
+def test_every_image_once_before_any_a_second_time(images):
+    batches = drawn(images, num_batches=7)
+    assert [len(batch.images) for batch in batches] == [3] * 7
+    numbers = [image.number for batch in batches for image in batch.images]
+    assert sorted(numbers[:10]) == sorted(numbers[10:20]) == list(range(10))
+    assert numbers[:10] != numbers[10:20]
+
+
+def test_half_of_the_images_are_mirrored_by_the_seed(images):
+    def boxes(seed):
+        batches = drawn(images, num_batches=20, batch_size=2, seed=seed)
+        return [(image.number, image.boxes) for batch in batches for image in batch.images]
+
+    first, again, other = boxes(0), boxes(0), boxes(1)
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert [number for number, _ in first] != [number for number, _ in other]
+    upright = [
+        np.array_equal(
+            found, images.objects[i].corners[~images.objects[i].difficult] - [1, 1, 0, 0]
+        )
+        for i, found in first
+    ]
+    assert 8 < sum(upright) < 32
+
+
+def test_a_mirrored_box_holds_the_same_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8)
+    turned, boxes = mirrored(pixels, np.array([[1.0, 2, 4, 5]]))
+    assert boxes.tolist() == [[5, 2, 8, 5]]
+    np.testing.assert_array_equal(turned[2:5, 5:8], pixels[2:5, 1:4][:, ::-1])
+
+
+def test_images_that_cannot_be_read_are_named(images):
+    with open(images.path(1), "wb") as file:
+        file.write(b"x")
+    (batch,) = evaluation_batches(images, np.arange(3), batch_size=4, num_workers=1)
+    assert [image.number for image in batch.images] == [0, 2]
+    assert batch.bad == (images.path(1),)

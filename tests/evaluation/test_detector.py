@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
-from distill.evaluation.detection import build_detector
+from distill.evaluation.detector import build_detector
 from students.registry import build_student
 from teachers.resnet import build_backbone
 
