@@ -142,7 +142,8 @@ def _field(argument: Any) -> tuple[Any, Any]:
         is_required = any(
             one.default is MISSING and one.default_factory is MISSING for one in fields(argument)
         )
-        return argument, field() if is_required else field(default_factory=argument)
+        default = field() if is_required else field(default_factory=argument)
+        return Annotated[argument, tyro.conf.arg(name="")], default
     groups = vars(argument)
     if not any(map(is_dataclass, groups.values())):
         return type(argument), field(default=argument)
