@@ -107,10 +107,10 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
     comparison = open_comparison(source, options)
     trials = matching(comparison.trials, options.only)
     if options.table:
-        is_file = source.suffix == ".json"
-        if not is_file and not source.is_dir():  # these bring the grid that they were made of
+        if not _is_results_file(source) and not source.is_dir():  # these bring their own grid
             require_same_options(comparison)
-        return _result(comparison, trials, writes=not is_file or options.output is not None)
+        is_written = not _is_results_file(source) or options.output is not None
+        return _result(comparison, trials, writes=is_written)
     require_equal_budgets(comparison.trials.values(), comparison.grid.source)
     require_runnable(comparison, trials)
     if options.dry_run:
@@ -130,7 +130,7 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
         comparison.adopt()
         if not source.is_dir():
             text = source.read_text(encoding="utf-8")
-            if source.suffix == ".json":
+            if _is_results_file(source):
                 text = yaml.safe_dump(comparison.grid.content, sort_keys=False)
             comparison.write_text(GRID, text)
         _reopen(comparison, failed, unmeasured)
@@ -153,18 +153,21 @@ def open_comparison(source: Path, options: CompareOptions) -> Comparison:
     Raises:
         DistillError: A source that is no comparison, or an output directory that cannot be used.
     """
-    if source.suffix == ".json" and not source.is_dir():
-        default = None if options.table else Path("runs") / source.stem
-        comparison = read_results_file(source, options.output or default)
-        if not options.table:
-            _require_usable(comparison.path, options)
-        return comparison
+    if _is_results_file(source):
+        output = options.output or (None if options.table else Path("runs") / source.stem)
+        if output is not None:
+            _require_usable(output, replace(options, table=False))
+        return read_results_file(source, output)
     file = source / GRID if source.is_dir() else source
     if source.is_dir() and not file.exists():
         raise DistillError(f"{source} holds no comparison; name one, or the YAML file of a grid")
     output = options.output or (source if source.is_dir() else Path("runs") / source.stem)
     _require_usable(output, options)
     return Comparison(read_grid(file), output)
+
+
+def _is_results_file(source: Path) -> bool:
+    return source.suffix == ".json" and not source.is_dir()
 
 
 def _require_usable(output: Path, options: CompareOptions) -> None:
@@ -306,6 +309,7 @@ def _result(
 def _write(comparison: Comparison) -> ComparisonContent:
     """Write the numbers, the tables and the page of what is there."""
     content = read_results(comparison)
+    comparison.path.mkdir(parents=True, exist_ok=True)
     comparison.write_text(RESULTS, results_json(comparison, content))
     comparison.write_text("comparison.md", comparison_markdown(content))
     comparison.write_text("comparison.html", grid_page(content))

@@ -58,6 +58,8 @@ def test_the_results_file_holds_all_and_the_comparison_goes_on_from_it(
     assert (shown.content, shown.output) == (whole.content, None)
     assert compare(kept, CompareOptions(dry_run=True)).num_open == 0
     assert sorted(tmp_path.rglob("*")) == before
+    compare(kept, CompareOptions(tmp_path / "page", table=True))
+    assert (tmp_path / "page" / "comparison.html").exists()
     # One trial is left out: it alone is made, elsewhere.
     content = json.loads(kept.read_text())
     content["trials"][3] = {**content["trials"][3], "state": "open"}

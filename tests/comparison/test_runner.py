@@ -58,17 +58,6 @@ def test_a_trial_takes_what_the_most_similar_ones_took_by_epochs(tmp_path):
     assert seconds_left(comparison, [*made, trials[names[3]]]) == 4 * (5 + 25) / 2
 
 
-def test_the_length_may_be_a_recipes(tmp_path):
-    grid = {
-        **{"teachers": ["pixels"], "students": ["alexnet"], "tune_epochs": 13},
-        "methods": {"a": {"recipe": "published", "tune": {"temperature": [0.1, 1]}}},
-    }
-    comparison = Comparison(parse_grid(grid, source="grid"), tmp_path)
-    first, second, whole = comparison.trials.values()
-    comparison.statuses = {first.name: done(26.0), second.name: done(13.0)}
-    assert seconds_left(comparison, [first, second, whole]) == 130.0
-
-
 def test_slots_share_cores_and_have_gpus_of_their_own(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -180,12 +169,3 @@ def test_teacher_and_untrained_student_are_measured_once_a_seed(trainer, write_g
         **{trainer.name("two", 0): "none", trainer.name("two", 1): "none"},
         **{trainer.name("three", 0): "none", trainer.name("three", 1): "all"},
     }
-
-
-def test_a_student_that_starts_from_weights_does_not_speak_for_untrained_ones(
-    trainer, write_grid, output, tmp_path
-):
-    methods = {"warm": {"student_weights": str(tmp_path / "x.safetensors")}, "one": {}, "two": {}}
-    compare(write_grid(methods=methods, seeds=[0]), CompareOptions(output))
-    measured = [trainer.configs[trainer.name(method, 0)].run.measure for method in methods]
-    assert measured == ["all", "all", "none"]
