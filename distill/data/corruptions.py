@@ -2,17 +2,18 @@
 
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations" (ICLR 2019); computed by the package imagecorruptions-imaug, whose strengths are
-those of the paper for images of 224 px. Deliberate limits: at other sizes the same strengths are
-used and mean something else; the published set is JPEG files of quality 85 that were corrupted
-once, so that its numbers are near these but not the same.
+those of the paper for images of 224 px.
+
+Limits: at other sizes the same strengths are used and mean something else; the published set is
+JPEG files of quality 85 that were corrupted once, so that its numbers are near these but not the
+same.
 
 Shapes: H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,7 +43,7 @@ MIN_IMAGE_SIZE = 32  # of the package
 PUBLISHED_IMAGE_SIZE = 224
 PACKAGE = "imagecorruptions-imaug"
 # These draw from generators of their own, which numpy's global seed does not reach.
-_TAKE_A_SEED = ("impulse_noise", "glass_blur")
+_SEEDED_BY_ARGUMENT = ("impulse_noise", "glass_blur")
 
 
 def corrupt(pixels: np.ndarray, corruption: str, severity: int, *, seed: int) -> np.ndarray:
@@ -63,11 +64,17 @@ def corrupt(pixels: np.ndarray, corruption: str, severity: int, *, seed: int) ->
     """
     require_corruptions([corruption], [severity])
     require_image_size(min(pixels.shape[:2]), what="the image")
-    own = {"seed": seed} if corruption in _TAKE_A_SEED else {}
+    settings: dict[str, Any] = {"severity": severity, "corruption_name": corruption}
+    if corruption in _SEEDED_BY_ARGUMENT:
+        settings["seed"] = seed
     package = _package()
-    with _numpy_drawing_from(seed):
-        found = package.corrupt(pixels, severity=severity, corruption_name=corruption, **own)
-    return np.array(found)  # some come as a view of a Pillow image, which cannot be written to
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        corrupted = package.corrupt(pixels, **settings)
+    finally:
+        np.random.set_state(state)
+    return np.array(corrupted)  # some come as a view of a Pillow image, which is read-only
 
 
 def prepare(corruptions: Sequence[str]) -> str:
@@ -104,10 +111,10 @@ def require_corruptions(corruptions: Sequence[str], severities: Sequence[int]) -
     for severity in severities:
         if severity not in SEVERITIES:
             raise DistillError(f"the severity is {severity}; it must be 1, 2, 3, 4 or 5")
-    for what, given in (("corruption", corruptions), ("severity", severities)):
-        twice = [one for number, one in enumerate(given) if one in given[:number]]
+    for kind, names in (("corruption", corruptions), ("severity", severities)):
+        twice = [name for position, name in enumerate(names) if name in names[:position]]
         if twice:
-            raise DistillError(f"the {what} {twice[0]} is named twice; name it once")
+            raise DistillError(f"the {kind} {twice[0]} is named twice; name it once")
 
 
 def require_image_size(size: int, *, what: str) -> None:
@@ -129,11 +136,7 @@ def require_image_size(size: int, *, what: str) -> None:
 
 
 def _package() -> Any:
-    """Import the package, in a way that suits loader processes.
-
-    Raises:
-        DistillError: It is not there, or cannot be imported.
-    """
+    """Import the package, in a way that suits loader processes."""
     try:
         version(PACKAGE)  # the older imagecorruptions has the same module, and fails
         import cv2
@@ -145,14 +148,3 @@ def _package() -> Any:
         ) from error
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and loaders are the parallelism
     return imagecorruptions
-
-
-@contextmanager
-def _numpy_drawing_from(seed: int) -> Iterator[None]:
-    """Let numpy's global generator draw from a seed, and put its state back afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -1,10 +1,11 @@
-"""Finds image files below folders, and reads the class-per-folder layout.
+"""Image files in folders: a folder per class, or unlabeled.
 
 Layout: `train/CLASS/**/image` and optionally `val/CLASS/**/image`; labels follow the code-point
 order of the class names, files the order of their relative paths. A folder without `train/`, or a
-`train/` without class folders, is read as unlabeled images. Deliberate limits: names that start
-with "." are skipped, extensions decide what an image is, and nothing is opened: a broken link with
-an image's name is listed, so that checking or loading it reports it.
+`train/` without class folders, is read as unlabeled images.
+
+Limits: names that start with "." are skipped, extensions decide what an image is, and nothing is
+opened: a broken link with an image's name is listed, so that checking or loading it reports it.
 """
 
 from __future__ import annotations
@@ -27,35 +28,35 @@ def read_splits(root: Path) -> tuple[FolderImages, FolderImages | None]:
     """Read a data folder.
 
     Args:
-        root: an existing folder, in one of the layouts above.
+        root: An existing folder, in one of the layouts above.
 
     Returns:
         The training images and, where there is `val/`, the validation images.
 
     Raises:
-        DistillError: no images, empty class folders, validation classes that training does not
+        DistillError: No images, empty class folders, validation classes that training does not
             have, or a layout that can be understood in two ways.
     """
     _refuse_misnamed(root, "train")
     if not (root / "train").is_dir():
         return read_unlabeled(root, name=root.name), None
     _refuse_misnamed(root, "val")
-    has_val = (root / "val").is_dir()
-    train_classes = class_folders(root / "train")
-    if not train_classes:
-        train = read_unlabeled(root / "train", name=f"{root.name}/train")
-        return train, read_unlabeled(root / "val", name=f"{root.name}/val") if has_val else None
-    train = read_class_folders(root / "train", train_classes, name=f"{root.name}/train")
-    if not has_val:
-        return train, None
-    return train, read_class_folders(root / "val", train_classes, name=f"{root.name}/val")
+    classes = class_folders(root / "train")
+
+    def read(split: str) -> FolderImages:
+        folder, name = root / split, f"{root.name}/{split}"
+        if classes:
+            return read_class_folders(folder, classes, name=name)
+        return read_unlabeled(folder, name=name)
+
+    return read("train"), read("val") if (root / "val").is_dir() else None
 
 
 def read_unlabeled(folder: Path, *, name: str) -> FolderImages:
     """Take all images at any depth below `folder`, without labels.
 
     Raises:
-        DistillError: there are none.
+        DistillError: There are none.
     """
     files = list_images(folder)
     if not files:
@@ -69,12 +70,12 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, name: str) -> Fo
     """Take the images at any depth below each class folder, labeled by the position in `classes`.
 
     Args:
-        folder: holds the class folders; not all of `classes` need to be there.
-        classes: every class name there may be.
-        name: what to call the set.
+        folder: Holds the class folders; not all of `classes` need to be there.
+        classes: Every class name there may be.
+        name: What to call the set.
 
     Raises:
-        DistillError: a class folder that is not in `classes` or holds no image, or no class folder.
+        DistillError: A class folder that is not in `classes` or holds no image, or no class folder.
     """
     present = class_folders(folder)
     extra = sorted(set(present) - set(classes))
@@ -104,7 +105,7 @@ def class_folders(folder: Path) -> list[str]:
     """Return the names of the class folders in code-point order.
 
     Raises:
-        DistillError: images lie beside them, or the folder cannot be listed.
+        DistillError: Images lie beside them, or the folder cannot be listed.
     """
     entries = _entries(folder)
     classes = sorted(entry.name for entry in entries if _is_folder(entry))
@@ -125,7 +126,7 @@ def list_images(folder: str | Path) -> list[str]:
     entered again.
 
     Raises:
-        DistillError: a folder cannot be listed.
+        DistillError: A folder cannot be listed.
     """
     files: list[str] = []
     entered = set()

@@ -1,21 +1,16 @@
-"""Views of an image: what training and evaluation cut out of it.
+"""Views of an image: what training, evaluation and pre-training cut out of it.
 
 A view is a uint8 tensor (3, S, S): networks convert to float and normalize for themselves, since
 each was trained with statistics of its own. The published training view is RandomResizedCrop with
 torchvision's defaults (at least 8 % of the area) and a horizontal flip, nothing else (CompRess,
-section 4); what a student sees by default is milder (`distill.training.configuration`). Deliberate
-limits:
-geometry only, on PIL images, whose resampling is always antialiased; no color augmentation.
+section 4); what a student sees by default is milder (`distill.training.configuration`).
+Self-supervised pre-training compares two views of an image. "photo" is the published, asymmetric
+augmentation (SimCLR, appendix A; BYOL, appendix B): the two views differ in blur and solarization.
 
-Shapes: S side of the view in pixels.
+Limits: geometry only, on PIL images, whose resampling is always antialiased; color is drawn here
+and applied to whole batches, see `distill.data.distortions`.
 
-The two views of an image that self-supervised pre-training compares.
-
-The geometry is cut here, from PIL images; the color is drawn here and applied later to whole
-batches, see `distill.data.distortions`. "photo" is the published, asymmetric augmentation (SimCLR,
-appendix A; BYOL, appendix B): what differs between the views is blur and solarization alone.
-
-Shapes: S side of the views in pixels, P parameters of one view's distortion.
+Shapes: S side of the view in pixels, P parameters of one view's distortion.
 """
 
 from __future__ import annotations
@@ -37,9 +32,10 @@ from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 View = Callable[[Image.Image], Tensor]
 
 AUGMENTATIONS = ("crop-flip", "crop", "none")
+PRETRAINING_AUGMENTATIONS = ("photo", "glyph")
 
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-# Least share of an image that a training view shows, by augmentation.
+# Least share of an image's area that a training view shows, by augmentation.
 PUBLISHED_MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
 _SMALL_SCALE = (0.05, 0.14)
 
@@ -54,6 +50,10 @@ def training_view(
 ) -> View:
     """Return the view a student learns from.
 
+    >>> view = training_view(32, "crop")
+    >>> view(Image.new("RGB", (60, 40))).shape
+    torch.Size([3, 32, 32])
+
     Args:
         image_size: S, side of the view in pixels.
         augmentation: "crop-flip", the published one: a crop of 8 to 100 % of the image's area,
@@ -61,9 +61,9 @@ def training_view(
             never mirrored, for digits, letters or signs: mirrored they say something else or
             nothing, and a tenth of one is a stroke that all of them share. "none": the evaluation
             view.
-        min_crop_area: least share of the image's area that a crop shows, in (0, 1]; None: that of
+        min_crop_area: Least share of the image's area that a crop shows, in (0, 1]; None: that of
             the augmentation. Not for "none".
-        crop_fraction: for "none", see `evaluation_view`.
+        crop_fraction: For "none", see `evaluation_view`.
         interpolation: "bilinear" or "bicubic".
 
     Returns:
@@ -71,7 +71,7 @@ def training_view(
         global generator.
 
     Raises:
-        UnknownNameError: an augmentation that is not in `AUGMENTATIONS`, or another interpolation.
+        UnknownNameError: An augmentation that is not in `AUGMENTATIONS`, or another interpolation.
         DistillError: `image_size`, `min_crop_area` or `crop_fraction` out of range.
     """
     _require_positive(image_size)
@@ -99,7 +99,7 @@ def small_view(image_size: int) -> View:
     Source: Caron et al., SwAV, NeurIPS 2020, section 3.3 and appendix A.
 
     Args:
-        image_size: side of the view in pixels; of a network for 224 px, SwAV's is 96.
+        image_size: Side of the view in pixels; of a network for 224 px, SwAV's is 96.
 
     Raises:
         DistillError: `image_size` below 1.
@@ -124,7 +124,7 @@ def evaluation_view(
         A function from an RGB image to a uint8 tensor (3, S, S), without randomness.
 
     Raises:
-        UnknownNameError: another interpolation.
+        UnknownNameError: Another interpolation.
         DistillError: `image_size` or `crop_fraction` out of range.
     """
     _require_positive(image_size)
@@ -144,8 +144,6 @@ def _require_positive(image_size: int) -> None:
     if image_size < 1:
         raise DistillError(f"the image size is {image_size} pixels; it must be at least 1")
 
-
-PRETRAINING_AUGMENTATIONS = ("photo", "glyph")
 
 PUBLISHED_SIZE = 224  # pixels; the blur's sigma is meant for this side
 PHOTO_DISTORTIONS = DistortionRanges(
@@ -173,9 +171,9 @@ class TwoViews:
     """How to make two views of an image; everything random draws from torch's global generator.
 
     Attributes:
-        view: from an RGB image to a uint8 tensor (3, S, S), without the distortion.
-        second_view: the same for the second view.
-        draw: draws both views' distortions float32 (2, P), see `distill.data.distortions`.
+        view: From an RGB image to a uint8 tensor (3, S, S), without the distortion.
+        second_view: The same for the second view.
+        draw: Draws both views' distortions float32 (2, P), see `distill.data.distortions`.
     """
 
     view: View
@@ -190,17 +188,16 @@ def two_views(image_size: int, augmentation: str) -> TwoViews:
         image_size: S, side of the views in pixels.
         augmentation: "photo", the published one: a bicubic crop of 8 to 100 % of the image's area,
             stretched by up to 4:3, mirrored half of the time, with `PHOTO_DISTORTIONS`, whose blur
-            is scaled with S. "glyph",
-            for digits, letters or signs on black, where a mirror image means something else and a
-            small crop nothing: the whole image turned by up to 15 degrees, scaled by 0.75 to 1.2,
-            moved by up to 10 % of S and sheared by up to 10 degrees, with `GLYPH_DISTORTIONS`.
+            is scaled with S. "glyph", for digits, letters or signs on black, where a mirror image
+            means something else and a small crop nothing: the whole image turned by up to 15
+            degrees, scaled by 0.75 to 1.2, moved by up to 10 % of S and sheared by up to 10
+            degrees, with `GLYPH_DISTORTIONS`.
 
     Raises:
-        UnknownNameError: an augmentation that is not in `PRETRAINING_AUGMENTATIONS`.
+        UnknownNameError: An augmentation that is not in `PRETRAINING_AUGMENTATIONS`.
         DistillError: `image_size` below 1.
     """
-    if image_size < 1:
-        raise DistillError(f"the image size is {image_size} pixels; it must be at least 1")
+    _require_positive(image_size)
     if augmentation == "photo":
         view, ranges = _random_crop(image_size), _photo_distortions(image_size)
     elif augmentation == "glyph":

@@ -75,10 +75,10 @@ def test_stars_find_files_in_order(place):
 def test_members_and_their_bytes(place, tar_of):
     url = place("x.tar", tar_of(FILES))
     found = members_of(url)
-    assert list(found.names) == list(FILES)
+    assert [member.name for member in found] == list(FILES)
     files = ShardFiles([url])
-    for content, offset, size in zip(FILES.values(), found.offsets, found.sizes, strict=True):
-        assert files.read(0, int(offset), int(size)) == content
+    for content, member in zip(FILES.values(), found, strict=True):
+        assert files.read(0, member.offset, member.size) == content
     with pytest.raises(OSError, match="ends before byte"):
         files.read(0, 0, 10**7)
 
@@ -88,12 +88,12 @@ def test_what_was_found_is_kept_until_the_shard_changes(place, monkeypatch, tar_
     members_of(url)
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_headers", None)
-        assert list(members_of(url).names) == list(FILES)
+        assert [member.name for member in members_of(url)] == list(FILES)
     place("x.tar", tar_of({**FILES, "new.jpg": b"new" * 5000}))
-    assert "new.jpg" in members_of(url).names
+    assert "new.jpg" in [member.name for member in members_of(url)]
     for kept in (cache_folder() / "shards").iterdir():
         kept.write_text("{")
-    assert "new.jpg" in members_of(url).names
+    assert "new.jpg" in [member.name for member in members_of(url)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "compressed", "cut", "text"])
@@ -126,7 +126,7 @@ def test_every_process_opens_for_itself(tmp_path: Path, method, tar_of):
     (tmp_path / "x.tar").write_bytes(tar_of(FILES))
     found = members_of(str(tmp_path / "x.tar"))
     files = ShardFiles([str(tmp_path / "x.tar")])
-    place = (0, int(found.offsets[0]), 3)
+    place = (0, found[0].offset, 3)
     assert files.read(*place) == b"one"
     assert pickle.loads(pickle.dumps(files)).read(*place) == b"one"
     context = multiprocessing.get_context(method)
@@ -142,7 +142,7 @@ def test_some_shards_stay_open_and_none_when_nobody_reads(tmp_path: Path, monkey
     urls = [str(tmp_path / f"{number}.tar") for number in range(8)]
     for url in urls:
         Path(url).write_bytes(tar_of(FILES))
-    offset = int(members_of(urls[0]).offsets[0])
+    offset = members_of(urls[0])[0].offset
     before, files = os.listdir("/proc/self/fd"), ShardFiles(urls)
     for shard in (*range(8), 0, 7, *range(8)):
         assert files.read(shard, offset, 3) == b"one"
