@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +48,7 @@ _CHEAP_COUNT = 20_000
 _CHEAP_BYTES = 256 * 2**20
 _CHUNK = 64  # images that a thread checks at a time
 _LEAST_BOUND = 10  # bad images
+_Opener = Callable[[Path], "ImageData"]  # takes the folder of downloads
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,7 @@ def _open_shards(spec: str) -> ImageData:
     """Open what a pattern stands for, or train*.tar and val*.tar of a folder."""
     name = _SHARD_ENDING.sub("", spec.rstrip("/")).rsplit("/", 1)[-1] or "shards"
     if spec.endswith(".tar"):
-        train = TarImages(expanded(spec), name=name)
-        return ImageData(name, train, None)
+        return ImageData(name, TarImages(expanded(spec), name=name), None)
     train = TarImages(expanded(f"{spec.rstrip('/')}/train*.tar"), name=f"{name}/train")
     urls = matching(f"{spec.rstrip('/')}/val*.tar")
     val = TarImages(urls, name=f"{name}/val") if urls else None
@@ -260,18 +259,6 @@ def _open_digits(_: Path) -> ImageData:
     return ImageData("digits", train, val, native_size=8, horizontal_flip=False)
 
 
-def _open_cifar(name: str, root: Path) -> ImageData:
-    train = _torchvision_split(name, "train", root, train=True)
-    val = _torchvision_split(name, "val", root, train=False)
-    return ImageData(name, train, val, native_size=32, horizontal_flip=True)
-
-
-def _open_stl10(root: Path) -> ImageData:
-    train = _torchvision_split("STL10", "train", root, split="train")
-    val = _torchvision_split("STL10", "val", root, split="test")
-    return ImageData("STL10", train, val, native_size=96, horizontal_flip=True)
-
-
 def _open_imagenet(root: Path) -> ImageData:
     folder = root / "imagenet"
     if not folder.is_dir():
@@ -282,35 +269,49 @@ def _open_imagenet(root: Path) -> ImageData:
     return _open_folder(folder)
 
 
-def _torchvision_split(name: str, part: str, root: Path, **split: object) -> TorchvisionImages:
-    """Open one split of a torchvision dataset, downloading it when it is not there yet."""
-    require_torchvision()
-    from torchvision import datasets
+def _open_torchvision(name: str, size: int, option: str, splits: Sequence[Any]) -> _Opener:
+    """Return what opens a torchvision dataset, downloading it when it is not there yet.
 
-    dataset_class = getattr(datasets, name)
-    try:
-        dataset = dataset_class(root, download=False, **split)
-    except RuntimeError:  # not found or corrupted: torchvision checks the files' MD5
-        dataset = _download(dataset_class, root, split)
-    return TorchvisionImages(dataset, name=f"{name}/{part}")
+    Args:
+        name: Of its class in torchvision.
+        size: Side of the images in pixels.
+        option: Argument of the class that takes the split.
+        splits: Its values for training and validation.
+    """
+
+    def open_split(root: Path, split: str, value: Any) -> TorchvisionImages:
+        require_torchvision()
+        from torchvision import datasets
+
+        dataset_class = getattr(datasets, name)
+        try:
+            dataset = dataset_class(root, download=False, **{option: value})
+        except RuntimeError:  # not found or corrupted: torchvision checks the files' MD5
+            try:
+                dataset = dataset_class(root, download=True, **{option: value})
+            except (OSError, RuntimeError) as error:
+                archive = getattr(dataset_class, "url", "its archive")
+                raise DistillError(
+                    f"cannot download {name} ({error}): get {archive} elsewhere and put it in "
+                    f"{root}, or point DISTILL_DATA_ROOT to where it is"
+                ) from error
+        return TorchvisionImages(dataset, name=f"{name}/{split}")
+
+    def open_both(root: Path) -> ImageData:
+        train, val = (
+            open_split(root, split, value)
+            for split, value in zip(("train", "val"), splits, strict=True)
+        )
+        return ImageData(name, train, val, native_size=size)
+
+    return open_both
 
 
-def _download(dataset_class: type, root: Path, split: dict[str, object]) -> object:
-    try:
-        return dataset_class(root, download=True, **split)
-    except (OSError, RuntimeError) as error:
-        archive = getattr(dataset_class, "url", "its archive")
-        raise DistillError(
-            f"cannot download {dataset_class.__name__} ({error}): get {archive} elsewhere and put "
-            f"it in {root}, or point DISTILL_DATA_ROOT to where it is"
-        ) from error
-
-
-_NAMED: dict[str, Callable[[Path], ImageData]] = {
+_NAMED: dict[str, _Opener] = {
     "digits": _open_digits,
-    "cifar10": partial(_open_cifar, "CIFAR10"),
-    "cifar100": partial(_open_cifar, "CIFAR100"),
-    "stl10": _open_stl10,
+    "cifar10": _open_torchvision("CIFAR10", 32, "train", (True, False)),
+    "cifar100": _open_torchvision("CIFAR100", 32, "train", (True, False)),
+    "stl10": _open_torchvision("STL10", 96, "split", ("train", "test")),
     "imagenet": _open_imagenet,
 }
 DATASETS = ("digits", "CIFAR10", "CIFAR100", "STL10", "ImageNet")

@@ -1,13 +1,4 @@
-"""Reads one annotation file of PASCAL VOC: an image's objects, with boxes and difficult flags.
-
-Files may come from anywhere, so they are read with care: at most 4 MiB, no document type (which is
-where entities are defined), elements of the VOC layout only. Boxes stay as they are written: whole
-pixels counted from 1, the last one belongs to the box. Parts of objects (heads, hands), poses and
-other elements are ignored.
-
-Shapes: G objects.
-
-Opens a dataset in the layout of PASCAL VOC: images with boxes, in lists called splits.
+"""Datasets in the layout of PASCAL VOC: images with boxes, in lists called splits.
 
     VOCdevkit/VOC2007/JPEGImages/000005.jpg
                       Annotations/000005.xml
@@ -17,8 +8,14 @@ Source: Everingham et al., IJCV 2010. The classes are those that the training sp
 whatever their number, in alphabetical order. An image shows a class (1) when one object of it is
 not difficult, does not show it (-1) without an object of it, and is ignored for the class (0) when
 all its objects of the class are difficult: what the class lists of VOC2007 state, read from the
-annotations. Deliberate limits: whole annotations are in memory; segmentation, actions and
-parts are not read.
+annotations. Boxes stay as they are written: whole pixels counted from 1, the last one belongs to
+the box.
+
+Annotations may come from anywhere, so they are read with care: at most 4 MiB, no document type
+(which is where entities are defined), elements of the VOC layout only.
+
+Limits: all annotations are in memory; parts of objects (heads, hands), poses, segmentation and
+actions are not read.
 
 Shapes: N images, C classes, G objects of an image.
 """
@@ -29,7 +26,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -42,128 +39,11 @@ from distill.errors import DistillError, UnknownNameError
 from distill.files import is_file_name
 from distill.terminal import progress_bar
 
-_MAX_BYTES = 4 * 2**20
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """The objects of one image.
-
-    Attributes:
-        names: G class names.
-        corners: float64 (G, 4), xmin, ymin, xmax, ymax as in the file.
-        difficult: bool (G,).
-    """
-
-    names: tuple[str, ...]
-    corners: np.ndarray
-    difficult: np.ndarray
-
-
-def read_annotation(path: Path) -> Annotation:
-    """Read an annotation file.
-
-    Raises:
-        DistillError: It is missing, too long, no XML, of another layout, or a box has no area.
-    """
-    objects = _root(path).findall("object")
-    try:
-        names = tuple(_text(one, "name") for one in objects)
-        corners = [_corners(one) for one in objects]
-        difficult = [_is_difficult(one) for one in objects]
-    except _LayoutError as problem:
-        raise DistillError(
-            f"{path} is not a VOC annotation: {problem}; repair the file, or take its image out of "
-            "the lists in ImageSets/Main"
-        ) from None
-    return Annotation(
-        names, np.array(corners, np.float64).reshape(-1, 4), np.array(difficult, dtype=bool)
-    )
-
-
-class _LayoutError(Exception):
-    """What is wrong with an element."""
-
-
-def _root(path: Path) -> ElementTree.Element:
-    root = _parsed(path, _content(path))
-    if root.tag != "annotation":
-        raise DistillError(
-            f"{path} is not a VOC annotation: its root is <{root.tag[:40]}>, it must be "
-            "<annotation>; export the dataset in Pascal VOC layout"
-        )
-    return root
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise DistillError(
-            f"{path} cannot be read ({error.strerror or error}): every listed image needs an "
-            "annotation; add it, or take the image out of the lists in ImageSets/Main"
-        ) from None
-    if len(content) > _MAX_BYTES:
-        raise DistillError(
-            f"{path} is longer than {_MAX_BYTES >> 20} MiB, which no annotation of an image is; "
-            "replace it by the image's own"
-        )
-    return content
-
-
-def _parsed(path: Path, content: bytes) -> ElementTree.Element:
-    # In files without zero bytes (UTF-16 has them) all that XML is made of is written in ASCII.
-    if b"\0" in content or b"<!doctype" in content.lower():
-        raise DistillError(
-            f"{path} has a document type or zero bytes, which VOC annotations do not have and "
-            "which may make a reader fetch or expand anything; remove the line, save it in UTF-8"
-        )
-    try:
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DistillError(
-            f"{path} is no whole XML file ({error}): it may be truncated; copy it again"
-        ) from None
-
-
-def _text(element: ElementTree.Element, name: str) -> str:
-    text = (element.findtext(name) or "").strip()
-    if not text:
-        raise _LayoutError(f"an <object> has no <{name}>")
-    return text
-
-
-def _corners(element: ElementTree.Element) -> list[float]:
-    box = element.find("bndbox")
-    name = _text(element, "name")
-    if box is None:
-        raise _LayoutError(f"the {name} has no <bndbox>")
-    texts = [(box.findtext(corner) or "").strip() for corner in _CORNERS]
-    try:
-        xmin, ymin, xmax, ymax = values = [float(text) for text in texts]
-    except ValueError:
-        raise _LayoutError(
-            f"the box of the {name} is {', '.join(texts)}, not four numbers"
-        ) from None
-    if not all(map(math.isfinite, values)) or xmax < xmin or ymax < ymin:
-        raise _LayoutError(f"the box of the {name} is {', '.join(texts)}, which has no area")
-    return values
-
-
-def _is_difficult(element: ElementTree.Element) -> bool:
-    text = (element.findtext("difficult") or "0").strip()
-    if text not in ("0", "1"):
-        raise _LayoutError(
-            f"<difficult> of the {_text(element, 'name')} is {text[:40]}, not 0 or 1"
-        )
-    return text == "1"
-
-
 _PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 _PREFERRED = "VOC2007"
 _FLAG = re.compile(r"\s+-?[01]$")  # after the name, in the lists of one class
+_MAX_BYTES = 4 * 2**20
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
@@ -171,14 +51,17 @@ class Objects:
     """The objects of one image.
 
     Attributes:
-        classes: int64 (G,).
+        names: G class names.
         corners: float64 (G, 4), xmin, ymin, xmax, ymax; whole pixels from 1, the last included.
         difficult: bool (G,).
+        classes: int64 (G,), positions of the names among the dataset's classes; of a single
+            annotation 0 to G - 1.
     """
 
-    classes: np.ndarray
+    names: tuple[str, ...]
     corners: np.ndarray
     difficult: np.ndarray
+    classes: np.ndarray
 
 
 class VocImages(FolderImages):
@@ -230,28 +113,31 @@ def open_voc(
     """
     root = _find_root(Path(os.path.expanduser(data)))
     stored = _stored_images(root)
-    lists = {name: _read_list(root, name) for name in (train_split, test_split)}
-    files = {name: [_file(root, stored, name, one) for one in lists[name]] for name in lists}
-    read = {name: _read_annotations(root, names) for name, names in lists.items()}
-    classes = sorted({name for one in read[train_split] for name in one.names})
+    names = {split: _read_list(root, split) for split in (train_split, test_split)}
+    files = {split: [_file(root, stored, split, one) for one in names[split]] for split in names}
+    objects = {split: _read_annotations(root, names[split]) for split in names}
+    classes = sorted({name for image in objects[train_split] for name in image.names})
     if not classes:
         raise DistillError(
-            f"{root} has no objects in the {len(lists[train_split])} images of {train_split}; name "
+            f"{root} has no objects in the {len(names[train_split])} images of {train_split}; name "
             "another list with --train-split"
         )
-    _require_known(root, test_split, lists[test_split], read[test_split], classes)
 
-    def split(name: str) -> VocImages:
-        objects = [_objects(one, classes) for one in read[name]]
-        return VocImages(root, files[name], objects, classes, name=f"{root.name}/{name}")
+    def images(split: str) -> VocImages:
+        numbered = []
+        for image, one in zip(names[split], objects[split], strict=True):
+            unknown = sorted(set(one.names) - set(classes))
+            if unknown:
+                raise DistillError(
+                    f"{root / 'Annotations' / image}.xml of {split} has a {unknown[0]}, a class "
+                    f"that no training image has; training has {', '.join(classes)}: correct the "
+                    "name, or add such images to the training list"
+                )
+            numbers = np.array([classes.index(name) for name in one.names], dtype=np.int64)
+            numbered.append(replace(one, classes=numbers))
+        return VocImages(root, files[split], numbered, classes, name=f"{root.name}/{split}")
 
-    return ImageData(
-        name=root.name,
-        train=split(train_split),
-        val=split(test_split),
-        native_size=None,
-        horizontal_flip=True,
-    )
+    return ImageData(root.name, train=images(train_split), val=images(test_split))
 
 
 def _find_root(folder: Path) -> Path:
@@ -322,7 +208,7 @@ def _file(root: Path, stored: dict[str, str], split: str, name: str) -> str:
     return f"JPEGImages/{stored[name]}"
 
 
-def _read_annotations(root: Path, names: Sequence[str]) -> list[Annotation]:
+def _read_annotations(root: Path, names: Sequence[str]) -> list[Objects]:
     annotations = []
     with progress_bar(len(names), description="annotations", unit="file", delay=1.0) as bar:
         for name in names:
@@ -331,24 +217,97 @@ def _read_annotations(root: Path, names: Sequence[str]) -> list[Annotation]:
     return annotations
 
 
-def _require_known(
-    root: Path,
-    split: str,
-    names: Sequence[str],
-    annotations: Sequence[Annotation],
-    classes: Sequence[str],
-) -> None:
-    for name, annotation in zip(names, annotations, strict=True):
-        unknown = sorted(set(annotation.names) - set(classes))
-        if unknown:
-            raise DistillError(
-                f"{root / 'Annotations' / name}.xml of {split} has a {unknown[0]}, a class that no "
-                f"training image has; training has {', '.join(classes)}: correct the name, or add "
-                "such images to the training list"
-            )
+def read_annotation(path: Path) -> Objects:
+    """Read an annotation file.
+
+    Raises:
+        DistillError: It is missing, too long, no XML, of another layout, or a box has no area.
+    """
+    elements = _annotation_element(path).findall("object")
+    try:
+        names = tuple(_text(element, "name") for element in elements)
+        corners = [_corners(element) for element in elements]
+        difficult = [_is_difficult(element) for element in elements]
+    except _LayoutError as problem:
+        raise DistillError(
+            f"{path} is not a VOC annotation: {problem}; repair the file, or take its image out of "
+            "the lists in ImageSets/Main"
+        ) from None
+    return Objects(
+        names,
+        np.array(corners, np.float64).reshape(-1, 4),
+        np.array(difficult, dtype=bool),
+        np.arange(len(names)),
+    )
 
 
-def _objects(annotation: Annotation, classes: Sequence[str]) -> Objects:
-    positions = {name: position for position, name in enumerate(classes)}
-    numbers = np.array([positions[name] for name in annotation.names], dtype=np.int64)
-    return Objects(numbers, annotation.corners, annotation.difficult)
+def _annotation_element(path: Path) -> ElementTree.Element:
+    """Parse a file that may come from anywhere."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise DistillError(
+            f"{path} cannot be read ({error.strerror or error}): every listed image needs an "
+            "annotation; add it, or take the image out of the lists in ImageSets/Main"
+        ) from None
+    if len(content) > _MAX_BYTES:
+        raise DistillError(
+            f"{path} is longer than {_MAX_BYTES >> 20} MiB, which no annotation of an image is; "
+            "replace it by the image's own"
+        )
+    # In files without zero bytes (UTF-16 has them) all that XML is made of is written in ASCII.
+    if b"\0" in content or b"<!doctype" in content.lower():
+        raise DistillError(
+            f"{path} has a document type or zero bytes, which VOC annotations do not have and "
+            "which may make a reader fetch or expand anything; remove the line, save it in UTF-8"
+        )
+    try:
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DistillError(
+            f"{path} is no whole XML file ({error}): it may be truncated; copy it again"
+        ) from None
+    if root.tag != "annotation":
+        raise DistillError(
+            f"{path} is not a VOC annotation: its root is <{root.tag[:40]}>, it must be "
+            "<annotation>; export the dataset in Pascal VOC layout"
+        )
+    return root
+
+
+class _LayoutError(Exception):
+    """What is wrong with an element."""
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    text = (element.findtext(name) or "").strip()
+    if not text:
+        raise _LayoutError(f"an <object> has no <{name}>")
+    return text
+
+
+def _corners(element: ElementTree.Element) -> list[float]:
+    box = element.find("bndbox")
+    name = _text(element, "name")
+    if box is None:
+        raise _LayoutError(f"the {name} has no <bndbox>")
+    texts = [(box.findtext(corner) or "").strip() for corner in _CORNERS]
+    try:
+        xmin, ymin, xmax, ymax = values = [float(text) for text in texts]
+    except ValueError:
+        raise _LayoutError(
+            f"the box of the {name} is {', '.join(texts)}, not four numbers"
+        ) from None
+    if not all(map(math.isfinite, values)) or xmax < xmin or ymax < ymin:
+        raise _LayoutError(f"the box of the {name} is {', '.join(texts)}, which has no area")
+    return values
+
+
+def _is_difficult(element: ElementTree.Element) -> bool:
+    text = (element.findtext("difficult") or "0").strip()
+    if text not in ("0", "1"):
+        raise _LayoutError(
+            f"<difficult> of the {_text(element, 'name')} is {text[:40]}, not 0 or 1"
+        )
+    return text == "1"
