@@ -1,37 +1,49 @@
+"""Sets of images: what loads, what is refused under which name, what makes two sets the same."""
+
 import errno
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.images import ArrayImages, FolderImages, Images, TorchvisionImages
+from distill.data import images as images_module
+from distill.data.images import ArrayImages, FolderImages, TorchvisionImages, evenly_spaced
 from distill.errors import BadImageError, DistillError
 
+FILES = ["a/0.png", "a/1.png", "b/0.png"]
 
-def test_folder_images_load_and_name_each_file(tmp_path, write_image):
+
+@pytest.fixture
+def folder(write_image, tmp_path):
+    for seed, name in enumerate(FILES):
+        write_image(f"one/{name}", seed=seed)
+    return tmp_path / "one"
+
+
+def test_files_load_in_order_under_their_names(tmp_path, write_image):
     files = ["a/x.png", "b/é y.png", "z.jpg"]
     for seed, file in enumerate(files):
         write_image(file, size=(5 + seed, 4))
     images = FolderImages(tmp_path, files, [0, 1, 1], ["a", "b"], name="set")
-    assert len(images) == 3
-    assert [images.relative_path(i) for i in range(3)] == files
+    assert [images.relative_path(i) for i in range(len(images))] == files
     assert images.describe(1) == str(tmp_path / "b" / "é y.png")
     assert [images.load(i).size for i in range(3)] == [(5, 4), (6, 4), (7, 4)]
     assert images.relative_path(-1) == "z.jpg"
     with pytest.raises(IndexError):
         images.relative_path(3)
-    assert images.labels is not None
     assert images.labels.dtype == np.int64
 
 
-def test_folder_images_keep_names_that_are_not_utf8():
+def test_file_names_need_not_be_utf8():
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     assert FolderImages("/data", ["a.jpg", name], name="set").relative_path(1) == name
 
 
-def test_pickle_of_folder_images_is_about_as_large_as_the_paths():
+def test_files_take_little_more_memory_than_their_paths():
     files = [f"class{i % 100}/image_{i:06}.jpg" for i in range(10_000)]
     images = FolderImages("/data", files, np.zeros(10_000, int), ["a"], name="set")
     copy = pickle.loads(pickle.dumps(images))
@@ -107,13 +119,15 @@ def test_running_out_of_file_handles_is_no_bad_image(tmp_path, write_image, monk
     assert not isinstance(caught.value, BadImageError)
 
 
-def test_array_images_in_gray_and_color():
+def test_arrays_in_gray_and_color():
     gray = ArrayImages(np.full((2, 4, 4), 7, np.uint8), name="gray")
     assert gray.load(1).getpixel((0, 0)) == (7, 7, 7)
     assert gray.describe(1) == "gray[1]"
     color = np.zeros((1, 4, 4, 3), np.uint8)
     color[..., 2] = 9
     assert ArrayImages(color, [0], ["a"], name="color").load(0).getpixel((0, 0)) == (0, 0, 9)
+    with pytest.raises(DistillError, match="1 labels for 2 images"):
+        ArrayImages(np.zeros((2, 4, 4), np.uint8), [0], ["a"], name="array")
 
 
 @pytest.mark.parametrize(
@@ -125,35 +139,123 @@ def test_arrays_of_another_kind_are_refused(pixels):
         ArrayImages(pixels, name="array")
 
 
-def test_labels_must_match_the_images():
-    with pytest.raises(DistillError, match="1 labels for 2 images"):
-        ArrayImages(np.zeros((2, 4, 4), np.uint8), [0], ["a"], name="array")
-
-
 class FakeDataset:
+    """What torchvision's datasets have in common; None is an image that cannot be read."""
+
     classes = ("cat", "dog")
 
-    def __init__(self, labels_name, *, decoded):
-        setattr(self, labels_name, [1, 0])
-        if decoded:
-            self.data = np.zeros((2, 4, 4, 3), np.uint8)
+    def __init__(self, images, **attributes):
+        self.images = images
+        self.__dict__.update(attributes)
 
     def __len__(self):
-        return 2
+        return len(self.images)
 
     def __getitem__(self, i):
-        if i == 1:
+        if self.images[i] is None:
             raise OSError("image file is truncated")
-        return Image.new("L", (4, 4), 5), 1
+        return self.images[i], 0
 
 
 @pytest.mark.parametrize("labels_name", ["targets", "labels"])
 @pytest.mark.parametrize("decoded", [True, False])
 def test_torchvision_images(labels_name, decoded):
-    images: Images = TorchvisionImages(FakeDataset(labels_name, decoded=decoded), name="fake")
+    attributes = {labels_name: [1, 0]}
+    if decoded:
+        attributes["data"] = np.zeros((2, 4, 4, 3), np.uint8)
+    dataset = FakeDataset([Image.new("L", (4, 4), 5), None], **attributes)
+    images = TorchvisionImages(dataset, name="fake")
     assert images.labels.tolist() == [1, 0]
     assert images.classes == ("cat", "dog")
     assert images.in_memory == decoded
     assert images.load(0).getpixel((0, 0)) == (5, 5, 5)
     with pytest.raises(BadImageError, match=r"fake\[1\]: image file is truncated"):
         images.load(1)
+
+
+def test_evenly_spaced():
+    assert evenly_spaced(3) == [0, 1, 2]
+    spaced = evenly_spaced(1_281_167)
+    assert (len(spaced), spaced[0], spaced[-1]) == (2000, 0, 1_281_166)
+    assert set(np.diff(spaced)) <= {640, 641}
+
+
+def of_files(root, files=FILES, **settings) -> str:
+    return FolderImages(root, files, name="photos", **settings).fingerprint()
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_files_are_the_same_elsewhere_and_with_labels(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "two")
+    labeled = of_files(folder, labels=[0, 1, 0], classes=["a", "b"])
+    assert of_files(folder) == of_files(tmp_path / "two") == labeled
+
+
+def test_content_names_order_and_number_of_files_count(folder):
+    orders = (FILES, FILES[:2], [FILES[1], FILES[0], FILES[2]])
+    found = {of_files(folder, files) for files in orders}
+    os.rename(folder / "b/0.png", folder / "b/1.png")
+    found.add(of_files(folder, [*FILES[:2], "b/1.png"]))
+    found.add(of_files(folder))  # one is missing
+    os.rename(folder / "b/1.png", folder / "b/0.png")
+    flip_last_bit(folder / "a/1.png")  # of the same size
+    found.add(of_files(folder))
+    assert len(found) == 6
+
+
+def test_sizes_of_all_files_and_content_of_some_count(folder, monkeypatch):
+    monkeypatch.setattr(images_module, "MAX_READ", 2)  # the first and the last
+    before = of_files(folder)
+    flip_last_bit(folder / FILES[1])
+    assert of_files(folder) == before  # the documented limit
+    for name in (FILES[0], FILES[2]):
+        flip_last_bit(folder / name)
+        assert of_files(folder) != before
+        flip_last_bit(folder / name)
+    with (folder / FILES[1]).open("ab") as file:
+        file.write(b"x")
+    assert of_files(folder) != before
+
+
+def test_pixels_of_arrays_and_their_shape_count():
+    pixels = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+
+    def of_pixels(array, **settings) -> str:
+        return ArrayImages(array, name="x", **settings).fingerprint()
+
+    changed = pixels.copy()
+    changed[1, 3, 5, 2] += 1
+    different = [pixels, pixels[::-1], changed, pixels.reshape(2, 6, 4, 3), pixels[:1]]
+    assert len({of_pixels(array) for array in different}) == 5
+    assert of_pixels(pixels) == of_pixels(np.asfortranarray(pixels), labels=[1, 1])
+    decoded = [TorchvisionImages(FakeDataset([0, 1], data=array), name=name).fingerprint()
+               for array, name in ((pixels, "x"), (pixels, "y"), (changed, "x"))]  # fmt: skip
+    assert decoded[0] == decoded[1] != decoded[2]
+
+
+def picture(color: int, side: int = 4) -> Image.Image:
+    return Image.new("RGB", (side, side), (color, 0, 0))
+
+
+def test_name_length_and_pixels_of_other_sets_count(monkeypatch):
+    def of_images(*images, name="x") -> str:
+        return TorchvisionImages(FakeDataset(list(images)), name=name).fingerprint()
+
+    images = [picture(1), picture(2), picture(3)]
+    different = {
+        of_images(*images),
+        of_images(*images, name="y"),
+        of_images(*images[:2]),
+        of_images(*images[::-1]),
+        of_images(picture(1), picture(9), picture(3)),
+        of_images(picture(1), picture(2, side=2), picture(3)),
+        of_images(picture(1), None, picture(3)),
+    }
+    assert len(different) == 7
+    monkeypatch.setattr(images_module, "MAX_READ", 2)
+    assert of_images(*images) == of_images(images[0], picture(9), images[2])
