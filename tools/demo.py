@@ -17,7 +17,8 @@ import distill
 from distill.cli.command import print_table
 from distill.config import ImageOptions
 from distill.data.sources import open_images, training_images
-from distill.training.setting import evaluator_of
+from distill.evaluation.standard import standard_metrics
+from distill.training.setting import embedder_of
 from teachers.load import load_teacher
 
 MEASURES = ("nn_accuracy", "cluster_alignment")
@@ -27,8 +28,8 @@ NAMES = ("nearest neighbor", "cluster alignment")
 def measured_pixels() -> dict[str, float]:
     """Return both measures of the digits' bare 64 pixels."""
     images = training_images(open_images("digits"), ImageOptions(holdout=0.0), seed=0)
-    evaluator = evaluator_of(images, device=torch.device("cpu"), precision="fp32", num_workers=0)
-    return evaluator.measure(load_teacher("pixels"), what="raw pixels")
+    embedder = embedder_of(images, device=torch.device("cpu"), precision="fp32", num_workers=0)
+    return standard_metrics(*embedder.embed_both(load_teacher("pixels"), what="raw pixels"))
 
 
 def rows(metrics: Mapping[str, Any], pixels: Mapping[str, float]) -> list[list[str]]:

@@ -61,7 +61,7 @@ def require_runnable(comparison: Comparison, trials: Sequence[Trial]) -> None:
         with _named(trial):
             config = configure({**trial.options, "output": comparison.run(trial.name)})
             setting = prepare(config, pick_device(config.run.device)).setting
-            reason = setting.evaluator.unavailable_reason()
+            reason = setting.embedder.unavailable_reason()
             if reason is None and trial.tuning is not None:
                 if not len(setting.images.held_out):
                     reason = "no image is held out to tune on"

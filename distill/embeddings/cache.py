@@ -31,8 +31,13 @@ from distill.config import CacheConfig, CacheDtype, TeacherOptions, check_option
 from distill.data.images import Images
 from distill.data.sources import BadImages, ImageData, data_or_default, open_images
 from distill.device import pick_device, pick_precision
-from distill.embeddings.embed import Embeddings, InferenceConfig, embedded_batches
-from distill.embeddings.evaluator import Evaluator, Split
+from distill.embeddings.embed import (
+    DatasetEmbedder,
+    Embeddings,
+    InferenceConfig,
+    Split,
+    embedded_batches,
+)
 from distill.embeddings.store import (
     Contents,
     EmbeddingStore,
@@ -380,7 +385,7 @@ class NetworkCache:
     Attributes:
         network: On its device; nothing trains it meanwhile.
         what: `teacher` or `student`, for people.
-        evaluator: Data, device, precision and sizes of the pass.
+        embedder: Data, device, precision and sizes of the pass.
         bad_images: Told of images that cannot be read, now or when they were to be embedded.
         folder: Holds a folder for each split; None: in the cache folder.
         dtype: Of the storage.
@@ -388,7 +393,7 @@ class NetworkCache:
 
     network: EmbeddingNetwork
     what: str
-    evaluator: Evaluator
+    embedder: DatasetEmbedder
     bad_images: BadImages
     folder: Path | None = None
     dtype: CacheDtype = "fp16"
@@ -411,7 +416,7 @@ class NetworkCache:
             BadImageError: An image cannot be read, when that is to end the job.
         """
         task = self.task(split)
-        found = cached_embeddings(self.network, task, self.evaluator.inference_config(task.images))
+        found = cached_embeddings(self.network, task, self.embedder.inference)
         self.bad_images(tuple(task.images.describe(int(i)) for i in found.table.bad))
         self.bad_images.share()
         return found
@@ -421,9 +426,9 @@ class NetworkCache:
 
         Args:
             split: Which images.
-            index: Which of them; None: those of the evaluator.
+            index: Which of them; None: those of the embedder.
         """
-        images, readable = self.evaluator.split(split)
+        images, readable = self.embedder.split(split)
         if split not in self._tables:
             self._tables[split] = self.embeddings(split).table
         return stored(self._tables[split], images, readable if index is None else index)
@@ -435,7 +440,7 @@ class NetworkCache:
 
     def task(self, split: Split) -> CacheTask:
         """Say what must be in a cache, and where it lies."""
-        images, _ = self.evaluator.split(split)
+        images, _ = self.embedder.split(split)
         if split not in self._fingerprints:
             self._fingerprints[split] = distributed.broadcast_from_rank0(images.fingerprint)
         shown = self.network.input
@@ -449,7 +454,7 @@ class NetworkCache:
             std=shown.std,
             images=images.name,
             image_fingerprint=self._fingerprints[split],
-            precision=self.evaluator.precision,
+            precision=self.embedder.precision,
             dtype=self.dtype,
             shape=(len(images), self.network.embedding_dim),
         )
@@ -535,7 +540,7 @@ def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
     caches = NetworkCache(
         network=prepare_for_device(load_teacher_of(config.teacher), device),
         what="teacher",
-        evaluator=Evaluator(
+        embedder=DatasetEmbedder(
             data=data,
             train_index=np.arange(len(data.train)),
             val_index=np.arange(len(data.val or ())),

@@ -33,7 +33,7 @@ from distill.config import (
 from distill.data.sources import BadImages, ImageData, data_or_default, open_images
 from distill.device import pick_device, pick_precision
 from distill.embeddings.cache import NetworkCache, StoredEmbeddings, load_teacher_of
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork, prepare_for_device
 from distill.models.weights import read_description
@@ -129,8 +129,8 @@ class Subject:
 
     Attributes:
         path: The run directory or weights file that it was loaded from.
-        network: On the evaluator's device.
-        evaluator: Images, device and precision.
+        network: On the device of `embedder`.
+        embedder: Images, device and precision.
         cache: The network's embeddings on disk.
         output: Directory whose metrics.json receives the numbers; None: they are not kept.
         other_data: Name of the data, when it is not what the run was trained on.
@@ -138,7 +138,7 @@ class Subject:
 
     path: Path
     network: EmbeddingNetwork
-    evaluator: Evaluator
+    embedder: DatasetEmbedder
     cache: NetworkCache
     output: Path | None
     other_data: str | None = None
@@ -149,7 +149,7 @@ class Subject:
         Raises:
             DistillError: No validation images, no labels, or one class.
         """
-        reason = self.evaluator.unavailable_reason()
+        reason = self.embedder.unavailable_reason()
         if reason is not None:
             raise DistillError(reason)
 
@@ -368,7 +368,7 @@ def open_evaluation(
     device = distributed.start(pick_device(options.device))
     bad_images = BadImages(options.on_bad_image, options.max_bad_images)
     data = open_data(data_or_default(options.data or run_options.get("data")))
-    evaluator = Evaluator(
+    embedder = DatasetEmbedder(
         data=data,
         train_index=bad_images.good_indices(data.train),
         val_index=bad_images.good_indices(data.val),
@@ -381,7 +381,7 @@ def open_evaluation(
     cache = NetworkCache(
         network=network,
         what="student",
-        evaluator=evaluator,
+        embedder=embedder,
         bad_images=bad_images,
         folder=options.cache,
         dtype=options.cache_dtype,
@@ -390,7 +390,7 @@ def open_evaluation(
     is_named = options.data not in (None, run_options.get("data"))
     is_other = is_run and is_named and data.name.lower() != _data_name(run_options.get("data"))
     other_data = data.name if is_other else None
-    return Subject(run_or_weights, network, evaluator, cache, output, other_data)
+    return Subject(run_or_weights, network, embedder, cache, output, other_data)
 
 
 def _data_name(data: str | None) -> str:
@@ -478,16 +478,16 @@ def teacher_of_run(run_options: Mapping[str, Any]) -> TeacherOptions | None:
     return teacher
 
 
-def teacher_cache(teacher: TeacherOptions, evaluator: Evaluator) -> NetworkCache:
-    """Load a teacher; its embeddings of the evaluator's images lie where training left them.
+def teacher_cache(teacher: TeacherOptions, embedder: DatasetEmbedder) -> NetworkCache:
+    """Load a teacher; its embeddings of these images lie where training left them.
 
     Raises:
         DistillError: A teacher that cannot be loaded.
     """
     return NetworkCache(
-        network=prepare_for_device(load_teacher_of(teacher), evaluator.device),
+        network=prepare_for_device(load_teacher_of(teacher), embedder.device),
         what="teacher",
-        evaluator=evaluator,
+        embedder=embedder,
         # The student's pass has refused them, if they are to be.
         bad_images=BadImages("skip", most=sys.maxsize),
         folder=teacher.teacher_cache,

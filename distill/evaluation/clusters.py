@@ -330,8 +330,8 @@ class Clusters(Evaluation["Clusters.Options"]):
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
         """Measure; what differs from the published protocol is added to the numbers' names."""
-        evaluator = subject.evaluator
-        num_images = len(evaluator.train_index)
+        embedder = subject.embedder
+        num_images = len(embedder.train_index)
         require_clusters(options.num_clusters, num_images=num_images, seed=options.seed)
         train, val = subject.embeddings()
         require_splits(train.features, train.labels, val.features, val.labels)
@@ -367,7 +367,7 @@ class Clusters(Evaluation["Clusters.Options"]):
             f"cluster_ari{number}{rest}": alignment.ari,
             f"cluster_purity{number}{rest}": alignment.purity,
         }
-        names = evaluator.data.train.classes or ()
+        names = embedder.data.train.classes or ()
         tables = [_cluster_table(alignment, names)] if options.per_cluster else []
         return EvaluationResult(metrics, tables, alignment.notes())
 

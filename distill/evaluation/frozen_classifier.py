@@ -23,8 +23,7 @@ import torch
 
 from distill.data.images import Images
 from distill.embeddings.cache import NetworkCache
-from distill.embeddings.embed import Embeddings, ShownView, embed
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder, Embeddings, NetworkView, embed
 from distill.embeddings.search import (
     exact_index,
     l2_normalized,
@@ -158,13 +157,13 @@ class FrozenClassifier:
 
     @property
     def network(self) -> EmbeddingNetwork:
-        """The network, on the evaluator's device."""
+        """The network, on the device of `embedder`."""
         return self.cache.network
 
     @property
-    def evaluator(self) -> Evaluator:
+    def embedder(self) -> DatasetEmbedder:
         """The images, and how networks go over them."""
-        return self.cache.evaluator
+        return self.cache.embedder
 
     @cached_property
     def head(self) -> Head:
@@ -184,10 +183,10 @@ class FrozenClassifier:
     @property
     def val(self) -> Images:
         """The validation images."""
-        assert self.evaluator.data.val is not None
-        return self.evaluator.data.val
+        assert self.embedder.data.val is not None
+        return self.embedder.data.val
 
-    def error(self, view: ShownView | None = None, *, description: str = "") -> float:
+    def error(self, view: NetworkView | None = None, *, description: str = "") -> float:
         """Return the share of validation images that are taken for another class.
 
         Args:
@@ -210,14 +209,14 @@ class FrozenClassifier:
         images: Images,
         index: np.ndarray,
         *,
-        view: ShownView | None = None,
+        view: NetworkView | None = None,
         description: str,
     ) -> Embeddings:
         """Embed the images at `index` of any set."""
         return embed(
             self.network,
             images,
-            **vars(self.evaluator.inference_config(images)),
+            **vars(self.embedder.inference),
             view=view,
             indices=index,
             description=f"{self.role}, {description}",

@@ -386,7 +386,7 @@ class Linear(Evaluation["Linear.Options"]):
         subject.require_labels()
         if options.layers:
             return _evaluate_layers(subject, options)
-        named = _named_images(options, subject.evaluator.data.train)
+        named = _named_images(options, subject.embedder.data.train)
         train, val = subject.embeddings()
         if options.labels is not None:
             return _evaluate_few_labels(subject, options, train, val, named)
@@ -461,23 +461,23 @@ def _measure(
         for decay in options.weight_decays
         if options.sweep
     ]
-    evaluator = subject.evaluator
+    embedder = subject.embedder
 
     def augmented(rows: np.ndarray, standardizer: Standardizer) -> Iterator[HeadBatch]:
         return augmented_batches(
             subject.network,
-            evaluator.data.train,
+            embedder.data.train,
             train.index[rows],
             standardizer,
-            evaluator.inference_config(evaluator.data.train),
-            augmentation=default_augmentation(evaluator.data),
+            embedder.inference,
+            augmentation=default_augmentation(embedder.data),
             schedule=PUBLISHED_SCHEDULE,
             seed=seed,
         )
 
     found = linear_evaluation(
         data,
-        device=evaluator.device,
+        device=embedder.device,
         rows=rows,
         sweep=sweep,
         seed=seed,
@@ -548,19 +548,19 @@ def _evaluate_few_labels(
 def _evaluate_layers(subject: Subject, options: Linear.Options) -> EvaluationResult:
     """Measure layer by layer; all come out of one pass, which nothing keeps and nobody shares."""
     distributed.release_others()
-    evaluator = subject.evaluator
+    embedder = subject.embedder
     network = layer_network(subject.network.cpu(), options.layers)
     layers = network.backbone
     assert isinstance(layers, LayerBackbone)
-    num_images = len(evaluator.train_index) + len(evaluator.val_index)
+    num_images = len(embedder.train_index) + len(embedder.val_index)
     require_memory(
         2 * 4 * network.embedding_dim * num_images,  # the batches, and all of them together
         torch.device("cpu"),
         what=f"what {len(layers.layers)} layers make of the images",
         remedy="name fewer of them with --layers",
     )
-    train, val = evaluator.embed_both(
-        prepare_for_device(network, evaluator.device), what="student's layers"
+    train, val = embedder.embed_both(
+        prepare_for_device(network, embedder.device), what="student's layers"
     )
     result, rows, header = EvaluationResult({}), [], ["layer", "width"]
     for name, columns in layers.columns().items():
@@ -575,6 +575,6 @@ def _evaluate_layers(subject: Subject, options: Linear.Options) -> EvaluationRes
 
 def _class_table(subject: Subject, per_class: np.ndarray) -> Table:
     # There may be classes beyond the last that has an image.
-    names = subject.evaluator.data.train.classes or ()
+    names = subject.embedder.data.train.classes or ()
     rows = [[name, f"{share:.4f}"] for name, share in zip(names, per_class, strict=False)]
     return Table(["class", "accuracy"], rows)

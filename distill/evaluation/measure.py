@@ -380,8 +380,8 @@ def _open(path: Path, options: MeasureOptions) -> _Subject:
 
 
 def _measured(subject: _Subject, options: MeasureOptions) -> Measurement:
-    evaluator = subject.evaluation.evaluator
-    augmentation = options.augmentation or default_pretraining_augmentation(evaluator.data)
+    embedder = subject.evaluation.embedder
+    augmentation = options.augmentation or default_pretraining_augmentation(embedder.data)
     images, indices = _chosen_images(subject.evaluation, options)
     views = _embedded(subject, images, indices, augmentation, options)
     definition = Definition(
@@ -414,7 +414,7 @@ def _embedded(
     augmentation: str,
     options: MeasureOptions,
 ) -> EmbeddedViews:
-    evaluator = subject.evaluation.evaluator
+    embedder = subject.evaluation.embedder
     return embed_views(
         subject.encoder,
         images,
@@ -422,18 +422,18 @@ def _embedded(
         image_size=subject.encoder.network.input.image_size,
         augmentation=augmentation,
         seed=options.seed,
-        device=evaluator.device,
+        device=embedder.device,
         num_workers=options.num_workers,
         description=str(subject.path),
-        on_bad_images=evaluator.bad_images,
+        on_bad_images=embedder.bad_images,
     )
 
 
 def _chosen_images(evaluation: Subject, options: MeasureOptions) -> tuple[Images, np.ndarray]:
-    evaluator = evaluation.evaluator
-    images, usable = evaluator.data.train, evaluator.train_index
-    if evaluator.data.val is not None and len(evaluator.val_index):
-        images, usable = evaluator.data.val, evaluator.val_index
+    embedder = evaluation.embedder
+    images, usable = embedder.data.train, embedder.train_index
+    if embedder.data.val is not None and len(embedder.val_index):
+        images, usable = embedder.data.val, embedder.val_index
     if len(usable) < 2:
         raise DistillError(
             f"{images.name} has {len(usable)} images that can be read, at least 2 are needed"
@@ -451,7 +451,7 @@ def _numbers(subject: _Subject, views: EmbeddedViews, options: MeasureOptions) -
         kappa_b=options.kappa_b,
         seed=options.seed,
     )
-    device = subject.evaluation.evaluator.device
+    device = subject.evaluation.embedder.device
     with full_float32(device):
         bounds = lipschitz_bounds(
             subject.encoder,

@@ -229,14 +229,14 @@ class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
         """Measure accuracies, where there are labels, and the agreement, where it is asked for."""
-        require_ks(options.k, most=len(subject.evaluator.train_index))  # before they are embedded
+        require_ks(options.k, most=len(subject.embedder.train_index))  # before they are embedded
         teacher = reference_teacher(subject.path, options)
         if options.agreement and teacher is None:
             raise DistillError(
                 f"--agreement needs a teacher, and {subject.path} names none; add --teacher"
             )
         result = EvaluationResult({})
-        if not options.agreement or subject.evaluator.unavailable_reason() is None:
+        if not options.agreement or subject.embedder.unavailable_reason() is None:
             _measure_accuracy(subject, options, result)
         if options.agreement:
             assert teacher is not None
@@ -256,7 +256,7 @@ def _measure_accuracy(
         weighted = "_weighted" if options.vote == "weighted" else ""
         name = "nn_accuracy" if k == 1 else f"nn_accuracy_k{k}{weighted}"
         result.metrics[name] = float(np.mean(classes == val.labels))
-    names = subject.evaluator.data.train.classes or ()
+    names = subject.embedder.data.train.classes or ()
     classes, counts = confusion(val.labels, predicted[options.k[0]])
     shown = [names[label] for label in classes]
     if options.per_class:
@@ -294,10 +294,10 @@ def _measure_agreement(
     result: EvaluationResult,
 ) -> None:
     """Compare neighbors among the validation images, or among the training images without any."""
-    evaluator = subject.evaluator
-    split: Literal["train", "val"] = "val" if evaluator.data.val is not None else "train"
-    images, _ = evaluator.split(split)
-    caches = teacher_cache(teacher, evaluator), subject.cache
+    embedder = subject.embedder
+    split: Literal["train", "val"] = "val" if embedder.data.val is not None else "train"
+    images, _ = embedder.split(split)
+    caches = teacher_cache(teacher, embedder), subject.cache
     readable = [cache.stored(split).index for cache in caches]
     distributed.release_others()  # what follows is for one process
     both = np.intersect1d(readable[0], readable[1])

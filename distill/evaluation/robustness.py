@@ -54,9 +54,9 @@ from distill.data.corruptions import (
 )
 from distill.data.images import Images
 from distill.data.shifted import is_imagenet
-from distill.data.views import View, evaluation_view
+from distill.data.views import View
 from distill.embeddings.cache import NetworkCache
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder, NetworkView
 from distill.errors import DistillError
 from distill.evaluation.base import (
     EvaluationResult,
@@ -69,7 +69,6 @@ from distill.evaluation.base import (
 from distill.evaluation.frozen_classifier import FrozenClassifier, HeadName
 from distill.evaluation.shifts import ShiftOptions, ShiftRow, measure_shifts, open_shifts
 from distill.files import atomic_write, file_lock
-from distill.models.networks import InputSpec
 from distill.models.weights import weights_hash
 from distill.parsing import checked, parse_json
 
@@ -150,7 +149,7 @@ _MAX_SEED = 2**32
 
 
 @dataclass(frozen=True)
-class CorruptedView:
+class CorruptedView(NetworkView):
     """One corruption of the evaluation view of every image.
 
     Attributes:
@@ -160,7 +159,6 @@ class CorruptedView:
         seed: At least 0.
     """
 
-    input: InputSpec
     corruption: str
     severity: int
     seed: int
@@ -173,12 +171,7 @@ class CorruptedView:
 
     def build(self) -> View:
         """Return the function from an image to the view; it draws from torch's generator."""
-        clean = evaluation_view(
-            self.input.image_size,
-            crop_fraction=self.input.crop_fraction,
-            interpolation=self.input.interpolation,
-        )
-        return _Corrupted(clean, self.corruption, self.severity)
+        return _Corrupted(super().build(), self.corruption, self.severity)
 
 
 @dataclass(frozen=True)
@@ -402,7 +395,7 @@ def corruption_errors(
         record.set(corruption, severity, classifier.error(view, description=what))
     assert record.clean_error is not None
     errors = {name: {s: record.errors[name][s] for s in severities} for name in corruptions}
-    reason = why_no_mce(errors, classifier.evaluator.data.train.classes, size)
+    reason = why_no_mce(errors, classifier.embedder.data.train.classes, size)
     return CorruptionResult(
         classifier.role,
         record.clean_error,
@@ -427,7 +420,7 @@ def _definition(
 
 def _settings(classifier: FrozenClassifier, seed: int) -> dict[str, Any]:
     """Return all that errors depend on, as JSON."""
-    network, evaluator = classifier.network, classifier.evaluator
+    network, embedder = classifier.network, classifier.embedder
     given = {**vars(network.input)}
     return {
         "network": network.spec.name,
@@ -435,10 +428,10 @@ def _settings(classifier: FrozenClassifier, seed: int) -> dict[str, Any]:
         "input": {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()},
         "head": classifier.head_name,
         "seed": seed,
-        "precision": evaluator.precision,
+        "precision": embedder.precision,
         "embeddings": classifier.cache.dtype,
         "corrupted_by": prepare([]),
-        "train": _describe(evaluator.data.train, evaluator.train_index),
+        "train": _describe(embedder.data.train, embedder.train_index),
         "val": _describe(classifier.val, classifier.val_index),
         "num_images": len(classifier.val_index),
     }
@@ -509,7 +502,7 @@ def evaluate_robustness(run_or_weights: Path, options: RobustnessOptions) -> Rob
     evaluation = open_evaluation(run_or_weights, options)
     classifiers = _classifiers(run_or_weights, options, evaluation)
     given = ShiftOptions(options.shifted, options.class_map, options.frames, options.frames_k)
-    shifts = open_shifts(given, evaluation.evaluator.data.train)
+    shifts = open_shifts(given, evaluation.embedder.data.train)
     if corruptions:
         for one in classifiers:
             require_image_size(one.network.input.image_size, what=f"the {one.role}'s view")
@@ -552,17 +545,17 @@ def _classifiers(
     run_or_weights: Path, options: RobustnessOptions, evaluation: Subject
 ) -> list[FrozenClassifier]:
     evaluation.require_labels()
-    evaluator = evaluation.evaluator
-    index = _sample(evaluator.val_index, options)
+    embedder = evaluation.embedder
+    index = _sample(embedder.val_index, options)
     caches = [evaluation.cache]
-    teacher = _teacher_beside(run_or_weights, options, evaluator)
+    teacher = _teacher_beside(run_or_weights, options, embedder)
     if teacher is not None:
         caches.append(teacher)
     return [FrozenClassifier(cache, options.head, index) for cache in caches]
 
 
 def _teacher_beside(
-    run_or_weights: Path, options: RobustnessOptions, evaluator: Evaluator
+    run_or_weights: Path, options: RobustnessOptions, embedder: DatasetEmbedder
 ) -> NetworkCache | None:
     """Load the teacher that was asked for, else the one of the run, if there is one."""
     given = (options.teacher, options.teacher_weights, options.teacher_image_size)
@@ -574,7 +567,7 @@ def _teacher_beside(
     if teacher is None:
         return None
     try:
-        return teacher_cache(teacher, evaluator)
+        return teacher_cache(teacher, embedder)
     except DistillError as error:
         if options.teacher is not None:
             raise

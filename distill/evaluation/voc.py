@@ -306,7 +306,7 @@ class Voc(Evaluation["Voc.Options"]):
             DistillError: Classes that cannot be learned, or without a test object.
             NonFiniteLossError: The detector's loss is not finite.
         """
-        train, test = subject.evaluator.data.train, subject.evaluator.data.val
+        train, test = subject.embedder.data.train, subject.embedder.data.val
         assert isinstance(train, VocImages)
         assert isinstance(test, VocImages)
         name = f"voc_{options.task}"
@@ -371,20 +371,20 @@ def _classification_aps(
 def _detection_aps(
     subject: Subject, train: VocImages, test: VocImages, options: Voc.Options
 ) -> dict[Rule, np.ndarray]:
-    evaluator = subject.evaluator
+    embedder = subject.embedder
     torch.manual_seed(options.seed)  # of the new layers
     detector = build_detector(
         subject.network, len(train.object_classes), image_size=options.detector_size
     )
-    inference = evaluator.inference_config(train)
+    inference = embedder.inference
     fine_tune(
         detector,
         train,
-        evaluator.train_index,
+        embedder.train_index,
         inference,
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    return detection_aps(detect(detector, test, evaluator.val_index, inference), test)
+    return detection_aps(detect(detector, test, embedder.val_index, inference), test)

@@ -17,8 +17,7 @@ import numpy as np
 from distill.data.images import Images
 from distill.data.sources import ImageData
 from distill.embeddings.cache import NetworkCache
-from distill.embeddings.embed import Embeddings
-from distill.embeddings.evaluator import Evaluator, Split
+from distill.embeddings.embed import DatasetEmbedder, Embeddings, Split
 from distill.embeddings.search import nearest_neighbors
 from distill.errors import DistillError
 from distill.evaluation.base import (
@@ -146,41 +145,41 @@ def open_galleries(
             names that cannot be read.
     """
     subject = open_evaluation(run, options)
-    evaluator = subject.evaluator
+    embedder = subject.embedder
     rng = np.random.default_rng(seed)
     train_index, val_index = (
         index if len(index) <= num_images else np.sort(rng.choice(index, num_images, replace=False))
-        for index in (evaluator.train_index, evaluator.val_index)
+        for index in (embedder.train_index, embedder.val_index)
     )
-    evaluator = replace(evaluator, train_index=train_index, val_index=val_index)
+    embedder = replace(embedder, train_index=train_index, val_index=val_index)
     if class_names is not None:
-        rename_classes(evaluator.data, read_class_names(class_names))
-    cache = replace(subject.cache, evaluator=evaluator)
+        rename_classes(embedder.data, read_class_names(class_names))
+    cache = replace(subject.cache, embedder=embedder)
 
     def embedded(split: Split) -> Embeddings:
         """Return the student's embeddings; those of a sample alone are not kept on disk."""
-        images, index = evaluator.split(split)
+        images, index = embedder.split(split)
         if len(index) == len(images) or cache.is_complete(split):
             return cache.stored(split).in_memory()
-        return evaluator.embed(cache.network, images, index, f"{cache.what}, {split}")
+        return embedder.embed(cache.network, images, index, f"{cache.what}, {split}")
 
     return Galleries(
-        _gallery(evaluator, embedded),
-        _teacher_gallery(read_config(run), evaluator, teacher_weights),
-        evaluator.unavailable_reason(),
+        _gallery(embedder, embedded),
+        _teacher_gallery(read_config(run), embedder, teacher_weights),
+        embedder.unavailable_reason(),
     )
 
 
-def _gallery(evaluator: Evaluator, embeddings_of: Callable[[Split], Embeddings]) -> Gallery:
-    data = evaluator.data
+def _gallery(embedder: DatasetEmbedder, embeddings_of: Callable[[Split], Embeddings]) -> Gallery:
+    data = embedder.data
     train, pictures = embeddings_of("train"), Thumbnails(data.train)
-    if data.val is None or len(evaluator.val_index) == 0:
+    if data.val is None or len(embedder.val_index) == 0:
         return Gallery(train, train, pictures, pictures)
     return Gallery(train, embeddings_of("val"), pictures, Thumbnails(data.val))
 
 
 def _teacher_gallery(
-    run_options: Mapping[str, Any], evaluator: Evaluator, weights: Path | None
+    run_options: Mapping[str, Any], embedder: DatasetEmbedder, weights: Path | None
 ) -> Gallery | str:
     """Return what the teacher makes of the images, or a sentence why that is not known."""
     teacher = teacher_of_run(run_options)
@@ -191,8 +190,8 @@ def _teacher_gallery(
     try:
         if weights is not None:
             teacher = replace(teacher, teacher_weights=weights)
-        cache = teacher_cache(teacher, evaluator)
-        return _gallery(evaluator, lambda split: _kept_embeddings(cache, split))
+        cache = teacher_cache(teacher, embedder)
+        return _gallery(embedder, lambda split: _kept_embeddings(cache, split))
     except DistillError as error:
         return str(error).rstrip(".")
 

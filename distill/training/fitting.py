@@ -26,7 +26,7 @@ from distill.data.loader import Batch
 from distill.data.sources import fingerprints
 from distill.data.workers import guarded_batches
 from distill.device import keep_freed_memory, make_deterministic, pick_device
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder
 from distill.embeddings.search import require_labels
 from distill.errors import DistillError, NonFiniteLossError
 from distill.evaluation.nn import nn_accuracy
@@ -63,22 +63,22 @@ class HoldoutMonitor:
     """Measures a network on held-out training images.
 
     Args:
-        evaluator: The setting; its training images are used, never its validation images.
+        embedder: The setting; its training images are used, never its validation images.
         trained: Indices of the images that are trained on.
         held_out: Indices of those that are not.
         seed: Picks the images when there are more than the caps.
     """
 
     def __init__(
-        self, evaluator: Evaluator, trained: np.ndarray, held_out: np.ndarray, *, seed: int
+        self, embedder: DatasetEmbedder, trained: np.ndarray, held_out: np.ndarray, *, seed: int
     ) -> None:
-        self.evaluator = evaluator
+        self.embedder = embedder
         self.indexed = _sample(trained, MAX_INDEXED, seed)
         self.queries = _sample(held_out, MAX_QUERIES, seed)
 
     def unavailable_reason(self) -> str | None:
         """Return why the check cannot be made, None when it can."""
-        labels = self.evaluator.data.train.labels
+        labels = self.embedder.data.train.labels
         if len(self.queries) == 0:
             return "no image is held out (--holdout)"
         try:
@@ -89,8 +89,8 @@ class HoldoutMonitor:
 
     def accuracy(self, network: EmbeddingNetwork) -> float:
         """Return the 1-nearest-neighbor accuracy of the held-out images."""
-        images, both = self.evaluator.data.train, np.concatenate([self.indexed, self.queries])
-        found = self.evaluator.embed(network, images, both, "held-out check")
+        images, both = self.embedder.data.train, np.concatenate([self.indexed, self.queries])
+        found = self.embedder.embed(network, images, both, "held-out check")
         is_query = np.isin(found.index, self.queries)
         return nn_accuracy(
             found.features[~is_query],
@@ -232,7 +232,7 @@ def make_learner(
         objective.parameters(),
         options,
         exempt_vectors=exempt_vectors,
-        precision=setting.evaluator.precision,
+        precision=setting.embedder.precision,
     )
     schedule = build_schedule(optimizer, options, steps_per_epoch=setting.batches_per_epoch)
     return TrainState(objective, optimizer, schedule, EmbeddingSpread(setting.network))
@@ -331,7 +331,7 @@ def _holdout_check(setting: TrainingSetting) -> Callable[[int], dict[str, float]
     """Return what measures the network after an epoch, or a function that says nothing."""
     every, images = require_resolved(setting.run.nn_every), setting.images
     monitor = HoldoutMonitor(
-        setting.evaluator, images.trained, images.held_out, seed=setting.run.seed
+        setting.embedder, images.trained, images.held_out, seed=setting.run.seed
     )
     unavailable_reason = "it is off (--nn-every 0)" if every == 0 else monitor.unavailable_reason()
     if unavailable_reason is not None:

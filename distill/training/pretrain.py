@@ -53,7 +53,7 @@ from distill.training.setting import (
     TrainingSetting,
     data_facts,
     describe_setting,
-    evaluator_of,
+    embedder_of,
     open_data,
     require_room_for_loaders,
 )
@@ -183,7 +183,7 @@ def prepare_pretraining(config: PretrainConfig, device: torch.device) -> Pretrai
     backbone = _build_backbone(config, data)
     setting = TrainingSetting(
         images=images,
-        evaluator=evaluator_of(
+        embedder=embedder_of(
             images, device=device, precision=precision, num_workers=config.images.num_workers
         ),
         network=prepare_for_device(backbone, device),
@@ -226,7 +226,7 @@ def _build_objective(job: PretrainJob) -> Pretraining:
         target_momentum=target_momentum,
         seed=job.config.run.seed,
         device=job.setting.device,
-        precision=job.setting.evaluator.precision,
+        precision=job.setting.embedder.precision,
     )
 
 
@@ -277,12 +277,12 @@ def _measure(job: PretrainJob, run: RunDirectory, *, prefix: str, what: str) -> 
     is_asked = {"all": True, "trained": not prefix, "none": False}[job.config.run.measure]
     if not (distributed.is_main() and is_asked):
         return
-    evaluator, known = job.setting.evaluator, read_metrics(run.path)
-    unavailable_reason = evaluator.unavailable_reason()
+    embedder, known = job.setting.embedder, read_metrics(run.path)
+    unavailable_reason = embedder.unavailable_reason()
     if unavailable_reason is not None:
         logger.info(f"nearest neighbor and cluster alignment are skipped: {unavailable_reason}")
         return
     if prefix and f"{prefix}nn_accuracy" in known:
         return
-    measured = standard_metrics(*evaluator.embed_both(job.setting.network, what=what))
+    measured = standard_metrics(*embedder.embed_both(job.setting.network, what=what))
     run.add_metrics({prefix + name: value for name, value in measured.items()})

@@ -12,7 +12,7 @@ from distill.config import ImageOptions, OptimizationOptions, RunOptions
 from distill.data.loader import num_batches
 from distill.data.sources import ImageData, TrainingImages, data_or_default, open_images
 from distill.data.workers import default_num_workers, require_shared_memory
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder
 from distill.models.networks import EmbeddingNetwork
 from distill.run_directory import holds_run, require_usable
 from distill.training.configuration import Config, DataFacts, require_resolved, with_output
@@ -24,7 +24,7 @@ class TrainingSetting:
 
     Attributes:
         images: What is trained on and what is held out.
-        evaluator: Data, device and precision, for every measurement of the run.
+        embedder: Data, device and precision, for every measurement of the run.
         network: What is trained and measured, on the device.
         optimization: Resolved.
         run: Resolved.
@@ -33,7 +33,7 @@ class TrainingSetting:
     """
 
     images: TrainingImages
-    evaluator: Evaluator
+    embedder: DatasetEmbedder
     network: EmbeddingNetwork
     optimization: OptimizationOptions
     run: RunOptions
@@ -43,7 +43,7 @@ class TrainingSetting:
     @property
     def device(self) -> torch.device:
         """Where the networks lie."""
-        return self.evaluator.device
+        return self.embedder.device
 
     @property
     def num_epochs(self) -> int:
@@ -101,11 +101,11 @@ def data_facts(images: TrainingImages, *, augmentation: str, min_image_size: int
     )
 
 
-def evaluator_of(
+def embedder_of(
     images: TrainingImages, *, device: torch.device, precision: str, num_workers: int | None
-) -> Evaluator:
-    """Return the evaluator of a training job."""
-    return Evaluator(
+) -> DatasetEmbedder:
+    """Return the embedder of a training job."""
+    return DatasetEmbedder(
         data=images.data,
         train_index=images.train_index,
         val_index=images.val_index,
@@ -121,7 +121,7 @@ def describe_setting(setting: TrainingSetting) -> str:
     images, num_ranks = setting.images, distributed.world_size()
     words = (
         f"{len(images.trained):,} images of {images.data.name} and {len(images.held_out):,} held "
-        f"out, on {setting.device} in {setting.evaluator.precision}"
+        f"out, on {setting.device} in {setting.embedder.precision}"
     )
     if num_ranks == 1:
         return words

@@ -72,7 +72,7 @@ from distill.training.loop import Method, TrainState
 from distill.training.setting import (
     TrainingSetting,
     data_facts,
-    evaluator_of,
+    embedder_of,
     open_data,
     require_room_for_loaders,
 )
@@ -238,7 +238,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
     )
     setting = TrainingSetting(
         images=images,
-        evaluator=evaluator_of(
+        embedder=embedder_of(
             images, device=device, precision=precision, num_workers=config.images.num_workers
         ),
         network=prepare_for_device(student, device),
@@ -501,7 +501,7 @@ def build_imitation(
         loss,
         weight=require_resolved(job.config.baseline.loss_weight),
         device=job.setting.device,
-        precision=job.setting.evaluator.precision,
+        precision=job.setting.embedder.precision,
     )
 
 
@@ -652,7 +652,7 @@ def _build_teacher(job: Job, rows: Sequence[Rows]) -> Teacher | None:
         return OnlineTeacher(
             job.teacher,
             job.setting.device,
-            precision=job.setting.evaluator.precision,
+            precision=job.setting.embedder.precision,
             batch_size=job.config.networks.teacher_batch_size,
         )
     job.teacher.to("meta")  # its weights are not needed any more, and may be gigabytes
@@ -683,7 +683,7 @@ def _build_distillation(
         compression=_compression(method),
         regression_share=require_resolved(method.regression_share),
         device=job.setting.device,
-        precision=job.setting.evaluator.precision,
+        precision=job.setting.embedder.precision,
     )
 
 

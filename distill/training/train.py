@@ -19,8 +19,7 @@ from distill import distributed
 from distill.config import TrainConfig
 from distill.device import require_memory
 from distill.embeddings.cache import NetworkCache, stored
-from distill.embeddings.embed import Embeddings
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder, Embeddings
 from distill.embeddings.store import EmbeddingTable
 from distill.errors import DistillError
 from distill.evaluation.standard import standard_metrics
@@ -65,14 +64,14 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
     cache = NetworkCache(
         network=job.teacher,
         what="teacher",
-        evaluator=_evaluator(job),
+        embedder=_embedder(job),
         bad_images=job.setting.images.bad_images,
         folder=networks.teacher_cache,
         dtype=networks.cache_dtype,
     )
     views = [cache.embeddings("train").table]
     # The first rank decides: it alone reads and writes metrics.json.
-    unavailable_reason = job.setting.evaluator.unavailable_reason()
+    unavailable_reason = job.setting.embedder.unavailable_reason()
     is_asked = unavailable_reason is None and job.config.run.measure == "all"
     wanted = distributed.broadcast_from_rank0(lambda: is_asked and not _is_measured(run))
     return TeacherEmbeddings(views, cache.embeddings("val").table if wanted else None)
@@ -88,7 +87,7 @@ def measure_before(job: Job, run: RunDirectory, embeddings: TeacherEmbeddings | 
     """
     if job.config.run.measure == "none":
         return
-    of_student = job.setting.evaluator
+    of_student = job.setting.embedder
     unavailable_reason = of_student.unavailable_reason()
     if unavailable_reason is not None:
         logger.info(f"nearest neighbor and cluster alignment are skipped: {unavailable_reason}")
@@ -121,13 +120,13 @@ def _teacher_splits(
     """Return the teacher's embeddings in memory; None without one, or when they do not fit."""
     if job.teacher is None:
         return None
-    evaluator = _evaluator(job)
+    embedder = _embedder(job)
     if embeddings is None:
-        return evaluator.embed_both(job.teacher, what="teacher")
-    data = evaluator.data
+        return embedder.embed_both(job.teacher, what="teacher")
+    data = embedder.data
     assert embeddings.val is not None
     assert data.val is not None
-    num_images = len(evaluator.train_index) + len(evaluator.val_index)
+    num_images = len(embedder.train_index) + len(embedder.val_index)
     try:
         require_memory(
             _COPIES * num_images * job.teacher.embedding_dim * 4,
@@ -139,13 +138,13 @@ def _teacher_splits(
         logger.info(f"the teacher is not measured: {error}")
         return None
     return (
-        stored(embeddings.views[0], data.train, evaluator.train_index).in_memory(),
-        stored(embeddings.val, data.val, evaluator.val_index).in_memory(),
+        stored(embeddings.views[0], data.train, embedder.train_index).in_memory(),
+        stored(embeddings.val, data.val, embedder.val_index).in_memory(),
     )
 
 
-def _evaluator(job: Job) -> Evaluator:
-    return replace(job.setting.evaluator, batch_size=job.config.networks.teacher_batch_size)
+def _embedder(job: Job) -> DatasetEmbedder:
+    return replace(job.setting.embedder, batch_size=job.config.networks.teacher_batch_size)
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -197,7 +196,7 @@ def _millions(network: EmbeddingNetwork) -> str:
 def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:
     save_network(job.setting.network, run.student)
     metrics = training_metrics(job.setting, progress)
-    evaluator = job.setting.evaluator
-    if evaluator.unavailable_reason() is None and job.config.run.measure != "none":
-        metrics |= standard_metrics(*evaluator.embed_both(job.setting.network, what="student"))
+    embedder = job.setting.embedder
+    if embedder.unavailable_reason() is None and job.config.run.measure != "none":
+        metrics |= standard_metrics(*embedder.embed_both(job.setting.network, what="student"))
     run.add_metrics(metrics)

@@ -113,7 +113,7 @@ def test_a_comparison_that_is_killed_goes_on_and_the_teacher_sees_each_image_onc
     # Numbers of one pass for all three measures are those that training would have made.
     measured = kept["trials"][1]
     subject = open_evaluation(output / "runs" / measured["name"], EvaluationOptions())
-    expected = standard_metrics(*subject.evaluator.embed_both(subject.network, what="student"))
+    expected = standard_metrics(*subject.embedder.embed_both(subject.network, what="student"))
     assert {name: measured["metrics"][name] for name in expected} == expected
     assert "teacher_nn_accuracy" not in measured["metrics"]
     assert run(["compare", str(output), "--table"]) == 0

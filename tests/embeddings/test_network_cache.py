@@ -253,7 +253,7 @@ def test_names_of_folders(make_job, make_folder, cold_cache):
 
     job, _ = make_job(make_folder("my photos, 2026"))
     cache = NetworkCache(
-        job.teacher, "teacher", job.setting.evaluator, job.setting.images.bad_images
+        job.teacher, "teacher", job.setting.embedder, job.setting.images.bad_images
     )
     task = cache.task("train")
     name = f"pixels-my-photos-2026-train-{task.contents.key()}"

@@ -21,7 +21,7 @@ from distill.evaluation.nn import nn_accuracy
 from distill.models import download
 from distill.models.download import Source
 from distill.models.weights import save_network
-from distill.training.setting import evaluator_of
+from distill.training.setting import embedder_of
 from students.registry import build_student
 from teachers.load import load_teacher
 from teachers.registry import SHIPPED, TEACHERS, teacher_spec
@@ -222,8 +222,8 @@ def test_the_shipped_teacher_is_whole_and_as_good_as_it_was():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert (folder / "backbone.safetensors").stat().st_size <= 3 * 2**20
     images = training_images(open_images("digits"), ImageOptions(holdout=0.0), seed=0)
-    evaluator = evaluator_of(images, device=torch.device("cpu"), precision="fp32", num_workers=0)
-    train, val = evaluator.embed_both(load_teacher("digits-cbyol"), what="teacher")
+    embedder = embedder_of(images, device=torch.device("cpu"), precision="fp32", num_workers=0)
+    train, val = embedder.embed_both(load_teacher("digits-cbyol"), what="teacher")
     accuracy = nn_accuracy(train.features, train.labels, val.features, val.labels)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert abs(accuracy - metrics["nn_accuracy"]) < 2 / 360  # rounding may decide

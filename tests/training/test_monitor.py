@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from distill.data.sources import hold_out, open_images
-from distill.embeddings.evaluator import Evaluator
+from distill.embeddings.embed import DatasetEmbedder
 from distill.errors import DistillError
 from distill.training import fitting as monitor
 from teachers.load import load_teacher
 
 
 @pytest.fixture
-def evaluator(make_folder):
+def embedder(make_folder):
     data = open_images(make_folder(num_train=20))
-    return Evaluator(
+    return DatasetEmbedder(
         data=data,
         train_index=np.arange(len(data.train)),
         val_index=np.arange(len(data.val)),
@@ -24,36 +24,36 @@ def evaluator(make_folder):
     )
 
 
-def test_held_out_images_are_looked_up_among_the_trained(evaluator):
-    trained, held_out = hold_out(evaluator.data.train, 0.2, seed=0)
-    without_val = dataclasses.replace(evaluator, data=dataclasses.replace(evaluator.data, val=None))
+def test_held_out_images_are_looked_up_among_the_trained(embedder):
+    trained, held_out = hold_out(embedder.data.train, 0.2, seed=0)
+    without_val = dataclasses.replace(embedder, data=dataclasses.replace(embedder.data, val=None))
     check = monitor.HoldoutMonitor(without_val, trained, held_out, seed=0)
     assert check.unavailable_reason() is None
     assert check.accuracy(load_teacher("pixels")) == 1
 
 
-def test_both_sides_are_capped(evaluator, monkeypatch):
+def test_both_sides_are_capped(embedder, monkeypatch):
     monkeypatch.setattr(monitor, "MAX_INDEXED", 10)
     monkeypatch.setattr(monitor, "MAX_QUERIES", 4)
-    trained, held_out = hold_out(evaluator.data.train, 0.2, seed=0)
-    check = monitor.HoldoutMonitor(evaluator, trained, held_out, seed=0)
+    trained, held_out = hold_out(embedder.data.train, 0.2, seed=0)
+    check = monitor.HoldoutMonitor(embedder, trained, held_out, seed=0)
     assert (len(check.indexed), len(check.queries)) == (10, 4)
     assert not set(check.indexed) & set(check.queries)
 
 
-def test_what_keeps_it_from_measuring(evaluator):
+def test_what_keeps_it_from_measuring(embedder):
     everything = np.arange(60)
-    none_held = monitor.HoldoutMonitor(evaluator, everything, np.arange(0), seed=0)
+    none_held = monitor.HoldoutMonitor(embedder, everything, np.arange(0), seed=0)
     assert "no image is held out" in none_held.unavailable_reason()
-    one_class = monitor.HoldoutMonitor(evaluator, np.arange(10), np.arange(10, 12), seed=0)
+    one_class = monitor.HoldoutMonitor(embedder, np.arange(10), np.arange(10, 12), seed=0)
     assert "are of 1 class" in one_class.unavailable_reason()
 
 
-def test_the_evaluator_says_what_is_missing(evaluator):
-    assert evaluator.unavailable_reason() is None
-    without_val = dataclasses.replace(evaluator, data=dataclasses.replace(evaluator.data, val=None))
+def test_the_embedder_says_what_is_missing(embedder):
+    assert embedder.unavailable_reason() is None
+    without_val = dataclasses.replace(embedder, data=dataclasses.replace(embedder.data, val=None))
     assert "has no validation images" in without_val.unavailable_reason()
     with pytest.raises(DistillError, match="has no validation images"):
         without_val.embed_both(load_teacher("pixels"), what="teacher")
-    one_class = dataclasses.replace(evaluator, train_index=np.arange(20))
+    one_class = dataclasses.replace(embedder, train_index=np.arange(20))
     assert "are of 1 class" in one_class.unavailable_reason()
