@@ -92,7 +92,7 @@ def training_batches(
     num_batches: int,
     batch_size: int,
     seed: int,
-    num_workers: int,
+    num_workers: int | None,
 ) -> DataLoader[BoxedBatch]:
     """Return a loader of random batches: every image once before any a second time.
 
@@ -123,7 +123,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: VocImages, index: np.ndarray, *, batch_size: int, num_workers: int
+    images: VocImages, index: np.ndarray, *, batch_size: int, num_workers: int | None
 ) -> DataLoader[BoxedBatch]:
     """Return a loader over images in order, each once and as it is."""
     keys = [(int(i), False) for i in index]
@@ -148,7 +148,7 @@ def _learned_boxes(objects: Objects) -> np.ndarray:
 
 
 def _loader(
-    images: VocImages, batches: list[list[tuple[int, bool]]], num_workers: int
+    images: VocImages, batches: list[list[tuple[int, bool]]], num_workers: int | None
 ) -> DataLoader[BoxedBatch]:
     return DataLoader(
         _BoxedImages(images),
