@@ -1,22 +1,19 @@
-"""Heads that are fitted on clean training embeddings and then predict under any shift.
+"""A frozen network with a head that is fitted on clean training images, for images under any shift.
 
-`nn` predicts the class of the nearest training image (L2-normalized embeddings, exact search);
-`linear` the logistic regression of `distill.evaluation.logistic` with a penalty of 1 / N, which is
-scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A and -R do: the
-logits of the others are left out, or their training images. Deliberate limit: everything is in
-memory on the CPU.
+The head `nn` predicts the class of the nearest training image (L2-normalized embeddings, exact
+search); `linear` is the logistic regression of `distill.evaluation.logistic` with a penalty of
+1 / N, which is scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A
+and -R do: the logits of the others are left out, or their training images. Deliberate limit:
+everything is in memory on the CPU.
 
 Shapes: N training images, M queries, D width, C classes.
-
-A network with a head that is fitted on clean training images, once, when it is first needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,19 +36,8 @@ HeadName = Literal["nn", "linear"]
 _MAX_ITERATIONS = 1000
 
 
-class Head(Protocol):
-    """Predicts classes from embeddings."""
-
-    def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
-        """Return the class (M,) int64 of every embedding (M, D), one of `among` if given.
-
-        Raises:
-            DistillError: Embeddings of another width or not finite; no training image of `among`.
-        """
-
-
 class NearestNeighborHead:
-    """The class of the nearest training image.
+    """Predicts the class of the nearest training image.
 
     Args:
         features: (N, D), any scale.
@@ -63,22 +49,22 @@ class NearestNeighborHead:
         self._index = exact_index(self._features, metric="inner product")
 
     def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
-        """See `Head.predict`."""
-        require_same_width(self._features, features)
-        if among is None:
-            return self._labels[self._search(self._index, features)]
-        rows = np.flatnonzero(np.isin(self._labels, among))
-        _require_some(rows)
-        index = exact_index(self._features[rows], metric="inner product")
-        return self._labels[rows][self._search(index, features)]
+        """Return the class (M,) int64 of every embedding (M, D), one of `among` if given.
 
-    @staticmethod
-    def _search(index: object, features: np.ndarray) -> np.ndarray:
-        return index.search(l2_normalized(features), 1)[1][:, 0]  # type: ignore[attr-defined]
+        Raises:
+            DistillError: Embeddings of another width or not finite; no training image of `among`.
+        """
+        require_same_width(self._features, features)
+        rows, index = np.arange(len(self._labels)), self._index
+        if among is not None:
+            rows = np.flatnonzero(np.isin(self._labels, among))
+            _require_some(rows)
+            index = exact_index(self._features[rows], metric="inner product")
+        return self._labels[rows[index.search(l2_normalized(features), 1)[1][:, 0]]]
 
 
 class LinearHead:
-    """Logistic regression.
+    """Predicts by logistic regression.
 
     Args:
         features: (N, D), any scale.
@@ -94,7 +80,7 @@ class LinearHead:
         self._classes = np.unique(labels)
 
     def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
-        """See `Head.predict`."""
+        """See `NearestNeighborHead.predict`."""
         standardizer = self._regression.standardizer
         require_same_width(standardizer.mean[None], features)
         require_finite(features)
@@ -102,12 +88,13 @@ class LinearHead:
         if among is not None:
             classes = np.intersect1d(classes, among)
             _require_some(classes)
-        rows = standardizer(torch.from_numpy(features))
-        logits = self._regression.heads.logits(rows)[:, 0]
+        logits = self._regression.heads.logits(standardizer(torch.from_numpy(features)))[:, 0]
         return classes[logits[:, torch.from_numpy(classes)].argmax(1).numpy()]
 
 
-def fit_head(name: HeadName, features: np.ndarray, labels: np.ndarray) -> Head:
+def fit_head(
+    name: HeadName, features: np.ndarray, labels: np.ndarray
+) -> NearestNeighborHead | LinearHead:
     """Fit a head on clean training embeddings.
 
     Args:
@@ -119,17 +106,11 @@ def fit_head(name: HeadName, features: np.ndarray, labels: np.ndarray) -> Head:
         DistillError: No labels, one class only, or embeddings that are not finite.
     """
     require_labels(labels, what="the training images")
-    heads: dict[str, Callable[[np.ndarray, np.ndarray], Head]] = {
-        "nn": NearestNeighborHead,
-        "linear": LinearHead,
-    }
-    if name not in heads:
-        raise DistillError(f"the head is {name!r}; it must be nn or linear")
-    return heads[name](features, labels)
+    return {"nn": NearestNeighborHead, "linear": LinearHead}[name](features, labels)
 
 
-def _require_some(found: np.ndarray) -> None:
-    if len(found) == 0:
+def _require_some(of_classes: np.ndarray) -> None:
+    if len(of_classes) == 0:
         raise DistillError(
             "no training image is of the classes that predictions are restricted to; train and "
             "measure on data that have classes in common"
@@ -166,7 +147,7 @@ class FrozenClassifier:
         return self.cache.embedder
 
     @cached_property
-    def head(self) -> Head:
+    def head(self) -> NearestNeighborHead | LinearHead:
         """The head; the first use embeds the training images, unless they lie on the disk.
 
         Raises:
@@ -197,12 +178,12 @@ class FrozenClassifier:
             DistillError: No image can be read.
         """
         head = self.head  # before the images of the first error, whose bar would come in between
-        found = self.clean
+        embedded = self.clean
         if view is not None:
-            found = self.embed(self.val, self.val_index, view=view, description=description)
-        if len(found.labels) == 0:
+            embedded = self.embed(self.val, self.val_index, view=view, description=description)
+        if len(embedded.labels) == 0:
             raise DistillError(f"no image of {self.val.name} can be read; name other --data")
-        return float(np.mean(head.predict(found.features) != found.labels))
+        return float(np.mean(head.predict(embedded.features) != embedded.labels))
 
     def embed(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import PretrainConfig, TrainConfig, flattened
-from distill.evaluation.robustness import read_robustness
+from distill.evaluation.robustness_record import read_robustness
 from distill.parsing import parse_json
 from distill.reports.content import Curves, RunContent, Series
 from distill.run_directory import read_config, read_metrics, read_run_metadata

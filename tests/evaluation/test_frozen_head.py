@@ -84,8 +84,3 @@ def test_mistakes_are_sentences(name):
         head.predict(np.full_like(QUERIES, np.inf))
     with pytest.raises(DistillError, match="no training image is of the classes"):
         head.predict(QUERIES, among=np.array([1]))
-
-
-def test_another_head_is_refused():
-    with pytest.raises(DistillError, match="'svm'; it must be nn or linear"):
-        fit_head("svm", TRAIN, LABELS)

@@ -1,36 +1,63 @@
-"""`distill robustness` on other images: numbers of a teacher that sees hues, counted by hand."""
+"""Accuracy on other images and on frames: counts by hand, a teacher that sees hues."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import distill
-from distill.cli.main import run
-from students.registry import build_student
+from distill.errors import DistillError
+from distill.evaluation.base import describe_metric
+from distill.evaluation.shifts import frame_accuracy
 
-STUDENT = "timm:test_resnet"
+#            anchor 0: all right | 1: wrong two frames on | 2: itself wrong | 3: alone
+ANCHOR = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3])
+OFFSET = np.array([-1, 0, 1, -1, 0, 1, 2, 0, 1, 0])
+RIGHT = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 1], dtype=bool)
+
+
+@pytest.mark.parametrize(("k", "pm_k"), [(0, 3 / 4), (1, 3 / 4), (2, 2 / 4), (10, 2 / 4)])
+def test_all_neighbors_within_k_frames_must_be_right(k, pm_k):
+    assert frame_accuracy(RIGHT, ANCHOR, OFFSET, k=k) == (3 / 4, pm_k)
+
+
+def test_neighbors_before_count_like_those_after_and_order_does_not():
+    order = np.random.default_rng(0).permutation(len(RIGHT))
+    for k, pm_k in ((1, 3 / 4), (2, 2 / 4)):
+        mirrored = frame_accuracy(RIGHT[order], ANCHOR[order], -OFFSET[order], k=k)
+        assert mirrored == (3 / 4, pm_k)
+
+
+def test_an_anchor_that_cannot_be_read_does_not_count():
+    keep = np.arange(len(RIGHT)) != 1  # anchor 0 itself
+    assert frame_accuracy(RIGHT[keep], ANCHOR[keep], OFFSET[keep], k=1) == (2 / 3, 2 / 3)
+    with pytest.raises(DistillError, match="no anchor can be read"):
+        frame_accuracy(RIGHT[:1], ANCHOR[:1], OFFSET[:1], k=1)
+
+
 RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)  # of class0, class1, class2
 GREENISH_BLUE = (30, 120, 200)  # class2, but class1 when that is not among the choices
 
 
 @pytest.fixture
-def measure(make_folder, tmp_path):
-    """Return a function that measures the student of random weights and the pixels."""
-    torch.manual_seed(0)
-    weights = tmp_path / "w.pth"
-    torch.save(build_student(STUDENT, image_size=32).backbone.state_dict(), weights)
-    data = str(make_folder())
+def shifts(measure):
+    """Return a function that measures a student of random weights, and pixels as its teacher."""
+    teacher = ("--teacher", "pixels", "--teacher-image-size", "32")
+    return lambda *flags: measure("robustness", *teacher, *flags)
 
-    def command(*flags: str) -> list[str]:
-        argv = ["robustness", str(weights), "--student", STUDENT, "--image-size", "32", "--data"]
-        argv += [data, "--num-workers", "0", "--teacher", "pixels", "--teacher-image-size", "32"]
-        return [*argv, "--output", str(tmp_path / "out"), *flags]
 
-    return command
+@pytest.fixture
+def complaint(command, capsys):
+    """Return a function that returns the sentence of a request that cannot be met."""
+
+    def complain(*flags: str) -> str:
+        teacher = ("--teacher", "pixels", "--teacher-image-size", "32")
+        assert command("robustness", *teacher, *flags) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return complain
 
 
 def paint(file: Path, color: tuple[int, int, int]) -> None:
@@ -49,16 +76,10 @@ def other(tmp_path) -> Path:
     return folder
 
 
-def metrics(tmp_path: Path) -> dict:
-    return json.loads((tmp_path / "out" / "metrics.json").read_text())
-
-
 @pytest.mark.parametrize("head", ["nn", "linear"])
-def test_plain_and_restricted_accuracy(measure, other, tmp_path, capsys, head):
-    argv = measure("--corruptions", "none", "--shifted", str(other), "--head", head)
-    assert run(argv) == 0
+def test_plain_and_restricted_accuracy(shifts, other, tmp_path, capsys, head):
+    found = shifts("--corruptions", "none", "--shifted", str(other), "--head", head)
     out = capsys.readouterr().out
-    found = metrics(tmp_path)
     name = "robustness_other_set_accuracy"
     own = [name, f"{name}_restricted", f"{name}_clean", f"{name}_clean_restricted"]
     assert list(found) == [*own, *(f"teacher_{one}" for one in own)]
@@ -71,25 +92,23 @@ def test_plain_and_restricted_accuracy(measure, other, tmp_path, capsys, head):
     assert first.split()[0] == "Other-Set"
     assert first.split()[-2:] == ["0.5000", "0.8333"]
     assert second.startswith("Other-Set: clean, its classes")
-    assert not (tmp_path / "out" / "robustness.json").exists()
+    assert not (tmp_path / "measured" / "robustness.json").exists()
 
 
-def test_a_class_map_says_what_names_mean(measure, other, tmp_path, capsys):
+def test_a_class_map_says_what_names_mean(shifts, complaint, other, tmp_path, capsys):
     (other / "class0").rename(other / "chair")
     (other / "class1").rename(other / "spoon")
     paint(other / "unknown" / "0.png", RED)
-    assert run(measure("--corruptions", "none", "--shifted", str(other))) == 2
-    assert "'chair' and 2 more" in capsys.readouterr().err
+    assert "'chair' and 2 more" in complaint("--corruptions", "none", "--shifted", str(other))
     class_map = tmp_path / "map.csv"
     # A chair may be class0 or class1, of which the four are; a spoon is class2.
     class_map.write_text("name,class\nchair,class0\nchair,class1\nspoon,class2\n")
     flags = ["--shifted", str(other), "--class-map", str(class_map), "--corruptions", "none"]
-    assert run(measure(*flags)) == 0
-    assert metrics(tmp_path)["teacher_robustness_other_set_accuracy"] == 1
+    assert shifts(*flags)["teacher_robustness_other_set_accuracy"] == 1
     assert "1 class folders stand for no training class" in capsys.readouterr().out
 
 
-def test_frames_with_their_neighbors(measure, tmp_path, capsys):
+def test_frames_with_their_neighbors(shifts, complaint, tmp_path, capsys):
     for name, color in {"a": RED, "b": RED, "c": GREEN, "d": BLUE, "e": GREENISH_BLUE}.items():
         paint(tmp_path / "vid" / f"{name}.png", color)
     # Anchor b: right, c two frames on is not. Anchor d: right, with its neighbor. Anchor c: of
@@ -101,27 +120,23 @@ def test_frames_with_their_neighbors(measure, tmp_path, capsys):
     frames = tmp_path / "vid" / "my frames.csv"
     frames.write_text("\n".join(["anchor,frame,label,offset", *rows]))
     flags = ["--corruptions", "none", "--frames", str(frames)]
-    assert run(measure(*flags, "--frames-k", "1")) == 0
-    assert run(measure(*flags)) == 0
-    found = metrics(tmp_path)
+    shifts(*flags, "--frames-k", "1")
+    found = shifts(*flags)
     assert found["teacher_robustness_my_frames_anchor"] == 3 / 4
     assert found["teacher_robustness_my_frames_pm1"] == 3 / 4
     assert found["teacher_robustness_my_frames_pm10"] == 2 / 4
     assert found["teacher_robustness_my_frames_pm10_restricted"] == 2 / 4
     assert "my frames, 4 anchors: pm-10" in capsys.readouterr().out
-    assert run(measure(*flags, "--frames-k", "-1")) == 2
-    assert "--frames-k is -1; it must be at least 0" in capsys.readouterr().err
+    assert "--frames-k is -1, it must be at least 0" in complaint(*flags, "--frames-k", "-1")
     # Unreadable frames are left out, and so are anchors that are unreadable.
     (tmp_path / "vid" / "c.png").unlink()
-    assert run(measure(*flags)) == 2
-    assert "c.png cannot be read as an image" in capsys.readouterr().err
-    assert run(measure(*flags, "--on-bad-image", "skip")) == 0
-    found = metrics(tmp_path)
+    assert "c.png cannot be read as an image" in complaint(*flags)
+    found = shifts(*flags, "--on-bad-image", "skip")
     assert found["teacher_robustness_my_frames_anchor"] == 2 / 3
     assert found["teacher_robustness_my_frames_pm10"] == 2 / 3
 
 
-def test_frames_are_restricted_to_the_labels_there_are(measure, tmp_path):
+def test_frames_are_restricted_to_the_labels_there_are(shifts, tmp_path):
     paint(tmp_path / "vid" / "a.png", RED)
     paint(tmp_path / "vid" / "b.png", GREENISH_BLUE)
     frames = tmp_path / "vid" / "f.csv"
@@ -129,18 +144,27 @@ def test_frames_are_restricted_to_the_labels_there_are(measure, tmp_path):
     class_map = tmp_path / "map.json"
     class_map.write_text('{"zero": "class0", "one": "class1"}')
     flags = ["--corruptions", "none", "--frames", str(frames), "--class-map", str(class_map)]
-    assert run(measure(*flags)) == 0
-    found = metrics(tmp_path)
+    found = shifts(*flags)
     assert found["teacher_robustness_f_anchor"] == 1
     assert found["teacher_robustness_f_pm10"] == 0  # b is taken for class2
     assert found["teacher_robustness_f_pm10_restricted"] == 1
 
 
-def test_corruptions_and_shifts_together(measure, other, tmp_path):
-    argv = measure("--corruptions", "contrast", "--severities", "1", "--shifted", str(other))
-    assert run(argv) == 0
-    found = metrics(tmp_path)
+def test_corruptions_and_shifts_together(shifts, other):
+    flags = ("--corruptions", "contrast", "--severities", "1", "--shifted", str(other))
+    found = shifts(*flags)
     assert {"robustness_mean_error", "teacher_robustness_other_set_accuracy"} <= set(found)
+    assert all(describe_metric(name) is not None for name in found)
+
+
+def test_numbers_of_other_images_have_a_meaning():
+    for name, words in (
+        ("robustness_other_set_accuracy", "accuracy on the images of other_set"),
+        ("robustness_a_accuracy_clean_restricted", "accuracy on the validation images of the cla"),
+        ("teacher_robustness_vid_anchor", "the teacher: share of the anchor frames of vid that ar"),
+        ("robustness_vid_pm10_restricted", "share of the anchor frames of vid that are right wit"),
+    ):
+        assert describe_metric(name).words.startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -152,29 +176,14 @@ def test_corruptions_and_shifts_together(measure, other, tmp_path):
         (["--frames", "gone.csv"], "cannot read the frames gone.csv"),
     ],
 )
-def test_mistakes_are_one_sentence(measure, tmp_path, capsys, flags, message):
-    assert run(measure(*flags)) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+def test_mistakes_are_one_sentence(complaint, tmp_path, flags, message):
+    assert message in complaint(*flags)
+    assert not (tmp_path / "measured").exists()
 
 
-def test_two_folders_of_one_name(measure, other, tmp_path, capsys):
-    paint(tmp_path / "more" / "other set" / "class0" / "0.png", RED)
-    assert run(measure("--shifted", str(other), str(tmp_path / "more" / "other set"))) == 2
-    assert "two folders of --shifted are called alike" in capsys.readouterr().err
-
-
-def test_the_same_from_python(measure, other, tmp_path):
-    found = distill.evaluate_robustness(
-        tmp_path / "w.pth",
-        student=STUDENT,
-        image_size=32,
-        data=str(tmp_path / "photos"),
-        num_workers=0,
-        corruptions=["none"],
-        shifted=[str(other)],
+def test_two_folders_of_one_name(complaint, other, tmp_path):
+    more = tmp_path / "more" / "other set"
+    paint(more / "class0" / "0.png", RED)
+    assert "two folders of --shifted are called alike" in complaint(
+        "--shifted", str(other), str(more)
     )
-    assert run(measure("--corruptions", "none", "--shifted", str(other))) == 0
-    assert found.items() <= metrics(tmp_path).items()

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import distill
 from distill.cli.main import run
 from distill.data.corruptions import corrupt
-from distill.data.images import ArrayImages
-from distill.evaluation import robustness as corrupted_view
+from distill.evaluation import corruption as module
+from distill.evaluation.base import evaluate
 from distill.evaluation.frozen_classifier import FrozenClassifier
-from distill.evaluation.robustness import RobustnessOptions, _describe, _sample
+from distill.evaluation.robustness import sample_images
 from students.registry import build_student
 
 STUDENT = "timm:test_resnet"
@@ -22,14 +21,6 @@ NETWORK = {"student": STUDENT, "image_size": 32, "num_workers": 0}
 FLAGS = ["--student", STUDENT, "--image-size", "32", "--num-workers", "0"]
 PIXELS = ["--teacher", "pixels", "--teacher-image-size", "32"]
 TWO = ["--corruptions", "contrast", "pixelate", "--severities", "1", "5"]
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    network = build_student(STUDENT, image_size=32)
-    torch.save(network.backbone.state_dict(), tmp_path / "w.pth")
-    return tmp_path / "w.pth"
 
 
 @pytest.fixture
@@ -44,6 +35,10 @@ def passes(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(FrozenClassifier, "error", record)
     return asked
+
+
+def robustness(run_or_weights, **options) -> dict:
+    return evaluate("robustness", run_or_weights, **options).metrics
 
 
 def read(output: Path, name: str = "metrics.json") -> dict:
@@ -81,7 +76,7 @@ def test_student_and_teacher_side_by_side(make_folder, weights, tmp_path, capsys
     assert "student: corrupted at 32 px" in out
     assert "not the same as, the published ImageNet-C JPEG files" in out
     assert "teacher: no mCE, AlexNet's errors are known for ImageNet's 1,000 classes only" in out
-    found = distill.evaluate_robustness(
+    found = robustness(
         weights,
         data=str(data),
         corruptions=["contrast", "pixelate"],
@@ -96,19 +91,19 @@ def test_what_was_interrupted_goes_on_and_other_settings_do_not_mix(
 ):
     data, output = make_folder(), tmp_path / "out"
     argv = ["robustness", str(weights), *FLAGS, "--data", str(data), "--output", str(output)]
-    counted = corrupted_view.corrupt
+    counted = module.corrupt
 
     def stop_at_pixelate(pixels, corruption, severity, *, seed):
         if (corruption, severity) == ("pixelate", 1):
             raise KeyboardInterrupt
         return counted(pixels, corruption, severity, seed=seed)
 
-    monkeypatch.setattr(corrupted_view, "corrupt", stop_at_pixelate)
+    monkeypatch.setattr(module, "corrupt", stop_at_pixelate)
     assert run([*argv, *TWO]) == 130
     (record,) = read(output, "robustness.json").values()
     assert record["errors"].keys() == {"contrast"}
     assert not (output / "metrics.json").exists()
-    monkeypatch.setattr(corrupted_view, "corrupt", counted)
+    monkeypatch.setattr(module, "corrupt", counted)
     passes.clear()
     assert run([*argv, *TWO]) == 0
     assert passes == ["student pixelate 1 (3/4)", "student pixelate 5 (4/4)"]
@@ -141,25 +136,27 @@ def test_the_error_is_of_corrupted_crops_with_the_seed(make_folder, weights, tmp
         seen.append((pixels.shape, corruption, severity, seed))
         return corrupt(pixels, corruption, severity, seed=seed)
 
-    monkeypatch.setattr(corrupted_view, "corrupt", record)
+    monkeypatch.setattr(module, "corrupt", record)
     options = {"data": str(make_folder()), "corruptions": ("snow",), "severities": (4,), **NETWORK}
-    distill.evaluate_robustness(weights, **options)
+    robustness(weights, **options)
     first, seen[:] = list(seen), []
     assert [entry[:3] for entry in first] == 12 * [((32, 32, 3), "snow", 4)]
     assert len({entry[3] for entry in first}) == 12
-    distill.evaluate_robustness(weights, num_images=5, **options)
+    robustness(weights, num_images=5, **options)
     assert len(seen) == 5
     assert set(seen) < set(first)  # the same images are corrupted in the same way
     drawn, seen[:] = list(seen), []
-    distill.evaluate_robustness(weights, num_images=5, seed=1, **options)
+    robustness(weights, num_images=5, seed=1, **options)
     assert not set(seen) & set(drawn)
 
 
-def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
+def test_a_run_brings_its_teacher(make_folder, make_student, tmp_path, capsys):
     data, output = make_folder(), tmp_path / "run"
-    train = ["--teacher", "pixels", "--teacher-image-size", "40", *FLAGS, "--data", str(data)]
-    assert run([*train, "--output", str(output), "--batch-size", "8", "--epochs", "1"]) == 0
-    found = distill.evaluate_robustness(output, corruptions=("contrast",), severities=(1,))
+    make_student(output)
+    (output / "config.yaml").write_text(
+        f"command: train\nteacher: pixels\nteacher_image_size: 40\ndata: {data}\n"
+    )
+    found = robustness(output, corruptions=("contrast",), severities=(1,))
     assert "teacher_robustness_mean_error" in found
     definition = f"errors under contrast at severity 1 of 12 images of {data.name}/val, head nn"
     assert found["robustness_definition"] == definition
@@ -184,11 +181,12 @@ def test_a_run_brings_its_teacher(make_folder, tmp_path, capsys):
 
 
 def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("distill.evaluation.robustness.why_no_mce", lambda *given: None)
-    monkeypatch.setattr("distill.evaluation.robustness.prepare", lambda corruptions: "a package")
+    monkeypatch.setattr("distill.evaluation.corruption.why_no_mce", lambda *given: None)
+    for name in ("robustness", "corruption"):
+        monkeypatch.setattr(f"distill.evaluation.{name}.prepare", lambda corruptions: "a package")
     monkeypatch.setattr(FrozenClassifier, "error", lambda self, view=None, **_: 0.5)
     data = make_folder()
-    found = distill.evaluate_robustness(weights, data=str(data), **NETWORK)
+    found = robustness(weights, data=str(data), **NETWORK)
     assert found["robustness_mce"] == pytest.approx(1.29345 / 2, abs=1e-5)
     assert found["robustness_gap"] == 0
     assert "under all 15 corruptions at severities 1, 2, 3, 4, 5" in found["robustness_definition"]
@@ -200,10 +198,10 @@ def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkey
     ("flags", "message"),
     [
         (["--corruptions", "fogg"], "unknown corruption 'fogg': did you mean 'fog'"),
-        (["--severities", "6"], "the severity is 6; it must be 1, 2, 3, 4 or 5"),
+        (["--severities", "6"], "--severities is (6,), each must be between 1 and 5"),
         (["--num-images", "13"], "--num-images is 13, there are 12 validation images"),
-        (["--num-images", "0"], "--num-images is 0; it must be at least 1"),
-        (["--seed", "-1"], "the seed is -1; it must be at least 0"),
+        (["--num-images", "0"], "--num-images is 0, it must be at least 1"),
+        (["--seed", "-1"], "--seed is -1, it must be between 0 and"),
         (["--image-size", "31"], "the student's view has 31 x 31 pixels"),
         (["--no-teacher", "--teacher", "pixels"], "--no-teacher leaves the teacher out"),
         (["--teacher-image-size", "32"], "names none; add --teacher"),
@@ -249,19 +247,6 @@ def test_a_damaged_record_is_named(make_folder, weights, tmp_path, capsys):
         assert "robustness.json is damaged" in capsys.readouterr().err
 
 
-def test_labels_are_part_of_the_key():
-    pixels = np.zeros((4, 8, 8, 3), np.uint8)
-    index = np.arange(4)
-    plain = _describe(ArrayImages(pixels, [0, 1, 0, 1], name="a"), index)
-    assert plain == _describe(ArrayImages(pixels, [0, 1, 0, 1], name="a"), index)
-    others = [
-        _describe(ArrayImages(pixels, [0, 1, 1, 1], name="a"), index),
-        _describe(ArrayImages(pixels, [0, 1, 0, 1], name="a"), index[:3]),
-        _describe(ArrayImages(pixels + 1, [0, 1, 0, 1], name="a"), index),
-    ]
-    assert plain not in others
-
-
 def test_known_errors_count_only_where_asked_for_and_only_of_these_weights(
     make_folder, weights, tmp_path, monkeypatch
 ):
@@ -273,26 +258,25 @@ def test_known_errors_count_only_where_asked_for_and_only_of_these_weights(
 
     monkeypatch.setattr(FrozenClassifier, "error", by_severity)
     options = {"data": str(make_folder()), "corruptions": ["fog"], "output": tmp_path / "out"}
-    both = distill.evaluate_robustness(weights, severities=[1, 5], **options, **NETWORK)
+    both = robustness(weights, severities=[1, 5], **options, **NETWORK)
     assert both["robustness_mean_error"] == pytest.approx(0.3)
     assert both["robustness_gap"] == pytest.approx(0.25)
-    one = distill.evaluate_robustness(weights, severities=[5], **options, **NETWORK)
+    one = robustness(weights, severities=[5], **options, **NETWORK)
     assert one["robustness_mean_error"] == 0.5
     assert asked == [None, 1, 5]
     torch.manual_seed(1)
-    torch.save(build_student(STUDENT, image_size=32).backbone.state_dict(), weights)
-    distill.evaluate_robustness(weights, severities=[5], **options, **NETWORK)
+    others = tmp_path / "others.pth"
+    torch.save(build_student(STUDENT, image_size=32).backbone.state_dict(), others)
+    robustness(others, severities=[5], **options, **NETWORK)
     assert asked == [None, 1, 5, None, 5]
 
 
 def test_the_sample_is_of_the_seed_and_in_order():
     index = np.arange(100, 200)
-    drawn = [
-        _sample(index, RobustnessOptions(num_images=20, seed=seed)).tolist() for seed in (0, 1)
-    ]
-    assert drawn[0] == _sample(index, RobustnessOptions(num_images=20)).tolist()
+    drawn = [sample_images(index, 20, seed=seed).tolist() for seed in (0, 1)]
+    assert drawn[0] == sample_images(index, 20, seed=0).tolist()
     assert drawn[0] != drawn[1]
     for one in drawn:
         assert one == sorted(set(one) & set(index.tolist()))
         assert len(one) == 20
-    assert _sample(index, RobustnessOptions()).tolist() == index.tolist()
+    assert sample_images(index, None, seed=0).tolist() == index.tolist()
