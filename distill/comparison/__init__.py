@@ -1,1 +1,1 @@
-"""Compares methods on a grid; `distill.comparison.job` is where it starts."""
+"""Compares methods on a grid; `distill.comparison.compare` is where it starts."""

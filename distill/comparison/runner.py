@@ -25,6 +25,7 @@ from distill.comparison.worker import Request, launch
 from distill.data.workers import num_usable_cores
 from distill.device import pick_device
 from distill.errors import DistillError
+from distill.reports.comparison_tables import MEASURES
 from distill.terminal import described_seconds
 from distill.training.configuration import check, configure
 from distill.training.loop import StopRequest
@@ -33,7 +34,6 @@ from distill.training.setup import prepare
 logger = logging.getLogger(__name__)
 
 OUT_OF_TIME = "--stop-after"
-_NUMBERS = ("linear_accuracy", "nn_accuracy", "cluster_alignment")
 
 
 def require_runnable(comparison: Comparison, trials: Sequence[Trial]) -> None:
@@ -255,7 +255,7 @@ class Runner:
         """Say what became of a trial; one that neither ended nor said why is left as started."""
         status = self.comparison.statuses[trial.name]
         if status.state == "done":
-            numbers = [f"{n} {status.metrics[n]:.4f}" for n in _NUMBERS if n in status.metrics]
+            numbers = [f"{n} {status.metrics[n]:.4f}" for n in MEASURES if n in status.metrics]
             if trial.tuning is not None:
                 numbers = [f"held out {status.holdout_nn_accuracy or float('nan'):.4f}"]
             took = described_seconds(status.seconds)

@@ -32,8 +32,13 @@ import psutil
 
 from distill.comparison.trial import TrialStatus, remove_checkpoints, write_status
 from distill.errors import DistillError, NonFiniteLossError
+from distill.evaluation.base import EvaluationOptions, evaluate
+from distill.evaluation.standard import evaluate_standard
+from distill.reports.run_facts import log_lines
 from distill.run_directory import STUDENT, read_metrics
 from distill.terminal import log_to_console
+from distill.training.configuration import configure
+from distill.training.train import train
 
 _POLL = 0.2  # seconds between looks at the clock and at signals
 _PATIENCE = 600.0  # seconds that a process whose parent was killed may take to end
@@ -146,9 +151,6 @@ def _wait_until_free(run: Path) -> None:
 
 def _train(request: Request, run: Path) -> str | None:
     """Train to the end, unless that is done; return the signal that stopped it, if any."""
-    from distill.training.configuration import configure
-    from distill.training.train import train
-
     if is_trained(run):
         return None
     is_begun = (run / "config.yaml").exists()
@@ -160,23 +162,19 @@ def _train(request: Request, run: Path) -> str | None:
 
 def _measure(request: Request, run: Path) -> None:
     """Add the numbers that training has not measured, from one pass over the images."""
-    from distill.evaluation import base, standard
-
     shared = ("device", "num_workers", "on_bad_image", "max_bad_images")
     given = {name: request.options[name] for name in shared if name in request.options}
     # As exact as what training measures; the folder goes when the run is done.
     given |= {"cache": run / "embeddings", "cache_dtype": "fp32"}
     metrics = read_metrics(run)
     if "nn_accuracy" not in metrics:
-        standard.evaluate_standard(run, base.EvaluationOptions(**given))
+        evaluate_standard(run, EvaluationOptions(**given))
     if "linear_accuracy" not in metrics:
-        base.evaluate("linear", run, **given)
+        evaluate("linear", run, **given)
 
 
 def _holdout_curve(run: Path) -> tuple[tuple[int, float], ...]:
     """Return epoch and accuracy of every check on held-out training images in a run's log."""
-    from distill.reports.run_facts import log_lines
-
     return tuple(
         (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
         for line in log_lines(run)

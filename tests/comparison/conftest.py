@@ -106,7 +106,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """Return the stub, put in the place of training, measuring and processes."""
     stub = Trainer()
-    monkeypatch.setattr("distill.training.train.train", stub.train)
+    monkeypatch.setattr(worker, "train", stub.train)
     monkeypatch.setattr(worker, "_measure", stub.measure)
     monkeypatch.setattr("distill.comparison.compare.require_runnable", lambda *_: None)
     monkeypatch.setattr(runner, "launch", lambda request, stop, slot: perform(request))
