@@ -1,3 +1,5 @@
+"""Folders: which files are images, in which order, of which class; what is refused."""
+
 import os
 
 import pytest
@@ -10,9 +12,18 @@ def files_of(images):
     return [images.relative_path(i) for i in range(len(images))]
 
 
-def test_class_folders_are_sorted_and_searched_at_any_depth(tmp_path, write_image):
-    for name in ["b/2.png", "b/1.JPEG", "b/deep/er/0.jpg", "a/x.png", "C/y.PNG", "a/.h.png"]:
-        write_image(f"train/{name}")
+@pytest.fixture
+def write(write_image):
+    def write_all(*names):
+        for name in names:
+            write_image(name)
+
+    return write_all
+
+
+def test_class_folders_are_sorted_and_searched_at_any_depth(tmp_path, write):
+    names = ["b/2.png", "b/1.JPEG", "b/deep/er/0.jpg", "a/x.png", "C/y.PNG"]
+    write(*(f"train/{name}" for name in [*names, "a/.h.png", ".cache/2.png", "a/.thumbs/3.png"]))
     (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
     train, val = read_splits(tmp_path)
     assert val is None
@@ -22,10 +33,10 @@ def test_class_folders_are_sorted_and_searched_at_any_depth(tmp_path, write_imag
     assert train.load(4).mode == "RGB"
 
 
-def test_order_does_not_depend_on_the_file_system(tmp_path, write_image, monkeypatch):
-    for name in ["b/1.png", "b/sub/2.png", "a/3.png", "a/z/4.png", "a/y/5.png"]:
-        write_image(f"train/{name}")
-    write_image("elsewhere/6.png")
+def test_order_does_not_depend_on_the_file_system(tmp_path, write, monkeypatch):
+    write(
+        "train/b/1.png", "train/b/sub/2.png", "train/a/3.png", "train/a/z/4.png", "elsewhere/6.png"
+    )
     for link in ("first", "second"):  # one folder, reached twice: listed once, by the first name
         (tmp_path / "train" / "b" / link).symlink_to(tmp_path / "elsewhere")
     expected = files_of(read_splits(tmp_path)[0])
@@ -47,110 +58,73 @@ def test_order_does_not_depend_on_the_file_system(tmp_path, write_image, monkeyp
     assert files_of(read_splits(tmp_path)[0]) == expected
 
 
-def test_val_takes_the_labels_of_train_by_name(tmp_path, write_image):
-    for name in ["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/c/1.png", "val/b/1.png"]:
-        write_image(name)
+def test_val_takes_the_labels_of_train_by_name(tmp_path, write):
+    write("train/a/1.png", "train/b/1.png", "train/c/1.png", "val/c/1.png", "val/b/1.png")
     train, val = read_splits(tmp_path)
     assert val.classes == train.classes == ("a", "b", "c")
     assert val.labels.tolist() == [1, 2]
     assert val.name == f"{tmp_path.name}/val"
 
 
-def test_val_classes_that_train_lacks_are_named(tmp_path, write_image):
-    for name in ["train/a/1.png", "val/a/1.png", "val/dog/1.png", "val/cat/1.png"]:
-        write_image(name)
-    with pytest.raises(DistillError, match=r"train/ does not have: cat, dog$"):
-        read_splits(tmp_path)
-
-
-def test_flat_val_beside_class_folders_is_refused(tmp_path, write_image):
-    write_image("train/a/1.png")
-    write_image("val/1.png")
-    with pytest.raises(DistillError, match=r"no images in class folders of .*val"):
-        read_splits(tmp_path)
-
-
-@pytest.mark.parametrize("prefix", ["", "train/"])
-def test_unlabeled_images(tmp_path, write_image, prefix):
-    write_image(f"{prefix}b.png")
-    write_image(f"{prefix}a.png")
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["train/b.png", "train/a.png"], ["a.png", "b.png"]),
+        (["x/y/b.png", "a.png"], ["a.png", "x/y/b.png"]),
+        (["odd.jpg/1.png"], ["odd.jpg/1.png"]),
+    ],
+)
+def test_unlabeled_images(tmp_path, write, files, expected):
+    write(*files)
     train, val = read_splits(tmp_path)
     assert (train.labels, train.classes, val) == (None, None, None)
-    assert files_of(train) == ["a.png", "b.png"]
+    assert files_of(train) == expected
 
 
-def test_folder_without_train_is_unlabeled_at_any_depth(tmp_path, write_image):
-    write_image("x/y/b.png")
-    write_image("a.png")
-    assert files_of(read_splits(tmp_path)[0]) == ["a.png", "x/y/b.png"]
+def test_unlabeled_validation_images(tmp_path, write):
+    write("train/1.png", "val/2.png", "val/3.png")
+    assert files_of(read_splits(tmp_path)[1]) == ["2.png", "3.png"]
 
 
-def test_empty_class_folders_are_named(tmp_path, write_image):
-    write_image("train/a/1.png")
-    for name in "bcdefgh":
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["train/a/1.png", "val/a/1.png", "val/dog/1.png"], r"train/ does not have: dog$"),
+        (["train/a/1.png", "val/1.png"], r"no images in class folders of .*val"),
+        (["train/a/1.png", "train/loose.png"], r"1 images \(loose\.png\)"),
+        (["Train/a/1.png"], "Train/ where train/ is expected"),
+        (["training/a/1.png"], "training/ where train/ is expected"),
+        (["train/a/1.png", "valid/a/1.png"], "valid/ where val/ is expected"),
+        (["train/a/1.png", "Validation/a/1.png"], "Validation/ where val/ is expected"),
+    ],
+)
+def test_layouts_that_are_refused(tmp_path, write, files, message):
+    write(*files)
+    with pytest.raises(DistillError, match=message):
+        read_splits(tmp_path)
+
+
+def test_folders_without_images_are_named(tmp_path, write):
+    with pytest.raises(DistillError, match=r"cannot list the folder .*gone"):
+        read_splits(tmp_path / "gone")
+    for folder in ("", "train", "train/h"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with pytest.raises(DistillError, match="no images in"):
+            read_splits(tmp_path)
+    write("train/a/1.png")
+    for name in "bcdefg":
         (tmp_path / "train" / name / "below").mkdir(parents=True)
     with pytest.raises(DistillError, match=r"without images in .*: b, c, d, e, f and 2 more"):
         read_splits(tmp_path)
 
 
-@pytest.mark.parametrize("folders", [[], ["train"], ["train/a", "train/b"]])
-def test_no_images_at_all(tmp_path, folders):
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(DistillError, match="no images in"):
-        read_splits(tmp_path)
-
-
-def test_images_beside_class_folders_are_refused(tmp_path, write_image):
-    write_image("train/a/1.png")
-    write_image("train/loose.png")
-    with pytest.raises(DistillError, match=r"1 images \(loose\.png\)"):
-        read_splits(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("folder", "expected"),
-    [("Train", "train/"), ("training", "train/"), ("valid", "val/"), ("Validation", "val/")],
-)
-def test_nearly_right_names_are_pointed_out(tmp_path, write_image, folder, expected):
-    write_image(f"{folder}/a/1.png")
-    if expected == "val/":
-        write_image("train/a/1.png")
-    with pytest.raises(DistillError, match=f"{folder}/ where {expected} is expected"):
-        read_splits(tmp_path)
-
-
-def test_links_are_followed_and_loops_end(tmp_path, write_image):
-    write_image("elsewhere/real.png")
-    write_image("photos/sub/1.png")
+def test_links_are_followed_and_loops_end(tmp_path, write):
+    write("elsewhere/real.png", "photos/sub/1.png")
     photos = tmp_path / "photos"
     (photos / "linked.png").symlink_to(tmp_path / "elsewhere" / "real.png")
     (photos / "folder").symlink_to(tmp_path / "elsewhere")
     (photos / "sub" / "loop").symlink_to(photos)
     (photos / "broken.png").symlink_to(tmp_path / "missing.png")
     (photos / "itself.png").symlink_to(photos / "itself.png")
-    assert list_images(photos) == [
-        "broken.png",
-        "folder/real.png",
-        "itself.png",
-        "linked.png",
-        "sub/1.png",
-    ]
-
-
-def test_a_folder_named_like_an_image_is_a_folder(tmp_path, write_image):
-    write_image("odd.jpg/1.png")
-    assert list_images(tmp_path) == ["odd.jpg/1.png"]
-
-
-def test_hidden_folders_are_skipped(tmp_path, write_image):
-    write_image("train/a/1.png")
-    write_image("train/.cache/2.png")
-    write_image("train/a/.thumbs/3.png")
-    train, _ = read_splits(tmp_path)
-    assert (train.classes, len(train)) == (("a",), 1)
-
-
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
-    with pytest.raises(DistillError, match=r"cannot list the folder .*gone"):
-        read_splits(tmp_path / "gone")
+    expected = ["broken.png", "folder/real.png", "itself.png", "linked.png", "sub/1.png"]
+    assert list_images(photos) == expected

@@ -6,14 +6,20 @@ import torchvision
 from PIL import Image
 
 from distill.data.images import ArrayImages
-from distill.data.sources import hold_out, open_images
+from distill.data.sources import (
+    ImageData,
+    default_augmentation,
+    default_pretraining_augmentation,
+    hold_out,
+    open_images,
+)
 from distill.errors import DistillError, UnknownNameError
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
 
 def test_digits_are_split_as_in_the_oracle():
-    data = open_images("digits")
+    data = open_images("Digits")
     oracle = np.load(ORACLES / "evaluation_digits.npz")
     assert (data.native_size, data.horizontal_flip) == (8, False)
     assert data.train.classes == tuple("0123456789")
@@ -25,21 +31,18 @@ def test_digits_are_split_as_in_the_oracle():
         np.testing.assert_allclose(rows, oracle[f"{part}_features"], atol=2e-3)
 
 
-def test_names_in_any_case():
-    assert open_images("Digits").name == "digits"
+def test_mirroring_follows_the_data():
+    images = ArrayImages(np.zeros((1, 4, 4), np.uint8), name="set")
+    for flip, augmentation, kind in ((True, "crop-flip", "photo"), (False, "crop", "glyph")):
+        data = ImageData("set", images, None, horizontal_flip=flip)
+        assert default_augmentation(data) == augmentation
+        assert default_pretraining_augmentation(data) == kind
 
 
-@pytest.mark.parametrize(
-    ("spec", "nearest"), [("cifar1O", "CIFAR10"), ("digit", "digits"), ("image-net", "ImageNet")]
-)
+@pytest.mark.parametrize(("spec", "nearest"), [("cifar1O", "CIFAR10"), ("image-net", "ImageNet")])
 def test_unknown_names_get_the_nearest_and_the_folder_remedy(spec, nearest):
     with pytest.raises(UnknownNameError, match=f"did you mean '{nearest}'.*as in ./photos"):
         open_images(spec)
-
-
-def test_an_empty_name_is_unknown():
-    with pytest.raises(UnknownNameError, match="unknown dataset ''"):
-        open_images("")
 
 
 def test_folder_by_path_name_and_relative_path(tmp_path, write_image, monkeypatch):

@@ -1,275 +1,233 @@
-import os
-import random
+"""Views: which part of an image they show, how they are drawn, what is refused."""
+
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from distill import distributed
-from distill.data import workers as views_module
-from distill.data.images import ArrayImages, FolderImages
-from distill.data.loader import Batch, TrainingViews, evaluation_loader, training_loader
-from distill.data.views import evaluation_view, small_view, training_view
-from distill.data.workers import default_num_workers, num_usable_cores
+from distill.data.distortions import Distortion, distort
+from distill.data.views import (
+    AUGMENTATIONS,
+    PRETRAINING_AUGMENTATIONS,
+    evaluation_view,
+    training_view,
+    two_views,
+)
+from distill.errors import DistillError
 
-NUM_IMAGES = 23
-
-
-@pytest.fixture
-def images():
-    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 16, 16, 3), np.uint8)
-    return ArrayImages(pixels, np.arange(NUM_IMAGES) % 4, list("abcd"), name="noise")
+SIZE = 64
 
 
-@pytest.fixture
-def damaged(tmp_path, write_image, truncate):
-    """Eight JPEGs, numbers 2 and 5 truncated."""
-    for i in range(8):
-        path = write_image(f"{i}.jpg", size=(32, 32), seed=i)
-        if i in (2, 5):
-            truncate(path)
-    return FolderImages(tmp_path, [f"{i}.jpg" for i in range(8)], name="damaged")
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
-def noisy_views(images, *, seed=0, indices=None, second_view=None, **more):
-    chosen = np.arange(len(images)) if indices is None else indices
-    return TrainingViews(images, chosen, training_view(8), second_view, seed=seed, **more)
+def ramp(width=256, height=256, low=0):
+    """Red grows from left to right, green from top to bottom, both from `low` to 255."""
+    red = np.broadcast_to(np.linspace(low, 255, width), (height, width))
+    green = np.broadcast_to(np.linspace(low, 255, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([red, green, 0 * red], axis=2).astype(np.uint8))
 
 
-def load(
-    images, *, seed=0, second_view=None, distortion=None, further=(), indices=None, **settings
-):
-    more = {"distortion": distortion, "further_views": further}
-    views = noisy_views(images, seed=seed, indices=indices, second_view=second_view, **more)
-    settings = {"batch_size": 5, "num_epochs": 2, "num_workers": 0, **settings}
-    return list(training_loader(views, **settings))
+def crops(make, number=300):
+    """Return the widths, negative where mirrored, and heights that views show of the ramp."""
+    image = ramp()
+    views = torch.stack([make(image) for _ in range(number)]).float() / 255
+    red, green = views[:, 0].mean(1), views[:, 1].mean(2)
+    return red[:, -1] - red[:, 0], green[:, -1] - green[:, 0]
 
 
-def draw():
-    return torch.rand(2, 4)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [(90, 60), (7, 5), (1, 1)])
+def test_views_are_uint8_squares(augmentation, size):
+    view = pickle.loads(pickle.dumps(training_view(32, augmentation)))(ramp(*size))
+    assert (view.shape, view.dtype) == ((3, 32, 32), torch.uint8)
 
 
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.view, b.view)
-        assert torch.equal(a.label, b.label)
-        assert torch.equal(a.index, b.index)
-        assert (a.epoch, a.bad) == (b.epoch, b.bad)
+@pytest.mark.parametrize("make", [training_view(SIZE), two_views(SIZE, "photo").view])
+def test_published_crops_mirror_half_and_show_8_to_100_percent(make):
+    widths, heights = crops(make)
+    assert 120 < (widths < 0).sum() < 180
+    assert (heights > 0).all()
+    areas, shapes = widths.abs() * heights, widths.abs() / heights
+    assert 0.06 < areas.min() < 0.15
+    assert 0.85 < areas.max() <= 1
+    assert 0.45 < areas.mean() < 0.58  # uniform in [0.08, 1], long strips that do not fit redrawn
+    assert 0.70 < shapes.min() < 0.8
+    assert 1.25 < shapes.max() < 1.4
+    assert shapes.log().mean().abs() < 0.05
 
 
-def test_a_batch_has_the_promised_shapes(images):
-    batch = load(images, second_view=evaluation_view(12))[0]
-    assert isinstance(batch, Batch)
-    assert (batch.view.shape, batch.view.dtype) == ((5, 3, 8, 8), torch.uint8)
-    assert (batch.second_view.shape, batch.second_view.dtype) == ((5, 3, 12, 12), torch.uint8)
-    assert batch.view.is_contiguous()
-    assert batch.label.dtype == batch.index.dtype == torch.int64
-    assert batch.label.tolist() == images.labels[batch.index.numpy()].tolist()
-    assert (batch.epoch, batch.bad) == (0, ())
-    assert load(images)[0].second_view is None
+@pytest.mark.parametrize(
+    ("augmentation", "min_crop_area", "least", "mirrors"),
+    [("crop", None, 0.6, False), ("crop", 0.4, 0.4, False), ("crop-flip", 0.4, 0.4, True)],
+)
+def test_a_crop_shows_the_least_area_given(augmentation, min_crop_area, least, mirrors):
+    widths, heights = crops(training_view(SIZE, augmentation, min_crop_area=min_crop_area))
+    areas = widths.abs() * heights
+    assert least * 0.9 < areas.min() < least + 0.1
+    assert 0.85 < areas.max() <= 1
+    assert (widths < 0).any() == mirrors
 
 
-def test_every_image_comes_once_per_epoch(images):
-    seen = {0: [], 1: []}
-    for batch in load(images):
-        seen[batch.epoch] += batch.index.tolist()
-    assert [sorted(indices) for indices in seen.values()] == [list(range(NUM_IMAGES))] * 2
+def test_no_augmentation_is_the_evaluation_view():
+    image = ramp(90, 60)
+    for fraction in (0.875, 1.0):
+        view = training_view(32, "none", crop_fraction=fraction)
+        assert torch.equal(view(image), evaluation_view(32, crop_fraction=fraction)(image))
 
 
-def test_views_and_order_do_not_depend_on_the_workers(images):
-    expected = load(images)
-    for num_workers in (1, 2):
-        assert_same(load(images, num_workers=num_workers), expected)
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300)])
+def test_evaluation_view_resizes_the_shorter_side_then_crops_the_center(width, height):
+    image = ramp(width, height)
+    size = (256 * width // min(width, height), 256 * height // min(width, height))
+    resized = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+    expected = np.asarray(resized)[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(evaluation_view(224)(image).permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize("done", [2, 5, 7])
-def test_a_resumed_run_sees_the_same_batches(images, done):
-    rest = load(images, start_epoch=done // 5, start_batch=done % 5)
-    assert_same(rest, load(images)[done:])
+def test_whole_view_of_a_square_at_its_own_size_changes_nothing():
+    view = evaluation_view(8, crop_fraction=1.0)(ramp(8, 8))
+    np.testing.assert_array_equal(view.permute(1, 2, 0).numpy(), np.asarray(ramp(8, 8)))
 
 
-def test_a_view_depends_on_its_own_image_only(images):
-    def by_index(batches):
-        return {
-            (batch.epoch, int(index)): view
-            for batch in batches
-            for index, view in zip(batch.index, batch.view, strict=True)
-        }
-
-    whole = by_index(load(images))
-    part = by_index(load(images, indices=np.array([4, 17, 20]), batch_size=2))
-    assert set(part) == {(epoch, index) for epoch in (0, 1) for index in (4, 17, 20)}
-    assert all(torch.equal(whole[key], view) for key, view in part.items())
-
-
-def test_a_second_view_leaves_the_first_alone(images):
-    assert_same(load(images, second_view=training_view(8)), load(images))
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_views_are_resampled_as_asked_and_antialiased(augmentation):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
+    views = {}
+    for interpolation in ("bilinear", "bicubic"):
+        torch.manual_seed(0)
+        views[interpolation] = training_view(16, augmentation, interpolation=interpolation)(noise)
+    assert not torch.equal(views["bilinear"], views["bicubic"])
+    assert views["bilinear"].float().std() < 35  # without averaging near 74 / 1.5
+    torch.manual_seed(0)
+    assert torch.equal(training_view(16, augmentation)(noise), views["bilinear"])
 
 
-FURTHER = [training_view(8), small_view(4)]
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: training_view(32, "cropflip"), "did you mean 'crop-flip'"),
+        (lambda: training_view(32, interpolation="nearest"), "interpolation 'nearest'"),
+        (lambda: evaluation_view(32, interpolation="cubic"), "did you mean 'bicubic'"),
+        (lambda: two_views(32, "glyphs"), "did you mean 'glyph'"),
+        (lambda: training_view(0), "0 pixels"),
+        (lambda: evaluation_view(0), "0 pixels"),
+        (lambda: two_views(0, "photo"), "0 pixels"),
+        (lambda: training_view(64, min_crop_area=0.0), "must be in"),
+        (lambda: training_view(64, min_crop_area=float("nan")), "must be in"),
+        (lambda: evaluation_view(32, crop_fraction=0.0), "must be in"),
+        (lambda: evaluation_view(32, crop_fraction=1.1), "must be in"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(DistillError, match=message):
+        make()
 
 
-def test_further_views_are_others_and_leave_the_first_alone(images):
-    plain, batches = load(images), load(images, further=FURTHER)
-    assert_same(batches, plain)
-    for batch in batches:
-        large, small = batch.further_views
-        assert (large.shape, small.shape) == (batch.view.shape, (len(batch.index), 3, 4, 4))
-        assert not torch.equal(large, batch.view)
-    assert not any(torch.equal(batches[0].further_views[0][i], batches[0].view[i]) for i in (0, 1))
+def drawn(augmentation, count=2000):
+    """Return the parameters of the first and the second view's distortions."""
+    draw = two_views(SIZE, augmentation).draw
+    parameters = torch.stack([draw() for _ in range(count)])
+    return [Distortion(*parameters[:, view].unbind(1)) for view in range(2)]
 
 
-def test_a_further_view_depends_on_seed_epoch_image_and_number_alone(images):
-    def views(**settings):
-        found = load(images, **settings)
-        order = [batch.index.argsort() for batch in found]
-        return [batch.further_views[0][rows] for batch, rows in zip(found, order, strict=True)]
-
-    expected = views(further=FURTHER, batch_size=23)
-    assert not torch.equal(*expected)  # two epochs
-    for settings in (
-        {"further": FURTHER[:1]},
-        {"further": FURTHER, "num_workers": 2},
-        {"further": FURTHER, "second_view": training_view(8), "distortion": draw},
-    ):
-        assert all(map(torch.equal, views(batch_size=23, **settings), expected))
-    assert not torch.equal(views(further=FURTHER, batch_size=23, seed=1)[0], expected[0])
-    swapped = load(images, further=FURTHER[::-1], batch_size=23)[0]
-    second = swapped.further_views[1][swapped.index.argsort()]
-    assert not torch.equal(second, expected[0])  # of another number
+def share(mask):
+    return float(mask.float().mean())
 
 
-def test_without_a_readable_image_further_views_have_no_rows(damaged):
-    batch = load(damaged, further=FURTHER, indices=np.array([2]))[0]
-    assert [view.shape for view in batch.further_views] == [(0, 3, 0, 0)] * 2
+def source_coordinates(view):
+    """Fit where the pixels around the center come from: (2, 2) matrix and shift of the center."""
+    grid = torch.arange(SIZE) + 0.5 - SIZE / 2
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    inner = slice(SIZE // 2 - 10, SIZE // 2 + 10)
+    places = torch.stack([x, y, torch.ones_like(x)], dim=-1)[inner, inner].reshape(-1, 3)
+    colors = view[:2, inner, inner].reshape(2, -1).T.double()
+    source = (colors - 60) / 195 * SIZE - SIZE / 2  # of a ramp from 60 on
+    solution = torch.linalg.lstsq(places.double(), source).solution
+    return solution[:2].T, solution[2]
 
 
-def test_distortions_leave_the_views_alone(images):
-    views = {"second_view": training_view(8)}
-    plain, distorted = load(images, **views), load(images, **views, distortion=draw)
-    assert_same(distorted, plain)
-    for a, b in zip(distorted, plain, strict=True):
-        assert torch.equal(a.second_view, b.second_view)
-        assert (a.distortion.shape, a.distortion.dtype) == ((len(a.index), 2, 4), torch.float32)
-        assert b.distortion is None
+@pytest.mark.parametrize("augmentation", PRETRAINING_AUGMENTATIONS)
+@pytest.mark.parametrize("size", [(90, 60), (8, 8), (1, 1)])
+def test_two_views_are_uint8_squares_that_can_be_distorted(augmentation, size):
+    views = pickle.loads(pickle.dumps(two_views(32, augmentation)))
+    pair, parameters = [make(ramp(*size)) for make in (views.view, views.second_view)], views.draw()
+    assert {(view.shape, view.dtype) for view in pair} == {((3, 32, 32), torch.uint8)}
+    assert parameters.dtype == torch.float32
+    assert distort(torch.stack(pair), parameters).shape == (2, 3, 32, 32)
 
 
-def test_second_views_and_distortions_depend_on_seed_epoch_and_index_only(images):
-    def by_index(batches):
-        return {
-            (batch.epoch, int(index)): (*rows,)
-            for batch in batches
-            for index, *rows in zip(batch.index, batch.second_view, batch.distortion, strict=True)
-        }
-
-    both = {"second_view": training_view(8), "distortion": draw}
-    whole = by_index(load(images, **both))
-    assert len(whole) == 2 * NUM_IMAGES
-    assert len({tuple(distortion.flatten().tolist()) for _, distortion in whole.values()}) == 46
-    for settings in ({"num_workers": 2}, {"batch_size": 2, "indices": np.array([4, 17])}):
-        for key, rows in by_index(load(images, **both, **settings)).items():
-            assert all(map(torch.equal, rows, whole[key]))
+def test_photo_resamples_bicubically():
+    stripes = np.full((16, 16, 3), 100, np.uint8)
+    stripes[:, ::4] = 150
+    view = two_views(SIZE, "photo").view(Image.fromarray(stripes))
+    assert view.min() < 100  # bilinear never overshoots
 
 
-def test_seed_and_epoch_change_the_views(images):
-    views = noisy_views(images)
-    assert torch.equal(views[0, 3].view, views[0, 3].view)
-    assert not torch.equal(views[0, 3].view, views[1, 3].view)
-    assert not torch.equal(views[0, 3].view, noisy_views(images, seed=1)[0, 3].view)
+def test_photo_is_distorted_as_published():
+    for position, view in enumerate(drawn("photo")):
+        jittered = view.hue != 0
+        for column, unchanged in ((view.brightness, 0), (view.contrast, 1), (view.saturation, 1)):
+            assert torch.equal(column != unchanged, jittered)
+        assert 0.77 < share(jittered) < 0.83
+        assert 0.38 < view.brightness.abs().max() <= 0.4
+        assert 0.38 < (view.contrast - 1).abs().max() <= 0.4001
+        assert 0.19 < (view.saturation - 1).abs().max() <= 0.2001
+        assert 0.095 < view.hue.abs().max() <= 0.1
+        assert 0.17 < share(view.gray) < 0.23
+        blurred = view.sigma > 0
+        assert share(blurred) == 1 if position == 0 else 0.08 < share(blurred) < 0.12
+        sigma = view.sigma[blurred] * (224 / SIZE)  # the same blur for the eye at any side
+        assert 0.0999 <= sigma.min() < 0.13
+        assert 1.95 < sigma.max() <= 2.0001
+        assert share(view.solarize) == 0 if position == 0 else 0.17 < share(view.solarize) < 0.23
 
 
-def test_global_generators_are_left_alone(images):
-    torch.manual_seed(5)
-    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
-    load(images)
-    load(images, num_workers=1)
-    list(evaluation_loader(images, evaluation_view(8), batch_size=5))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
-    assert np.random.get_state()[1].tolist() == before[2]
+def test_the_two_views_are_drawn_apart():
+    first, second = drawn("photo")
+    assert torch.corrcoef(torch.stack([first.brightness, second.brightness]))[0, 1].abs() < 0.06
+    assert 0.02 < share((first.gray > 0) & (second.gray > 0)) < 0.06
+    views = two_views(SIZE, "photo")
+    assert not torch.equal(views.view(ramp()), views.second_view(ramp()))
 
 
-def test_views_do_not_depend_on_the_global_generator(images):
-    torch.manual_seed(1)
-    first = load(images)
-    torch.manual_seed(2)
-    assert_same(load(images), first)
+def test_glyph_shows_the_whole_turned_scaled_moved_and_sheared():
+    make, image = two_views(SIZE, "glyph").view, ramp(low=60)
+    fits = [source_coordinates(make(image)) for _ in range(300)]
+    forward = torch.stack([torch.linalg.inv(matrix) for matrix, _ in fits])
+    shifts = [-matrix @ shift for matrix, (_, shift) in zip(forward, fits, strict=True)]
+    scales = torch.linalg.det(forward).sqrt()  # not a number if mirrored
+    assert 0.73 < scales.min() < 0.77
+    assert 1.17 < scales.max() < 1.22
+    assert 0.085 < torch.stack(shifts).abs().max() / SIZE < 0.12
+    angles = torch.atan2(forward[:, 1, 0], forward[:, 0, 0]).rad2deg()  # rotation less shear of y
+    assert 15 < angles.abs().max() < 25.5
+    columns = torch.nn.functional.normalize(forward, dim=1)
+    skews = (columns[:, :, 0] * columns[:, :, 1]).sum(1).asin().rad2deg()
+    assert 12 < skews.abs().max() < 21  # both shears together
 
 
-def test_ranks_share_a_batch(images):
-    whole = load(images)
-    ranks = [load(images, shard=(rank, 4)) for rank in range(4)]
-    for batch, *parts in zip(whole, *ranks, strict=True):
-        assert torch.equal(torch.cat([part.index for part in parts]), batch.index)
-        filled = [part.view for part in parts if len(part.index)]
-        assert torch.equal(torch.cat(filled), batch.view)
-        assert {part.epoch for part in parts} == {batch.epoch}
-        assert all(part.bad == () for part in parts)
+def test_glyph_fills_with_black():
+    white = Image.new("L", (8, 8), 255).convert("RGB")
+    make = two_views(SIZE, "glyph").view
+    corners = torch.stack([make(white)[:, 0, 0] for _ in range(50)])
+    assert (corners == 0).all(1).sum() > 10
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_images_are_named_and_left_out(damaged, num_workers):
-    batches = load(damaged, batch_size=4, num_epochs=1, num_workers=num_workers)
-    assert sorted(i for batch in batches for i in batch.index.tolist()) == [0, 1, 3, 4, 6, 7]
-    bad = sorted(name for batch in batches for name in batch.bad)
-    assert bad == [damaged.describe(2), damaged.describe(5)]
-    for batch in batches:
-        assert len(batch.view) == len(batch.label) == len(batch.index)
-        assert len(batch.index) + len(batch.bad) == 4
-        assert (batch.label == -1).all()
-
-
-def test_a_batch_of_bad_images_only_is_empty(damaged):
-    (batch,) = load(
-        damaged,
-        indices=np.array([5, 2]),
-        num_epochs=4,
-        start_epoch=3,
-        second_view=evaluation_view(8),
-        distortion=draw,
-    )
-    assert batch.distortion.shape == (0, 2, 0)
-    assert batch.view.shape == batch.second_view.shape == (0, 3, 0, 0)
-    assert batch.label.shape == batch.index.shape == (0,)
-    assert batch.view.dtype == torch.uint8
-    assert batch.index.dtype == torch.int64
-    assert (batch.epoch, len(batch.bad)) == (3, 2)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_goes_in_order(images, num_workers):
-    view = evaluation_view(8)
-    for indices in (None, np.array([9, 2, 11])):
-        batches = list(
-            evaluation_loader(images, view, indices=indices, batch_size=2, num_workers=num_workers)
-        )
-        expected = list(range(NUM_IMAGES)) if indices is None else [9, 2, 11]
-        assert [i for batch in batches for i in batch.index.tolist()] == expected
-        assert torch.equal(batches[1].view[0], view(images.load(expected[2])))
-        assert {(batch.second_view, batch.epoch, batch.bad) for batch in batches} == {(None, 0, ())}
-
-
-def test_evaluation_names_bad_images(damaged):
-    batches = evaluation_loader(damaged, evaluation_view(8), batch_size=8, num_workers=0)
-    (batch,) = batches
-    assert batch.index.tolist() == [0, 1, 3, 4, 6, 7]
-    assert len(batch.bad) == 2
-
-
-def test_default_workers(images, damaged, monkeypatch):
-    assert default_num_workers(images) == 0
-    monkeypatch.setattr(views_module, "num_usable_cores", lambda: 64)
-    assert default_num_workers(damaged) == 8
-    monkeypatch.setattr(views_module, "num_usable_cores", lambda: 3)
-    assert default_num_workers(damaged) == 3
-    monkeypatch.setattr(distributed, "num_local_ranks", lambda: 2)
-    assert default_num_workers(damaged) == 1
-    monkeypatch.setattr(distributed, "num_local_ranks", lambda: 4)
-    assert default_num_workers(damaged) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
-def test_usable_cores_follow_the_affinity(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5})
-    assert num_usable_cores() == 3
+def test_glyph_keeps_hue_and_light():
+    for view in drawn("glyph", 1000):
+        assert (view.hue == 0).all()
+        assert (view.saturation == 1).all()
+        assert not view.gray.any()
+        assert not view.solarize.any()
+        assert 0.75 < share(view.brightness != 0) < 0.85
+        assert torch.equal(view.brightness != 0, view.contrast != 1)
+        assert 0.4 < share(view.sigma > 0) < 0.6
+        assert view.sigma.max() <= 1
