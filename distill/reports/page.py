@@ -74,9 +74,9 @@ def _bar_charts(table: ComparisonTable) -> list[BarChart]:
     """Return a figure for each measure: methods as bars, what was not trained as lines."""
     charts = []
     for name, words in table.measures().items():
-        found = [(row, value) for row in table.rows if (value := row.values[name]) is not None]
-        bars = [(row.name, value) for row, value in found if row.num_asked]
-        levels = [(row.name, value.mean) for row, value in found if not row.num_asked]
+        measured = [(row, value) for row in table.rows if (value := row.values[name]) is not None]
+        bars = [(row.name, value) for row, value in measured if row.num_asked]
+        levels = [(row.name, value.mean) for row, value in measured if not row.num_asked]
         if bars:
             charts.append(bar_chart(words.capitalize(), bars, levels))
     return charts

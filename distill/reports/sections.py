@@ -115,12 +115,12 @@ def cluster_section(student: Gallery, seed: int) -> ClusterSection:
     by_purity = nonempty[np.argsort(-alignment.matched_share[nonempty], kind="stable")]
     num_extreme = max(1, min(NUM_EXTREME_CLUSTERS, len(nonempty) // 2))
 
-    def shown(clusters: Sequence[int]) -> list[Cluster]:
-        found = []
+    def described(clusters: Sequence[int]) -> list[Cluster]:
+        clusters_shown = []
         for number in clusters:
             members, label = np.flatnonzero(of_image == number), alignment.mapping[number]
             drawn = rng.choice(members, min(NUM_PICTURES, len(members)), replace=False)
-            found.append(
+            clusters_shown.append(
                 Cluster(
                     number=int(number),
                     size=len(members),
@@ -134,7 +134,7 @@ def cluster_section(student: Gallery, seed: int) -> ClusterSection:
                     ],
                 )
             )
-        return found
+        return clusters_shown
 
     order = np.argsort(alignment.mapping)
     shares = alignment.contingency / np.maximum(alignment.sizes, 1)[:, None]
@@ -143,9 +143,9 @@ def cluster_section(student: Gallery, seed: int) -> ClusterSection:
         facts=f"{len(labels):,} images of {images.name}, embedded by the student, in "
         f"{len(alignment.sizes)} clusters by k-means, as many as there are classes; every cluster "
         "stands for one class, so that the shares of those classes are the largest in sum.",
-        random=shown(np.sort(random).tolist()),
-        best=shown(by_purity[:num_extreme].tolist()),
-        worst=shown(by_purity[::-1][:num_extreme].tolist()),
+        random=described(np.sort(random).tolist()),
+        best=described(by_purity[:num_extreme].tolist()),
+        worst=described(by_purity[::-1][:num_extreme].tolist()),
         shares=shares[order],
         rows=[f"cluster {number}" for number in order],
         columns=[str(classes[label]) for label in alignment.classes],
