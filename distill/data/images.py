@@ -1,9 +1,9 @@
-"""Ordered, indexable sets of images: the interface `Images`, files, arrays, torchvision datasets.
+"""Ordered, indexable sets of images: the interface `Images`, image files, arrays in memory.
 
 What every set promises: image `i` is the same picture in every process and every run, it comes as
 an 8-bit RGB `PIL.Image`, and one that cannot be read raises `BadImageError` with its name. Image
-files in a folder, arrays in memory and torchvision's classification datasets are here; shards are
-in `distill.data.shards`, a person's own datasets in `distill.data.objects`.
+files and arrays are here, shards in `distill.data.shards`, a person's own datasets in
+`distill.data.objects`.
 
 `fingerprint()` is a hash that stands for a set of images, so that what was computed from it is
 recognized later. Of a set of files it covers all paths and sizes, and the content of up to 2,000
@@ -25,7 +25,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -80,16 +79,9 @@ class Images(ABC):
         """Return what to call image `i` in a message."""
         return f"{self.name}[{i}]"
 
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of name, number and up to 2,000 decoded images."""
-        digest = hashlib.sha256(f"images {self.name} {len(self)}\n".encode())
-        for i in evenly_spaced(len(self)):
-            try:
-                image = self.load(i)
-                digest.update(f"{image.size}\n".encode() + image.tobytes())
-            except BadImageError:
-                digest.update(b"cannot be read\n")
-        return digest.hexdigest()
+        """Return a hash, in hexadecimal, that stands for the images in their order."""
 
 
 class FolderImages(Images):
@@ -212,50 +204,14 @@ class ArrayImages(Images):
 
     def fingerprint(self) -> str:
         """Return the SHA-256, in hexadecimal, of the pixels and their shape."""
-        return _hash_of_array(self.pixels)
+        digest = hashlib.sha256(f"pixels {self.pixels.dtype.str} {self.pixels.shape}\n".encode())
+        for image in self.pixels:  # one at a time: the array may not be contiguous
+            digest.update(image.tobytes())
+        return digest.hexdigest()
 
     def load(self, i: int) -> Image.Image:
         """Return image `i`; see `Images.load`."""
         return Image.fromarray(self.pixels[i]).convert("RGB")
-
-
-class TorchvisionImages(Images):
-    """A torchvision classification dataset, its items (PIL image, label).
-
-    Args:
-        dataset: Has `classes`, and `targets` or `labels`; made without a transform.
-        name: See `Images`.
-
-    Raises:
-        DistillError: Another number of labels than of images.
-    """
-
-    def __init__(self, dataset: Any, *, name: str) -> None:
-        self.dataset = dataset
-        labels = getattr(dataset, "targets", None)
-        if labels is None:
-            labels = getattr(dataset, "labels", None)
-        decoded = isinstance(getattr(dataset, "data", None), np.ndarray)
-        super().__init__(name, labels, getattr(dataset, "classes", None), in_memory=decoded)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def fingerprint(self) -> str:
-        """Return a hash of the pixels where they are held decoded, else as `Images` does."""
-        return _hash_of_array(self.dataset.data) if self.in_memory else super().fingerprint()
-
-    def load(self, i: int) -> Image.Image:
-        """Return image `i`; see `Images.load`."""
-        with bad_image_errors(self.describe(i)):
-            return as_rgb(self.dataset[i][0])
-
-
-def _hash_of_array(pixels: np.ndarray) -> str:
-    digest = hashlib.sha256(f"pixels {pixels.dtype.str} {pixels.shape}\n".encode())
-    for image in pixels:  # one at a time: the array may not be contiguous
-        digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def evenly_spaced(number: int, most: int | None = None) -> list[int]:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ import numpy as np
 from distill import distributed
 from distill.config import ImageOptions
 from distill.data.folders import read_splits
-from distill.data.images import ArrayImages, FolderImages, Images, TorchvisionImages
+from distill.data.images import ArrayImages, FolderImages, Images
 from distill.data.objects import ObjectImages, class_path
 from distill.data.shards import TarImages, expanded, is_local, matching
 from distill.data.workers import num_usable_cores
@@ -48,7 +49,6 @@ _CHEAP_COUNT = 20_000
 _CHEAP_BYTES = 256 * 2**20
 _CHUNK = 64  # images that a thread checks at a time
 _LEAST_BOUND = 10  # bad images
-_Opener = Callable[[Path], "ImageData"]  # takes the folder of downloads
 
 
 @dataclass(frozen=True)
@@ -269,49 +269,48 @@ def _open_imagenet(root: Path) -> ImageData:
     return _open_folder(folder)
 
 
-def _open_torchvision(name: str, size: int, option: str, splits: Sequence[Any]) -> _Opener:
-    """Return what opens a torchvision dataset, downloading it when it is not there yet.
+def _open_torchvision(name: str, option: str, train: Any, val: Any, root: Path) -> ImageData:
+    """Open a torchvision dataset, downloading it when it is not there yet.
 
     Args:
         name: Of its class in torchvision.
-        size: Side of the images in pixels.
         option: Argument of the class that takes the split.
-        splits: Its values for training and validation.
+        train: Value of the argument for training images.
+        val: Value of the argument for validation images.
+        root: Folder of downloads.
     """
+    require_torchvision()
+    from torchvision import datasets
 
-    def open_split(root: Path, split: str, value: Any) -> TorchvisionImages:
-        require_torchvision()
-        from torchvision import datasets
-
-        dataset_class = getattr(datasets, name)
+    def images(split: str, value: Any) -> ArrayImages:
+        arguments = {"root": root, option: value}
         try:
-            dataset = dataset_class(root, download=False, **{option: value})
+            dataset = getattr(datasets, name)(download=False, **arguments)
         except RuntimeError:  # not found or corrupted: torchvision checks the files' MD5
             try:
-                dataset = dataset_class(root, download=True, **{option: value})
+                dataset = getattr(datasets, name)(download=True, **arguments)
             except (OSError, RuntimeError) as error:
-                archive = getattr(dataset_class, "url", "its archive")
+                archive = getattr(getattr(datasets, name), "url", "its archive")
                 raise DistillError(
                     f"cannot download {name} ({error}): get {archive} elsewhere and put it in "
                     f"{root}, or point DISTILL_DATA_ROOT to where it is"
                 ) from error
-        return TorchvisionImages(dataset, name=f"{name}/{split}")
+        if name == "STL10":  # (N, 3, H, W)
+            pixels, labels = dataset.data.transpose(0, 2, 3, 1), dataset.labels
+        else:
+            pixels, labels = dataset.data, dataset.targets
+        return ArrayImages(pixels, labels, dataset.classes, name=f"{name}/{split}")
 
-    def open_both(root: Path) -> ImageData:
-        train, val = (
-            open_split(root, split, value)
-            for split, value in zip(("train", "val"), splits, strict=True)
-        )
-        return ImageData(name, train, val, native_size=size)
-
-    return open_both
+    train_images = images("train", train)
+    size = train_images.pixels.shape[1]
+    return ImageData(name, train_images, images("val", val), native_size=size)
 
 
-_NAMED: dict[str, _Opener] = {
+_NAMED: dict[str, Callable[[Path], ImageData]] = {
     "digits": _open_digits,
-    "cifar10": _open_torchvision("CIFAR10", 32, "train", (True, False)),
-    "cifar100": _open_torchvision("CIFAR100", 32, "train", (True, False)),
-    "stl10": _open_torchvision("STL10", 96, "split", ("train", "test")),
+    "cifar10": partial(_open_torchvision, "CIFAR10", "train", True, False),
+    "cifar100": partial(_open_torchvision, "CIFAR100", "train", True, False),
+    "stl10": partial(_open_torchvision, "STL10", "split", "train", "test"),
     "imagenet": _open_imagenet,
 }
 DATASETS = ("digits", "CIFAR10", "CIFAR100", "STL10", "ImageNet")

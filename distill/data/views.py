@@ -198,40 +198,28 @@ def two_views(image_size: int, augmentation: str) -> TwoViews:
         DistillError: `image_size` below 1.
     """
     _require_positive(image_size)
+    steps: list[nn.Module]
     if augmentation == "photo":
-        view, ranges = _random_crop(image_size), _photo_distortions(image_size)
+        bicubic = InterpolationMode.BICUBIC
+        steps = [
+            v2.RandomResizedCrop(image_size, scale=(0.08, 1.0), interpolation=bicubic),
+            v2.RandomHorizontalFlip(),
+        ]
+        # The blur that is published for 224 px stays the same for the eye at another side.
+        low, high = PHOTO_DISTORTIONS.sigma
+        factor = image_size / PUBLISHED_SIZE
+        ranges = replace(PHOTO_DISTORTIONS, sigma=(factor * low, factor * high))
     elif augmentation == "glyph":
-        view, ranges = _random_affine(image_size), GLYPH_DISTORTIONS
+        affine = v2.RandomAffine(
+            degrees=15,
+            translate=(0.1, 0.1),
+            scale=(0.75, 1.2),
+            shear=(-10, 10, -10, 10),
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        steps = [v2.Resize((image_size, image_size), InterpolationMode.BICUBIC), affine]
+        ranges = GLYPH_DISTORTIONS
     else:
         raise UnknownNameError("augmentation", augmentation, PRETRAINING_AUGMENTATIONS)
+    view = v2.Compose([*steps, v2.PILToTensor()])
     return TwoViews(view, view, partial(draw_distortions, ranges))
-
-
-def _photo_distortions(image_size: int) -> DistortionRanges:
-    """Keep the blur that is published for 224 px the same for the eye at another side."""
-    factor = image_size / PUBLISHED_SIZE
-    low, high = PHOTO_DISTORTIONS.sigma
-    return replace(PHOTO_DISTORTIONS, sigma=(factor * low, factor * high))
-
-
-def _random_crop(image_size: int) -> View:
-    crop = v2.RandomResizedCrop(
-        image_size,
-        scale=(0.08, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        interpolation=InterpolationMode.BICUBIC,
-    )
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-
-
-def _random_affine(image_size: int) -> View:
-    affine = v2.RandomAffine(
-        degrees=15,
-        translate=(0.1, 0.1),
-        scale=(0.75, 1.2),
-        shear=(-10, 10, -10, 10),
-        interpolation=InterpolationMode.BILINEAR,
-        fill=0,
-    )
-    resize = v2.Resize((image_size, image_size), InterpolationMode.BICUBIC)
-    return v2.Compose([resize, affine, v2.PILToTensor()])

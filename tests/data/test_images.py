@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distill.data import images as images_module
-from distill.data.images import ArrayImages, FolderImages, TorchvisionImages, evenly_spaced
+from distill.data.images import ArrayImages, FolderImages, evenly_spaced
 from distill.errors import BadImageError, DistillError
 
 FILES = ["a/0.png", "a/1.png", "b/0.png"]
@@ -139,40 +139,6 @@ def test_arrays_of_another_kind_are_refused(pixels):
         ArrayImages(pixels, name="array")
 
 
-class FakeDataset:
-    """What torchvision's datasets have in common; None is an image that cannot be read."""
-
-    classes = ("cat", "dog")
-
-    def __init__(self, images, **attributes):
-        self.images = images
-        self.__dict__.update(attributes)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        if self.images[i] is None:
-            raise OSError("image file is truncated")
-        return self.images[i], 0
-
-
-@pytest.mark.parametrize("labels_name", ["targets", "labels"])
-@pytest.mark.parametrize("decoded", [True, False])
-def test_torchvision_images(labels_name, decoded):
-    attributes = {labels_name: [1, 0]}
-    if decoded:
-        attributes["data"] = np.zeros((2, 4, 4, 3), np.uint8)
-    dataset = FakeDataset([Image.new("L", (4, 4), 5), None], **attributes)
-    images = TorchvisionImages(dataset, name="fake")
-    assert images.labels.tolist() == [1, 0]
-    assert images.classes == ("cat", "dog")
-    assert images.in_memory == decoded
-    assert images.load(0).getpixel((0, 0)) == (5, 5, 5)
-    with pytest.raises(BadImageError, match=r"fake\[1\]: image file is truncated"):
-        images.load(1)
-
-
 def test_evenly_spaced():
     assert evenly_spaced(3) == [0, 1, 2]
     spaced = evenly_spaced(1_281_167)
@@ -233,29 +199,3 @@ def test_pixels_of_arrays_and_their_shape_count():
     different = [pixels, pixels[::-1], changed, pixels.reshape(2, 6, 4, 3), pixels[:1]]
     assert len({of_pixels(array) for array in different}) == 5
     assert of_pixels(pixels) == of_pixels(np.asfortranarray(pixels), labels=[1, 1])
-    decoded = [TorchvisionImages(FakeDataset([0, 1], data=array), name=name).fingerprint()
-               for array, name in ((pixels, "x"), (pixels, "y"), (changed, "x"))]  # fmt: skip
-    assert decoded[0] == decoded[1] != decoded[2]
-
-
-def picture(color: int, side: int = 4) -> Image.Image:
-    return Image.new("RGB", (side, side), (color, 0, 0))
-
-
-def test_name_length_and_pixels_of_other_sets_count(monkeypatch):
-    def of_images(*images, name="x") -> str:
-        return TorchvisionImages(FakeDataset(list(images)), name=name).fingerprint()
-
-    images = [picture(1), picture(2), picture(3)]
-    different = {
-        of_images(*images),
-        of_images(*images, name="y"),
-        of_images(*images[:2]),
-        of_images(*images[::-1]),
-        of_images(picture(1), picture(9), picture(3)),
-        of_images(picture(1), picture(2, side=2), picture(3)),
-        of_images(picture(1), None, picture(3)),
-    }
-    assert len(different) == 7
-    monkeypatch.setattr(images_module, "MAX_READ", 2)
-    assert of_images(*images) == of_images(images[0], picture(9), images[2])

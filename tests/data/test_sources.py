@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from PIL import Image
 
 from distill.data.images import ArrayImages
 from distill.data.sources import (
@@ -69,49 +68,51 @@ def test_missing_folder_and_file_in_its_place(tmp_path, write_image):
         open_images(str(write_image("1.png")))
 
 
-class FakeCIFAR10:
+class FakeDataset:
     """Stands in for the download: present once `download` has been asked for."""
 
     url = "https://example.org/cifar.tar.gz"
-    present = False
+    roots: list[Path] = []
     offline = False
-    classes = ("cat", "dog")
+    classes = ["cat", "dog"]
 
-    def __init__(self, root, train, download):
+    def __init__(self, root, download, train=None, split=None):
         if download and self.offline:
             raise OSError("no route to host")
-        type(self).present |= download
-        if not self.present:
+        if not download and root not in self.roots:
             raise RuntimeError("Dataset not found")
-        self.root = root
-        self.data = np.zeros((4 if train else 2, 32, 32, 3), np.uint8)
-        self.targets = [0, 1] * (2 if train else 1)
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, i):
-        return Image.fromarray(self.data[i]), self.targets[i]
+        self.roots.append(root)
+        number = 4 if train or split == "train" else 2
+        pixels = np.arange(number * 12, dtype=np.uint8).reshape(number, 2, 2, 3)
+        self.data = pixels if split is None else pixels.transpose(0, 3, 1, 2)
+        self.targets = self.labels = [0, 1] * (number // 2)
 
 
 @pytest.fixture
-def fake_cifar(monkeypatch):
-    fake = type("CIFAR10", (FakeCIFAR10,), {})
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
+def fake_downloads(monkeypatch):
+    fake = type("Fake", (FakeDataset,), {"roots": []})
+    for name in ("CIFAR10", "STL10"):
+        monkeypatch.setattr(torchvision.datasets, name, fake)
     return fake
 
 
-def test_torchvision_dataset_is_downloaded_to_the_named_root(fake_cifar, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["CIFAR10", "STL10"])
+def test_torchvision_datasets_are_downloaded_to_the_named_root(
+    fake_downloads, tmp_path, monkeypatch, name
+):
     monkeypatch.setenv("DISTILL_DATA_ROOT", str(tmp_path / "env"))
-    data = open_images("cifar10")
-    assert (data.name, len(data.train), len(data.val)) == ("CIFAR10", 4, 2)
-    assert (data.native_size, data.horizontal_flip) == (32, True)
-    assert data.train.dataset.root == tmp_path / "env"
-    assert open_images("cifar10", download_root=tmp_path).train.dataset.root == tmp_path
+    data = open_images(name.lower())
+    assert set(fake_downloads.roots) == {tmp_path / "env"}
+    assert (data.name, len(data.train), len(data.val)) == (name, 4, 2)
+    assert (data.native_size, data.horizontal_flip) == (2, True)
+    assert data.train.labels.tolist() == [0, 1, 0, 1]
+    assert data.train.load(1).getpixel((1, 0)) == (15, 16, 17)
+    open_images(name, download_root=tmp_path)
+    assert fake_downloads.roots[-1] == tmp_path
 
 
-def test_failed_download_says_where_to_put_the_files(fake_cifar, tmp_path):
-    fake_cifar.offline = True
+def test_failed_download_says_where_to_put_the_files(fake_downloads, tmp_path):
+    fake_downloads.offline = True
     with pytest.raises(DistillError, match=r"no route to host.*example\.org") as caught:
         open_images("CIFAR10", download_root=tmp_path)
     assert str(tmp_path) in str(caught.value)
