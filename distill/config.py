@@ -41,116 +41,13 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from distill.errors import DistillError, nearest_match
 from distill.parsing import read_yaml_file, shown
-from distill.registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic import TypeAdapter
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to train a student.
-
-    Attributes:
-        summary: One line for lists.
-        defaults: Values of its options that do not follow the data, by name.
-        further_options: Names of its other options.
-        teacher: Whether it looks at the teacher at every step, once before training, or never.
-    """
-
-    summary: str
-    defaults: Mapping[str, float | int] = field(default_factory=dict)
-    further_options: tuple[str, ...] = ()
-    teacher: Literal["every step", "once", "never"] = "every step"
-
-    @property
-    def options(self) -> frozenset[str]:
-        """Names of all options that it has, beside those that every run has."""
-        return frozenset((*self.defaults, *self.further_options))
-
-
-METHODS: Registry[Method] = Registry("method", remedy="`distill list methods` describes them")
-
-_PLAIN = {"loss_weight": 1.0}
-
-METHODS.add(
-    "compress",
-    Method(
-        "CompRess: the teacher's neighbors among a queue of anchors (NeurIPS 2020)",
-        {},
-        (
-            *(
-                "temperature",
-                "variant",
-                "queue_size",
-                "queue_init",
-                "queue_dtype",
-                "queue_sharding",
-            ),
-            *("student_temperature", "momentum", "mask_self", "projection_dim"),
-            *("teacher_mean", "regression_share"),
-            *("anchors", "predictor", "compression_beta", "kappa_e", "kappa_b"),
-            "loss_implementation",
-        ),
-    ),
-)
-METHODS.add("reg", Method("regression through a linear layer (in CompRess, 2020)", _PLAIN))
-METHODS.add("reg-bn", Method("regression of standardized embeddings (in CompRess, 2020)", _PLAIN))
-METHODS.add("simreg", Method("SimReg: regression through an MLP (BMVC 2021)", _PLAIN))
-METHODS.add(
-    "cc",
-    Method("CC, correlation congruence: Gaussian similarities in a batch (ICCV 2019)", _PLAIN),
-)
-METHODS.add(
-    "cc-released",
-    Method("CC as its authors' program computes it", {"head_dim": 128, **_PLAIN}),
-)
-METHODS.add(
-    "crd",
-    Method(
-        "CRD: contrast with a memory of all images (ICLR 2020)",
-        {"temperature": 0.07, "head_dim": 128, "memory_momentum": 0.5, **_PLAIN},
-        ("num_negatives",),
-    ),
-)
-METHODS.add(
-    "rkd",
-    Method(
-        "RKD: distances and angles in a batch (CVPR 2019)",
-        {"distance_weight": 25.0, "angle_weight": 50.0, **_PLAIN},
-    ),
-)
-METHODS.add(
-    "sp",
-    # Near 1/B without a weight, where Adam's epsilon would count.
-    Method("SP, similarity preserving: products in a batch (ICCV 2019)", {"loss_weight": 3000.0}),
-)
-METHODS.add(
-    "seed",
-    Method(
-        "SEED: soft cross-entropy with the teacher's own embedding and a queue (ICLR 2021)",
-        {"temperature": 1e-4, "student_temperature": 0.2, **_PLAIN},
-        ("queue_size", "queue_dtype", "mask_self"),
-    ),
-)
-METHODS.add(
-    "clusterfit",
-    Method(
-        "ClusterFit: classes are k-means clusters of the teacher's embeddings (CVPR 2020)",
-        _PLAIN,
-        ("num_clusters",),
-        teacher="once",
-    ),
-)
-METHODS.add(
-    "supervised",
-    Method("cross-entropy on labels, the line to compare with", _PLAIN, teacher="never"),
-)
-
-
 Precision = Literal["auto", "fp32", "bf16"]
-Variant = Literal["two-queue-momentum", "two-queue", "one-queue"]
 CacheDtype = Literal["fp16", "bf16", "fp32"]
 AtLeast1 = Annotated[int, Ge(1)]
 AtLeast0 = Annotated[int, Ge(0)]
@@ -179,9 +76,6 @@ class TeacherOptions:
     ~/.cache/distill."""
     cache_dtype: CacheDtype = "fp16"
     """Storage of the teacher's embeddings."""
-    num_teacher_views: AtLeast1 = 1
-    """Views of an image that the teacher has embedded: the center crop and random crops, taken in
-    turn over the epochs."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +83,8 @@ class NetworkOptions(TeacherOptions):
     """Which network teaches which."""
 
     teacher_view: Literal["center", "student"] = "center"
-    """What the teacher sees: views of its own (--num-teacher-views), embedded once; or the
-    student's crop, embedded at every step."""
+    """What the teacher sees: the center crop, embedded once; or the student's crop, embedded at
+    every step."""
     student: str | None = None
     """Registry name (`distill list students`), timm:NAME or torchvision:NAME."""
     student_weights: Path | None = None
@@ -240,87 +134,16 @@ class ViewOptions:
     student_crops: AtLeast1 = 1
     """Views of an image that the student sees in a step, each compared with what the teacher says
     of the image; the loss is their mean, and the first is what is enqueued."""
-    small_crops: AtLeast0 = 0
-    """Further views, of 5 to 14 % of the image's area (crop-flip only)."""
-    small_crop_size: AtLeast1 | None = None
-    """Side of the small crops in pixels; None: 3/7 of --image-size, or the least that the student
-    takes."""
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """The method; for CompRess: anchors, temperatures, momentum copy."""
+class MethodChoice:
+    """Which method; its own options are in a group of their own."""
 
     method: str = "compress"
     """compress, or a baseline (`distill list methods`)."""
-    variant: Variant = "one-queue"
-    """Where the student's anchors come from: its momentum copy, itself, or the teacher's queue."""
-    anchors: Literal["queue", "dataset"] | None = None
-    """queue: recent images, first in, first out; dataset: every training image, with one queue from
-    the first step on, else from its first visit on (wants --teacher-view center); None: dataset for
-    one queue with at most 128,000 images, as far as nothing is said of a queue."""
-    queue_size: AtLeast1 | None = None
-    """Number of anchors in a queue; None: nine tenths of the training images, at most 128,000
-    (seed: at most 65,536)."""
-    queue_init: Literal["empty", "random", "prefill"] = "empty"
-    """empty: only real anchors count; random: as published; prefill: one pass before training."""
-    queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage of the anchors."""
-    queue_sharding: Literal["ranks", "none"] = "ranks"
-    """Under torchrun. ranks: every process holds its share of the anchors; none: all of them."""
-    temperature: Positive | None = None
-    """Temperature of the teacher's softmax (crd: of both directions); None: for
-    compress 0.04, as published, or 0.07 without the teacher's mean; 0.0001 for seed, 0.07 for
-    crd."""
-    student_temperature: Positive | None = None
-    """Temperature of the student's softmax; None: the same as the teacher's, 0.2 for seed."""
-    teacher_mean: Literal["keep", "subtract"] | None = None
-    """What all of the teacher's unit embeddings share. subtract: compare without it (wants
-    --teacher-view center); keep: as published; None: subtract for one queue where it can be."""
-    regression_share: Share | None = None
-    """Share of Reg-BN's regression in the loss, 0 to 1: the student's embedding and the teacher's,
-    both standardized over the batch (one queue only); 0: the divergence alone, as published; None:
-    0.8 for one queue."""
-    momentum: Share | None = None
-    """Momentum m of the student's copy (two-queue-momentum only); None: by the number of steps."""
-    mask_self: bool = True
-    """Leave an image's own old embedding out of its anchors."""
-    predictor: Literal["none", "linear", "mlp"] = "linear"
-    """What the student is trained through, dropped after training. linear: a layer where
-    --projection-dim has a width; mlp: before it a hidden layer of twice the student's width with
-    BatchNorm; none: nothing."""
-    projection_dim: AtLeast0 | None = None
-    """Width that the predictor ends in; None: the teacher's for one queue and for mlp, else no
-    layer (the published recipe: 8192 for ResNet-50); 0: no layer."""
-    compression_beta: NonNegative = 0.0
-    """Price per nat of what a student's embedding keeps of one view and the other does not tell, as
-    in C-SimCLR; wants --student-crops 2."""
-    kappa_e: Concentration | None = None
-    """Concentration of the embedding's own distribution; None: 1024 where there is a price."""
-    kappa_b: Concentration | None = None
-    """Concentration of what the other view foretells; None: 10 where there is a price."""
-    loss_implementation: Literal["auto", "blocked", "reference", "triton"] = "auto"
-    """How the loss is computed."""
-
-
-@dataclass(frozen=True)
-class BaselineOptions:
-    """Baselines (--method); each has some of these."""
-
-    loss_weight: Positive | None = None
-    """Factor of the loss, of every method but compress; None: 3000 for sp, else 1."""
-    head_dim: AtLeast1 | None = None
-    """Width of the linear layers after teacher and student (crd, cc-released); None: 128."""
-    num_negatives: AtLeast1 | None = None
-    """Other images that crd compares an image with; None: 16,384, or as many as there are."""
-    memory_momentum: Share | None = None
-    """Share of the old embedding in crd's memory of an image; None: 0.5."""
-    distance_weight: NonNegative | None = None
-    """Weight of rkd's distances; None: 25."""
-    angle_weight: NonNegative | None = None
-    """Weight of rkd's angles; None: 50."""
-    num_clusters: Annotated[int, Ge(2)] | None = None
-    """Clusters of clusterfit; None: one for 80 training images, from 2 to 16,000."""
+    plugin: tuple[Path, ...] = ()
+    """Python files that register further methods, imported first."""
 
 
 @dataclass(frozen=True)
@@ -391,19 +214,6 @@ class RunOptions(ExecutionOptions):
     """Epochs between checkpoints that are kept, too; 0: none."""
     on_failed_checkpoint: Literal["continue", "stop"] = "continue"
     """What to do when the disk refuses a checkpoint; those before it stay intact."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a distillation run."""
-
-    networks: NetworkOptions = field(default_factory=NetworkOptions)
-    images: ImageOptions = field(default_factory=ImageOptions)
-    views: ViewOptions = field(default_factory=ViewOptions)
-    method: MethodOptions = field(default_factory=MethodOptions)
-    baseline: BaselineOptions = field(default_factory=BaselineOptions)
-    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
-    run: RunOptions = field(default_factory=RunOptions)
 
 
 @dataclass(frozen=True)

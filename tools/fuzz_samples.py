@@ -24,9 +24,10 @@ from distill.comparison.compare import CompareOptions, open_comparison
 from distill.comparison.grid import read_grid
 from distill.comparison.results import read_results, results_json
 from distill.comparison.trial import make_trials
-from distill.config import TrainConfig, flattened
+from distill.config import flattened
 from distill.models.checkpoints.safetensors import write_safetensors
 from distill.training.checkpoints import write_state
+from distill.training.configuration import TrainConfig
 
 RUN = ("config.yaml", "metrics.json", "log.jsonl", "robustness.json")
 

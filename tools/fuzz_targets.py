@@ -17,7 +17,7 @@ from distill.comparison.compare import CompareOptions, open_comparison, require_
 from distill.comparison.grid import read_grid
 from distill.comparison.results import read_results, results_json
 from distill.comparison.trial import make_trials
-from distill.config import TrainConfig, flattened, updated
+from distill.config import flattened
 from distill.data.images import FolderImages
 from distill.data.shards import TarImages
 from distill.data.shifted import read_class_map, read_frame_groups
@@ -26,13 +26,13 @@ from distill.embeddings.store import EmbeddingStore
 from distill.evaluation.label_subsets import read_names
 from distill.exports.record import require_free
 from distill.models.checkpoints.open import open_checkpoint
-from distill.recipes import load_recipe
 from distill.reports.comparison_tables import comparison_markdown
 from distill.reports.gallery import read_class_names
 from distill.reports.page import grid_page, run_page
 from distill.reports.run_facts import read_run
 from distill.run_directory import read_config, read_run_metadata
 from distill.training.checkpoints import read_state
+from distill.training.configuration import load_recipe, stored_config
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Target:
 def _read_options(file: Path) -> None:
     options = read_config(file.parent)
     read_run_metadata(file.parent)
-    flattened(updated(TrainConfig(), options, source="the run"))
+    flattened(stored_config(options, "train", source="the run"))
 
 
 def _plan(file: Path) -> None:

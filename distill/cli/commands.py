@@ -91,16 +91,35 @@ def _training(
 ) -> int:
     from distill.config import to_yaml
     from distill.device import pick_device
-    from distill.training.configuration import STANDS_WITH, base_config, run_to_continue
+    from distill.errors import DistillError
+    from distill.training.configuration import (
+        STANDS_WITH,
+        base_config,
+        foreign_option,
+        run_to_continue,
+    )
 
     output, recipe = flag_values(argv, "--output"), flag_values(argv, "--recipe")
-    asked = {option: flag_values(argv, f"--{option}") for option in STANDS_WITH}
+    asked: dict[str, Any] = {
+        option: values[-1]
+        for option in (*STANDS_WITH, "method")
+        if (values := flag_values(argv, f"--{option}"))
+    }
+    if plugins := flag_values(argv, "--plugin"):
+        asked["plugin"] = plugins
     default = base_config(
         command=name,
         recipe=recipe[-1] if recipe else "default",
         resume_from=run_to_continue(Path(output[-1]) if output else None, given_options(argv)),
-        asked={option: values[-1] for option, values in asked.items() if values},
+        asked=asked,
     )
+    foreign = [
+        sentence
+        for option in given_options(argv)
+        if (sentence := foreign_option(option.removeprefix("no_"), default)) is not None
+    ]
+    if foreign:
+        raise DistillError("; ".join(foreign))
     given = parse(
         name,
         argv,

@@ -85,9 +85,10 @@ def _students() -> list[tuple[str, str]]:
 
 
 def _methods() -> list[tuple[str, str]]:
-    from distill.config import METHODS
+    from distill.losses import METHODS, load_plugins
 
-    return [(name, method.summary) for name, method in METHODS.items()]
+    load_plugins()
+    return sorted((name, loss.summary) for name, loss in METHODS.items())
 
 
 def _datasets() -> list[tuple[str, str]]:
@@ -100,11 +101,11 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _recipes() -> list[tuple[str, str]]:
-    from distill.recipes import CONFIGS, recipe_names
+    from distill.recipes import recipe_names
 
     return [
         (f"{command} {name}", _RECIPES.get(f"{command} {name}", ""))
-        for command in CONFIGS
+        for command in ("train", "pretrain")
         for name in recipe_names(command)
     ]
 

@@ -22,12 +22,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.comparison.grid import BUDGET, Grid, Method, Teacher
-from distill.config import METHODS, BaselineOptions, MethodOptions, flattened
+from distill.config import flattened
 from distill.errors import DistillError
 from distill.files import atomic_write
 from distill.parsing import as_dataclass, parse_json
@@ -35,13 +35,6 @@ from distill.training.configuration import configure, identity
 
 # What a run may change when it is resumed, and a trial of a comparison may not.
 PLACES = ("data", "teacher_weights", "student_weights")
-# A method does not have all of these, and what it has not decides nothing.
-_OF_METHODS = {
-    option.name
-    for group in (MethodOptions, BaselineOptions)
-    for option in fields(group)
-    if option.name != "method"
-}
 _MAX_NAME = 200  # characters; file systems take 255 bytes
 
 
@@ -83,9 +76,7 @@ class Trial:
         flat = flattened(config)
         places = {name: flat[name] for name in (*PLACES, "on_bad_image")}
         places["data"] = places["data"] or os.environ.get("DISTILL_DATA")  # as training takes it
-        of_others = _OF_METHODS - METHODS.get(config.method.method).options
-        own = {name: one for name, one in identity(config).items() if name not in of_others}
-        return {**own, **places}
+        return {**identity(config), **places}
 
     def budget(self) -> dict[str, Any]:
         """Return the options that decide what the trial may spend; None follows the data."""

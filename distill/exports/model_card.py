@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from distill.config import METHODS
 from distill.data.sources import ImageData
 from distill.evaluation.base import describe_metric
 from distill.exports.formats import FILE_FORMATS, INPUT
 from distill.exports.record import Record
+from distill.losses import METHODS
 from distill.markdown import cleaned, code, escaped, table
 from distill.models.networks import EmbeddingNetwork, is_own_module, num_parameters
 from distill.run_directory import read_config, read_metrics, read_run_metadata

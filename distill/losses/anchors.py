@@ -121,7 +121,7 @@ class AnchorQueue:
 
     Args:
         size: K, anchors the queue holds.
-        teacher_dim: Dt.
+        dim: Dt.
         student_dim: Ds, or None for one bank that both sides read.
         dtype: Of the banks; one of `DTYPES`.
         device: Of the banks.
@@ -143,7 +143,7 @@ class AnchorQueue:
     def __init__(
         self,
         size: int,
-        teacher_dim: int,
+        dim: int,
         student_dim: int | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -152,13 +152,13 @@ class AnchorQueue:
         seed: int = 0,
         shard: Shard = (0, 1),
     ) -> None:
-        check_sizes(size, teacher_dim, student_dim, dtype)
+        check_sizes(size, dim, student_dim, dtype)
         if init not in INITS:
             raise UnknownNameError("queue init", init, INITS)
         assert 0 <= shard[0] < shard[1]
         self.size, self.shard, self.pointer = size, shard, 0
         self.num_valid = size if init == "random" else 0
-        widths = [teacher_dim] if student_dim is None else [teacher_dim, student_dim]
+        widths = [dim] if student_dim is None else [dim, student_dim]
         n = num_held(size, shard)
         self._banks = [torch.zeros(n, width, dtype=dtype, device=device) for width in widths]
         self._image_index = torch.full((n,), NO_IMAGE, dtype=torch.int64, device=device)
@@ -185,7 +185,7 @@ class AnchorQueue:
     @staticmethod
     def required_bytes(
         size: int,
-        teacher_dim: int,
+        dim: int,
         student_dim: int | None,
         dtype: torch.dtype,
         *,
@@ -198,8 +198,8 @@ class AnchorQueue:
         Raises:
             DistillError: A size or width below 1, or an unsupported dtype.
         """
-        check_sizes(size, teacher_dim, student_dim, dtype)
-        row = (teacher_dim + (student_dim or 0)) * dtype.itemsize + torch.int64.itemsize
+        check_sizes(size, dim, student_dim, dtype)
+        row = (dim + (student_dim or 0)) * dtype.itemsize + torch.int64.itemsize
         return num_held(size, (0, num_shards)) * row
 
     def anchors(self) -> Anchors:
@@ -209,7 +209,9 @@ class AnchorQueue:
         return Anchors(banks[0], banks[-1], self._image_index[:num_valid])
 
     @torch.no_grad()
-    def enqueue(self, teacher: Tensor, student: Tensor | None, image_index: Tensor) -> None:
+    def enqueue(
+        self, teacher: Tensor, student: Tensor | None = None, image_index: Tensor | None = None
+    ) -> None:
         """Write the L2-normalized rows of a batch at the pointer and move it on by B, wrapping.
 
         A batch larger than the queue leaves its last K rows. Every rank is given the same rows and
@@ -218,11 +220,13 @@ class AnchorQueue:
         Args:
             teacher: B x Dt, any float dtype; normalized in float32 at least.
             student: B x Ds; ignored, and may be None, with one bank.
-            image_index: B, int64, >= 0.
+            image_index: B, int64, >= 0; None for rows of no known image, which no row masks.
 
         Raises:
             DistillError: A shape does not fit; nothing is written then.
         """
+        if image_index is None:
+            image_index = torch.full((len(teacher),), NO_IMAGE, device=self._image_index.device)
         batch: list[Tensor | None] = [teacher] if self.one_bank else [teacher, student]
         check_batch(batch, image_index, self._banks)
         num_skipped = max(0, len(teacher) - self.size)
@@ -303,7 +307,9 @@ class AnchorMemory(Protocol):
         """Return this rank's real anchors without copying them."""
         ...
 
-    def enqueue(self, teacher: Tensor, student: Tensor | None, image_index: Tensor) -> None:
+    def enqueue(
+        self, teacher: Tensor, student: Tensor | None = None, image_index: Tensor | None = None
+    ) -> None:
         """Take in the rows of a batch of all ranks, after its loss."""
         ...
 
@@ -316,12 +322,13 @@ class AnchorMemory(Protocol):
         ...
 
 
+DTYPES_BY_NAME = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_sizes(size: int, teacher_dim: int, student_dim: int | None, dtype: torch.dtype) -> None:
+def check_sizes(size: int, dim: int, student_dim: int | None, dtype: torch.dtype) -> None:
     """Raise `DistillError` unless a queue can have these sizes and this dtype."""
-    named = {"size": size, "teacher_dim": teacher_dim, "student_dim": student_dim}
+    named = {"size": size, "dim": dim, "student_dim": student_dim}
     for name, value in named.items():
         if value is not None and value < 1:
             raise DistillError(f"the queue's {name} is {value}; it must be at least 1")

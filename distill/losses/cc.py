@@ -20,15 +20,28 @@ Shapes: B rows of all ranks, at least 2; Dt and Ds widths, D of the linear maps.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.config import AtLeast1
 from distill.errors import DistillError
-from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    check_counts,
+    check_rows,
+    register_method,
+    unit_rows,
+)
 
 
+@register_method(
+    "cc", summary="CC, correlation congruence: Gaussian similarities in a batch (ICCV 2019)"
+)
 class CC(DistillationLoss):
     """Squared difference of the two matrices of Gaussian similarities.
 
@@ -38,7 +51,16 @@ class CC(DistillationLoss):
 
     Raises:
         DistillError: A number out of its range.
+
+    Example:
+        >>> rows = torch.randn(16, 8)
+        >>> CC()(rows, rows).item()
+        0.0
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `cc`."""
 
     def __init__(self, *, gamma: float = 0.4, order: int = 2) -> None:
         super().__init__()
@@ -47,7 +69,13 @@ class CC(DistillationLoss):
             raise DistillError(f"gamma is {gamma}; it must be positive and finite")
         self.gamma, self.order = gamma, order
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return F.mse_loss(self._similarities(student), self._similarities(teacher))
@@ -60,6 +88,7 @@ class CC(DistillationLoss):
         return math.exp(-2 * self.gamma) * torch.stack(terms).sum(0)
 
 
+@register_method("cc-released", summary="CC as its authors' program computes it")
 class CCReleased(DistillationLoss):
     """Products of the differences of rows that follow each other, through two linear maps.
 
@@ -70,7 +99,19 @@ class CCReleased(DistillationLoss):
 
     Raises:
         DistillError: A width below 1.
+
+    Example:
+        >>> loss = CCReleased(teacher_dim=8, student_dim=4)
+        >>> loss(torch.randn(16, 8), torch.randn(16, 4)).shape
+        torch.Size([])
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `cc-released`."""
+
+        head_dim: AtLeast1 = 128
+        """Width of the linear layers after teacher and student."""
 
     def __init__(self, teacher_dim: int, student_dim: int, *, head_dim: int = 128) -> None:
         super().__init__()
@@ -78,7 +119,18 @@ class CCReleased(DistillationLoss):
         self.teacher_head = nn.Linear(teacher_dim, head_dim)
         self.student_head = nn.Linear(student_dim, head_dim)
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def build(cls, options: CCReleased.Options, context: BuildContext) -> CCReleased:
+        """Build it; see `DistillationLoss`."""
+        return cls(context.teacher_dim, context.student_dim, head_dim=options.head_dim)
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         difference = (self.student_head(student) - self.teacher_head(teacher)).abs()

@@ -22,17 +22,33 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.config import AtLeast1, Positive, Share
 from distill.errors import DistillError
 from distill.kernels.anchor_kl import check_temperature
-from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    MemoryNeed,
+    MethodFacts,
+    check_counts,
+    check_rows,
+    register_method,
+    required,
+    unit_rows,
+)
+
+PUBLISHED_NUM_NEGATIVES = 16_384
 
 
+@register_method("crd", summary="CRD: contrast with a memory of all images (ICLR 2020)")
 class CRD(DistillationLoss):
     """Noise contrastive estimation against memories of both sides.
 
@@ -44,12 +60,32 @@ class CRD(DistillationLoss):
         head_dim: D; 128 as published.
         num_negatives: m; 16,384 as published.
         temperature: tau > 0; .07 as published.
-        momentum: Of the memories, in [0, 1]; .5 as published.
+        memory_momentum: Share of the old embedding in a memory, in [0, 1]; .5 as published.
         seed: Of the first memories and of the negatives.
 
     Raises:
         DistillError: A number out of its range.
+
+    Example:
+        >>> loss = CRD(8, 4, image_index=torch.arange(100), head_dim=16, num_negatives=32)
+        >>> teacher, student, index = torch.randn(16, 8), torch.randn(16, 4), torch.arange(16)
+        >>> loss(teacher, student, index).shape
+        torch.Size([])
+        >>> loss.after_step()
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `crd`."""
+
+        temperature: Positive = 0.07
+        """Temperature of both directions."""
+        head_dim: AtLeast1 = 128
+        """Width of the linear layers after teacher and student."""
+        num_negatives: AtLeast1 | None = None
+        """Other images that an image is compared with; None: 16,384, or as many as there are."""
+        memory_momentum: Share = 0.5
+        """Share of the old embedding in the memory of an image."""
 
     place: Tensor
     teacher_memory: Tensor
@@ -65,19 +101,19 @@ class CRD(DistillationLoss):
         head_dim: int = 128,
         num_negatives: int = 16_384,
         temperature: float = 0.07,
-        momentum: float = 0.5,
+        memory_momentum: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_counts(teacher_dim=teacher_dim, student_dim=student_dim, head_dim=head_dim)
         check_counts(num_negatives=num_negatives)
         check_temperature("temperature", temperature)
-        if not 0 <= momentum <= 1:
-            raise DistillError(f"momentum is {momentum}; it must be between 0 and 1")
+        if not 0 <= memory_momentum <= 1:
+            raise DistillError(f"memory_momentum is {memory_momentum}; it must be between 0 and 1")
         if len(image_index) < 2:
             raise DistillError(f"CRD got {len(image_index)} images; it needs another one to differ")
         self.num_images, self.num_negatives = len(image_index), num_negatives
-        self.temperature, self.momentum, self.seed = temperature, momentum, seed
+        self.temperature, self.memory_momentum, self.seed = temperature, memory_momentum, seed
         self.teacher_head = nn.Linear(teacher_dim, head_dim)
         self.student_head = nn.Linear(student_dim, head_dim)
         self.register_buffer("place", _places(image_index), persistent=False)
@@ -89,13 +125,49 @@ class CRD(DistillationLoss):
         self._num_draws = 0
         self._to_remember: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def resolve(cls, options: Options, facts: MethodFacts) -> Options:
+        """Fill in the number of negatives; see `DistillationLoss`."""
+        if options.num_negatives is not None:
+            return options
+        number = min(PUBLISHED_NUM_NEGATIVES, facts.num_images - 1)
+        return replace(options, num_negatives=number)
+
+    @classmethod
+    def memory_needed(cls, options: Options, context: BuildContext) -> MemoryNeed:
+        """Return what both memories take; see `DistillationLoss`."""
+        number = len(context.images)
+        num_bytes = 2 * number * options.head_dim * torch.float32.itemsize
+        return MemoryNeed(num_bytes, f"memories of {number:,} images", "lower --head-dim")
+
+    @classmethod
+    def build(cls, options: Options, context: BuildContext) -> CRD:
+        """Build it; see `DistillationLoss`."""
+        assert options.num_negatives is not None
+        return cls(
+            context.teacher_dim,
+            context.student_dim,
+            torch.from_numpy(context.images),
+            head_dim=options.head_dim,
+            num_negatives=options.num_negatives,
+            temperature=options.temperature,
+            memory_momentum=options.memory_momentum,
+            seed=context.seed,
+        )
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which label is not used.
 
         The first call fixes the normalization constants.
         """
         check_rows(teacher, student)
-        place = self.place[index]
+        place = self.place[required(index, "index", "crd")]
         of_teacher = unit_rows(self.teacher_head(teacher))
         of_student = unit_rows(self.student_head(student))
         chosen = torch.cat([place[:, None], self._draw(place)], dim=1)
@@ -120,8 +192,9 @@ class CRD(DistillationLoss):
         if self._to_remember is None:
             return
         place, *new = self._to_remember
+        share = self.memory_momentum
         for memory, rows in zip((self.teacher_memory, self.student_memory), new, strict=True):
-            memory[place] = unit_rows(self.momentum * memory[place] + (1 - self.momentum) * rows)
+            memory[place] = unit_rows(share * memory[place] + (1 - share) * rows)
         self._to_remember = None
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -10,11 +10,22 @@ Shapes: B rows of all ranks, Dt and Ds widths.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    check_counts,
+    check_rows,
+    register_method,
+    unit_rows,
+)
 
 
+@register_method("reg", summary="regression through a linear layer (in CompRess, 2020)")
 class Reg(DistillationLoss):
     """Squared error of unit vectors, through a linear map of the student's.
 
@@ -24,14 +35,35 @@ class Reg(DistillationLoss):
 
     Raises:
         DistillError: A width below 1.
+
+    Example:
+        >>> import torch
+        >>> loss = Reg(teacher_dim=8, student_dim=4)
+        >>> loss(torch.randn(16, 8), torch.randn(16, 4)).shape
+        torch.Size([])
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `reg`."""
 
     def __init__(self, teacher_dim: int, student_dim: int) -> None:
         super().__init__()
         check_counts(teacher_dim=teacher_dim, student_dim=student_dim)
         self.head = nn.Linear(student_dim, teacher_dim)
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def build(cls, options: Options, context: BuildContext) -> Reg:
+        """Build it; see `DistillationLoss`."""
+        return cls(context.teacher_dim, context.student_dim)
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return squared_error(self.head(student), teacher)

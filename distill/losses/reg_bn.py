@@ -14,12 +14,22 @@ Shapes: B rows of all ranks, at least 2; Dt and Ds widths.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.losses.base import DistillationLoss, check_counts, check_rows
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    check_counts,
+    check_rows,
+    register_method,
+)
 
 
+@register_method("reg-bn", summary="regression of standardized embeddings (in CompRess, 2020)")
 class RegBN(DistillationLoss):
     """Squared error of standardized vectors, through a linear map of the student's.
 
@@ -29,14 +39,35 @@ class RegBN(DistillationLoss):
 
     Raises:
         DistillError: A width below 1.
+
+    Example:
+        >>> import torch
+        >>> loss = RegBN(teacher_dim=8, student_dim=4)
+        >>> loss(torch.randn(16, 8), torch.randn(16, 4)).shape
+        torch.Size([])
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `reg-bn`."""
 
     def __init__(self, teacher_dim: int, student_dim: int) -> None:
         super().__init__()
         check_counts(teacher_dim=teacher_dim, student_dim=student_dim)
         self.head = nn.Linear(student_dim, teacher_dim)
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def build(cls, options: Options, context: BuildContext) -> RegBN:
+        """Build it; see `DistillationLoss`."""
+        return cls(context.teacher_dim, context.student_dim)
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return standardized_error(teacher, self.head(student))

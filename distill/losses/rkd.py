@@ -18,15 +18,26 @@ Shapes: B rows of all ranks, at least 2; Dt and Ds widths.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.losses.base import DistillationLoss, check_rows, check_weights
+from distill.config import NonNegative
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    check_rows,
+    check_weights,
+    register_method,
+)
 
 _NEAR = 1e-6  # of the mean squared distance
 
 
+@register_method("rkd", summary="RKD: distances and angles in a batch (CVPR 2019)")
 class RKD(DistillationLoss):
     """Huber losses of distances and of angles.
 
@@ -36,14 +47,40 @@ class RKD(DistillationLoss):
 
     Raises:
         DistillError: A weight is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.randn(8, 5)
+        >>> RKD()(rows, 3 * rows + 1) < 1e-3
+        tensor(True)
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `rkd`."""
+
+        distance_weight: NonNegative = 25.0
+        """Weight of the distances."""
+        angle_weight: NonNegative = 50.0
+        """Weight of the angles."""
 
     def __init__(self, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
         check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def build(cls, options: RKD.Options, context: BuildContext) -> RKD:
+        """Build it; see `DistillationLoss`."""
+        return cls(distance_weight=options.distance_weight, angle_weight=options.angle_weight)
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         of_teacher, of_student = _relations(teacher), _relations(student)

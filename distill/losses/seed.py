@@ -21,17 +21,35 @@ Shapes: B rows of all ranks, K anchors, Dt and Ds widths.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from distill.config import AtLeast1, Positive
 from distill.errors import DistillError
 from distill.kernels.anchor_kl import check_temperature
-from distill.losses.anchors import AnchorQueue
-from distill.losses.base import DistillationLoss, check_counts, check_rows, unit_rows
+from distill.losses.anchors import DTYPES_BY_NAME, AnchorQueue
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    MemoryNeed,
+    MethodFacts,
+    check_counts,
+    check_rows,
+    register_method,
+    unit_rows,
+)
+
+PUBLISHED_QUEUE_SIZE = 65_536
 
 
+@register_method(
+    "seed",
+    summary="SEED: soft cross-entropy with the teacher's own embedding and a queue (ICLR 2021)",
+)
 class SEED(DistillationLoss):
     """Soft cross-entropy over the positive and a queue.
 
@@ -39,13 +57,37 @@ class SEED(DistillationLoss):
         queue: One bank of the teacher's width, whole; its state is part of this module's.
         student_dim: Ds.
         teacher_dim: Dt, the queue's width.
-        teacher_temperature: > 0.
+        temperature: Of the teacher's softmax, > 0.
         student_temperature: > 0.
         mask_self: Leave anchors of a row's own image out of its softmaxes.
 
     Raises:
         DistillError: A number out of its range, or a queue with a second bank or a part of one.
+
+    Example:
+        >>> loss = SEED(AnchorQueue(size=64, dim=8), teacher_dim=8, student_dim=4)
+        >>> teacher, student = torch.randn(16, 8), torch.randn(16, 4)
+        >>> loss(teacher, student) is None  # the queue is empty
+        True
+        >>> loss.after_step()
+        >>> loss(teacher, student).shape
+        torch.Size([])
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `seed`."""
+
+        temperature: Positive = 1e-4
+        """Temperature of the teacher's softmax."""
+        student_temperature: Positive = 0.2
+        """Temperature of the student's softmax."""
+        queue_size: AtLeast1 | None = None
+        """Number of anchors; None: nine tenths of the training images, at most 65,536."""
+        queue_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+        """Storage of the anchors."""
+        mask_self: bool = True
+        """Leave an image's own old embedding out of its anchors."""
 
     def __init__(
         self,
@@ -53,13 +95,13 @@ class SEED(DistillationLoss):
         *,
         teacher_dim: int,
         student_dim: int,
-        teacher_temperature: float = 1e-4,
+        temperature: float = 1e-4,
         student_temperature: float = 0.2,
         mask_self: bool = True,
     ) -> None:
         super().__init__()
         check_counts(teacher_dim=teacher_dim, student_dim=student_dim)
-        check_temperature("teacher_temperature", teacher_temperature)
+        check_temperature("temperature", temperature)
         check_temperature("student_temperature", student_temperature)
         if queue.is_sharded or not queue.one_bank:
             raise DistillError("SEED needs a queue of one bank that is whole in every process")
@@ -67,13 +109,53 @@ class SEED(DistillationLoss):
         self.head = nn.Sequential(
             nn.Linear(student_dim, student_dim), nn.ReLU(), nn.Linear(student_dim, teacher_dim)
         )
-        self.teacher_temperature = teacher_temperature
+        self.temperature = temperature
         self.student_temperature = student_temperature
         self.mask_self = mask_self
-        self._to_enqueue: tuple[Tensor, Tensor] | None = None
+        self._to_enqueue: tuple[Tensor, Tensor | None] | None = None
+
+    @classmethod
+    def resolve(cls, options: Options, facts: MethodFacts) -> Options:
+        """Fill in the size of the queue; see `DistillationLoss`."""
+        if options.queue_size is not None:
+            return options
+        size = min(PUBLISHED_QUEUE_SIZE, max(1, facts.num_images * 9 // 10))
+        return replace(options, queue_size=size)
+
+    @classmethod
+    def memory_needed(cls, options: Options, context: BuildContext) -> MemoryNeed:
+        """Return what the queue takes; see `DistillationLoss`."""
+        assert options.queue_size is not None
+        dtype = DTYPES_BY_NAME[options.queue_dtype]
+        num_bytes = AnchorQueue.required_bytes(options.queue_size, context.teacher_dim, None, dtype)
+        remedy = "lower --queue-size or use --queue-dtype bf16"
+        return MemoryNeed(num_bytes, f"a queue of {options.queue_size:,} anchors", remedy)
+
+    @classmethod
+    def build(cls, options: Options, context: BuildContext) -> SEED:
+        """Build it; see `DistillationLoss`."""
+        assert options.queue_size is not None
+        queue = AnchorQueue(
+            options.queue_size,
+            context.teacher_dim,
+            dtype=DTYPES_BY_NAME[options.queue_dtype],
+            device=context.device,
+        )
+        return cls(
+            queue,
+            teacher_dim=context.teacher_dim,
+            student_dim=context.student_dim,
+            temperature=options.temperature,
+            student_temperature=options.student_temperature,
+            mask_self=options.mask_self,
+        )
 
     def forward(
-        self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor | None:
         """Return the loss, or None while the queue is empty; see `DistillationLoss`."""
         check_rows(teacher, student)
@@ -82,7 +164,7 @@ class SEED(DistillationLoss):
             return None
         t, z = unit_rows(teacher), unit_rows(self.head(student))
         with torch.no_grad():
-            p = (self._similarities(t, t, index) / self.teacher_temperature).softmax(1)
+            p = (self._similarities(t, t, index) / self.temperature).softmax(1)
         log_q = (self._similarities(z, t, index) / self.student_temperature).log_softmax(1)
         # 0 times the logarithm of 0 where an anchor is left out
         return -torch.where(p > 0, p * log_q, 0).sum(1).mean()
@@ -91,7 +173,7 @@ class SEED(DistillationLoss):
         """Replace the oldest anchors with the last batch."""
         if self._to_enqueue is not None:
             teacher, index = self._to_enqueue
-            self.queue.enqueue(teacher, None, index)
+            self.queue.enqueue(teacher, image_index=index)
             self._to_enqueue = None
 
     def metrics(self) -> dict[str, float]:
@@ -106,12 +188,12 @@ class SEED(DistillationLoss):
         """Restore what `get_extra_state` returned."""
         self.queue.load_state_dict(state)
 
-    def _similarities(self, rows: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+    def _similarities(self, rows: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         """Return cosines with the positive and the anchors, B x (K + 1); -inf where left out."""
         anchors = self.queue.anchors()
         positive = (rows * teacher).sum(1, keepdim=True)
         with_anchors = rows @ anchors.teacher.to(rows.dtype).T
-        if self.mask_self:
+        if self.mask_self and index is not None:
             own = anchors.image_index == index[:, None]
             with_anchors = with_anchors.masked_fill(own, -torch.inf)
         return torch.cat([positive, with_anchors], dim=1)

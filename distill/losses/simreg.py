@@ -12,12 +12,22 @@ Shapes: B rows of all ranks, at least 2; Dt and Ds widths.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from distill.losses.base import DistillationLoss, check_counts, check_rows
+from distill.losses.base import (
+    BaselineOptions,
+    BuildContext,
+    DistillationLoss,
+    check_counts,
+    check_rows,
+    register_method,
+)
 from distill.losses.reg import squared_error
 
 
+@register_method("simreg", summary="SimReg: regression through an MLP (BMVC 2021)")
 class SimReg(DistillationLoss):
     """Squared error of unit vectors, through an MLP after the student.
 
@@ -27,7 +37,17 @@ class SimReg(DistillationLoss):
 
     Raises:
         DistillError: A width below 1.
+
+    Example:
+        >>> import torch
+        >>> loss = SimReg(teacher_dim=8, student_dim=4)
+        >>> loss(torch.randn(16, 8), torch.randn(16, 4)).shape
+        torch.Size([])
     """
+
+    @dataclass(frozen=True)
+    class Options(BaselineOptions):
+        """Options of `simreg`."""
 
     def __init__(self, teacher_dim: int, student_dim: int) -> None:
         super().__init__()
@@ -44,7 +64,18 @@ class SimReg(DistillationLoss):
             nn.Linear(hidden, teacher_dim),
         )
 
-    def forward(self, teacher: Tensor, student: Tensor, index: Tensor, label: Tensor) -> Tensor:
+    @classmethod
+    def build(cls, options: Options, context: BuildContext) -> SimReg:
+        """Build it; see `DistillationLoss`."""
+        return cls(context.teacher_dim, context.student_dim)
+
+    def forward(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see `DistillationLoss`, of which index and label are not used."""
         check_rows(teacher, student)
         return squared_error(self.head(student), teacher)

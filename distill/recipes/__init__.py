@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import PretrainConfig, TrainConfig, read_yaml, updated
+from distill.config import read_yaml
 from distill.errors import UnknownNameError
 
 _FOLDER = Path(__file__).parent
-CONFIGS: dict[str, type[Any]] = {"train": TrainConfig, "pretrain": PretrainConfig}
 
 
 def recipe_names(command: str) -> list[str]:
@@ -18,11 +16,11 @@ def recipe_names(command: str) -> list[str]:
     return sorted(path.stem for path in (_FOLDER / command).glob("*.yaml"))
 
 
-def load_recipe(name: str, command: str = "train") -> Any:
-    """Return the configuration that the recipe `name` (or the YAML file `name`) gives a command.
+def read_recipe(name: str, command: str = "train") -> dict[str, Any]:
+    """Return the options that the recipe `name` (or the YAML file `name`) gives a command.
 
     Raises:
-        DistillError: Unknown recipe, unreadable file, unknown option or value of the wrong type.
+        DistillError: Unknown recipe, or a file that cannot be read.
     """
     is_file = name.endswith((".yaml", ".yml")) or "/" in name
     path = Path(name).expanduser() if is_file else _FOLDER / command / f"{name}.yaml"
@@ -30,6 +28,4 @@ def load_recipe(name: str, command: str = "train") -> Any:
         raise UnknownNameError(
             "recipe", name, recipe_names(command), "or give the path of a .yaml file"
         )
-    options = read_yaml(path, kind="recipe")
-    config = updated(CONFIGS[command](), options, source=f"recipe {name}")
-    return replace(config, run=replace(config.run, recipe=name))
+    return read_yaml(path, kind="recipe")

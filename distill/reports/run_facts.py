@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.config import PretrainConfig, TrainConfig, flattened
 from distill.evaluation.robustness_record import read_robustness
 from distill.parsing import parse_json
 from distill.reports.content import Curves, RunContent, Series
 from distill.run_directory import read_config, read_metrics, read_run_metadata
 from distill.terminal import described_seconds
+from distill.training.configuration import CONFIGS, default_options
 from distill.training.log import log_parts
 
-_CONFIGS = {"train": TrainConfig, "pretrain": PretrainConfig}
 _NOT_REPEATED = {"output", "resume", "recipe"}
 # What a reader looks for, though it be the default.
 _ALWAYS = {"train": frozenset[str](), "pretrain": frozenset({"method", "arch"})}
@@ -80,9 +79,9 @@ def _duration(seconds: Any) -> str | None:
 
 def _command(command: str, options: Mapping[str, Any]) -> str | None:
     """Return a command with every option that is not the default; None for an unknown command."""
-    if command not in _CONFIGS:
+    if command not in CONFIGS:
         return None
-    defaults = flattened(_CONFIGS[command]())
+    defaults = default_options(command, str(options.get("method", "compress")))
     words = ["distill", command]
     for name, value in options.items():
         is_default = value == defaults.get(name) and name not in _ALWAYS[command]

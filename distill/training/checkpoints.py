@@ -32,9 +32,10 @@ from torch import Tensor
 
 from distill import distributed
 from distill.errors import DistillError
+from distill.losses.base import ShardState
 from distill.models.checkpoints.safetensors import SafetensorsFile, write_safetensors
 
-FORMAT = 2
+FORMAT = 3
 _PLAIN = (bool, int, float, str, type(None))
 _TENSOR, _DICT, _LIST = "tensor", "dict", "list"
 
@@ -171,20 +172,6 @@ class Progress:
     skipped: list[str] = field(default_factory=list)
 
 
-class Shard(NamedTuple):
-    """A rank's part of what is spread over `num_shards` ranks; alone it is the whole.
-
-    Attributes:
-        rank: Which part, from 0.
-        num_shards: How many there are.
-        state: Tensors and plain values, nested in dicts and lists.
-    """
-
-    rank: int
-    num_shards: int
-    state: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class About:
     """What a checkpoint says of itself.
@@ -226,7 +213,7 @@ def save_checkpoint(
     folder: Path,
     progress: Progress,
     state: dict[str, Any],
-    shard: Shard | None = None,
+    shard: ShardState | None = None,
     about: About | None = None,
 ) -> Path:
     """Write a checkpoint and remove those that need not be kept; every rank calls it.

@@ -1,51 +1,295 @@
-"""Refuses a configuration that cannot work, before anything is read or written.
+"""The configuration of a run: where it comes from, what contradicts, what follows the data.
 
-Fills in the options that follow the data.
-
-The published settings are made for 1.28 million images and 650,000 steps. On another set the same
-numbers mean something else: a momentum of 0.999 over 360 steps leaves 70 % of the initial weights
-in the momentum copy, and a queue larger than the training set holds an image's own old embeddings.
-What an option means (a share of the run, a share of the images) is kept here, not its number.
-
-Fills in the options of pre-training that follow method and data.
-
-Published figures (Lee et al., Compressive Visual Representations, NeurIPS 2021) are kept where
-they carry over: concentrations, regression weight, LARS rates. What a small set needs otherwise
-(momentum of the target, batch size) is derived as for distillation.
-
-Where a configuration comes from: a recipe or the run that is continued, then what was asked.
+A configuration starts from a recipe, or from the run that is continued, and takes what was asked
+for on top. The published settings are made for 1.28 million images and 650,000 steps. On another
+set the same numbers mean something else: a momentum of 0.999 over 360 steps leaves 70 % of the
+initial weights in the momentum copy, and a queue larger than the training set holds an image's own
+old embeddings. What an option means (a share of the run, a share of the images) is kept here, not
+its number. A method's own options are resolved and refused by the method (`distill.losses`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from distill.config import (
     COMPRESSING,
-    METHODS,
     WITH_TARGET,
-    BaselineOptions,
     CacheConfig,
     ImageOptions,
-    MethodOptions,
+    MethodChoice,
     NetworkOptions,
     OptimizationOptions,
     PretrainConfig,
     PretrainMethodOptions,
     RunOptions,
-    TrainConfig,
     ViewOptions,
     flattened,
+    option_names,
     range_problems,
     updated,
 )
 from distill.errors import DistillError
-from distill.recipes import CONFIGS, load_recipe
+from distill.losses import METHODS, CompRess, load_plugins
+from distill.losses.base import MethodFacts
+from distill.losses.compress import default_momentum
+from distill.recipes import read_recipe
 from distill.run_directory import holds_run, read_config, require_usable
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a distillation run.
+
+    `loss` is an instance of the `Options` of the method that `method` names.
+    """
+
+    networks: NetworkOptions = field(default_factory=NetworkOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    views: ViewOptions = field(default_factory=ViewOptions)
+    method: MethodChoice = field(default_factory=MethodChoice)
+    loss: Any = field(default_factory=CompRess.Options)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+CONFIGS: dict[str, type[Any]] = {"train": TrainConfig, "pretrain": PretrainConfig}
+Config = TypeVar("Config", TrainConfig, PretrainConfig)
+Value = TypeVar("Value")
+
+# What may change when a run is continued: where things lie and how they are executed.
+_FREE_TO_CHANGE = frozenset(
+    {
+        *("output", "resume", "recipe", "plugin", "data", "teacher_weights", "student_weights"),
+        *("device", "num_workers", "teacher_batch_size", "teacher_cache", "loss_implementation"),
+        *("on_bad_image", "max_bad_images", "queue_sharding", "measure"),
+        *("log_every", "nn_every", "checkpoint_every", "keep_every", "on_failed_checkpoint"),
+    }
+)
+
+# What a recipe says of some options only goes with what it says of another.
+STANDS_WITH = {"variant": ("momentum",), "anchors": ("queue_size", "queue_init")}
+
+# Of options that are gone, what an older run or recipe may still say.
+_REMOVED_DEFAULTS: dict[str, Any] = {
+    "predictor": "linear",
+    "small_crops": 0,
+    "small_crop_size": None,
+    "num_teacher_views": 1,
+}
+_OLD_SPELLINGS = {"teacher_view": {"centre": "center"}}
+
+
+def method_options() -> set[str]:
+    """Return the names of the options of all methods."""
+    return {option.name for _, loss in METHODS.items() for option in fields(loss.Options)}
+
+
+def foreign_option(name: str, config: Any) -> str | None:
+    """Return the sentence that refuses an option of another method; None for no such option.
+
+    Args:
+        name: Of the option.
+        config: Of the run, whose method it is compared with.
+    """
+    if not isinstance(config, TrainConfig) or name in option_names(config):
+        return None
+    others = [
+        method
+        for method, loss in METHODS.items()
+        if name in {option.name for option in fields(loss.Options)}
+    ]
+    if not others:
+        return None
+    return (
+        f"{_flag(name)} goes with --method {' or '.join(others)}, not with "
+        f"{config.method.method}; leave it out"
+    )
+
+
+def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
+    """Return a configuration with `options` (flat: name -> value) replaced.
+
+    Another method than the configuration's brings the defaults of its own options.
+
+    Args:
+        config: The configuration to start from.
+        options: Values by option name; hyphens and underscores are the same.
+        source: Where the options come from, for the error message.
+
+    Raises:
+        DistillError: An unknown, removed or other method's option, a value of the wrong type or out
+            of range, an unknown method, or a plugin that cannot be imported.
+    """
+    options = {name.replace("-", "_"): value for name, value in options.items()}
+    if isinstance(config, TrainConfig):
+        if options.get("plugin"):
+            # Checked first as any option, then imported: what follows may need its methods.
+            chosen = {"plugin": options["plugin"]}
+            load_plugins(updated(config, chosen, source=source).method.plugin)
+        method = options.get("method", config.method.method)
+        if isinstance(method, str):
+            if method != config.method.method:
+                choice = replace(config.method, method=method)
+                config = replace(config, method=choice, loss=METHODS.get(method).Options())
+            foreign = [foreign_option(name, config) for name in options]
+            problems = [sentence for sentence in foreign if sentence is not None]
+            if problems:
+                raise DistillError(f"{source}: {'; '.join(problems)}")
+    return updated(config, options, source=source)
+
+
+def default_options(command: str, method: str = "compress") -> dict[str, Any]:
+    """Return every option of a command with its default, for a method, as plain YAML values."""
+    config = CONFIGS[command]()
+    if command == "train" and method in METHODS:
+        config = with_options(config, {"method": method}, source="defaults")
+    return flattened(config)
+
+
+def load_recipe(name: str, command: str = "train") -> Any:
+    """Return the configuration that the recipe `name` (or the YAML file `name`) gives a command.
+
+    Raises:
+        DistillError: Unknown recipe, unreadable file, unknown option or value of the wrong type.
+    """
+    source = f"recipe {name}"
+    options = _without_removed(read_recipe(name, command))
+    config = with_options(CONFIGS[command](), options, source=source)
+    return replace(config, run=replace(config.run, recipe=name))
+
+
+def stored_config(options: Mapping[str, Any], command: str, *, source: str) -> Any:
+    """Return the configuration of a run from its config.yaml, as older releases wrote it, too.
+
+    They wrote down the options of all methods, and some that are gone; those decide nothing.
+
+    Args:
+        options: As `read_config` returns them.
+        command: `train` or `pretrain`.
+        source: What to call it in messages.
+
+    Raises:
+        DistillError: An option or value that this release does not know.
+    """
+    stored = {
+        name: _OLD_SPELLINGS.get(name, {}).get(value, value) if isinstance(value, str) else value
+        for name, value in _without_removed(options).items()
+    }
+    if command == "train":
+        load_plugins([Path(path) for path in stored.get("plugin") or ()])
+        method = str(stored.get("method", "compress"))
+        loss = METHODS.get(method).Options
+        own = {option.name for option in fields(loss)}
+        stored = {
+            name: value
+            for name, value in stored.items()
+            if name not in method_options() or name in own
+        }
+        # None stood for a method's default.
+        defaults = {option.name: option.default for option in fields(loss)}
+        stored = {
+            name: defaults[name] if name in own and value is None else value
+            for name, value in stored.items()
+        }
+    return with_options(CONFIGS[command](), stored, source=source)
+
+
+def _without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that are gone and say nothing; others are refused later."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _REMOVED_DEFAULTS or value != _REMOVED_DEFAULTS[name]
+    }
+
+
+def run_to_continue(output: Path | None, options: Collection[str]) -> Path | None:
+    """Return the run that `--resume` goes on with; None where it has to be begun.
+
+    A command that names what to train can begin a run, and is the same one whenever it is started
+    again: by an elastic launcher or a cluster's queue. One that names only where the run lies
+    cannot, and is told so by `base_config`.
+
+    Args:
+        output: Run directory that was named.
+        options: Names of all options that were given, `resume` among them.
+    """
+    if "resume" not in options or output is None:
+        return None
+    says_what = any(name == "recipe" or name not in _FREE_TO_CHANGE for name in options)
+    return None if says_what and not holds_run(output) else output
+
+
+def base_config(
+    *,
+    command: str = "train",
+    recipe: str = "default",
+    resume_from: Path | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the defaults that options override: a recipe's, or those of the run to continue.
+
+    Args:
+        command: `train` or `pretrain`.
+        recipe: Name of a recipe or path of a YAML file.
+        resume_from: Directory of the run to continue, if any.
+        asked: What overrides them, by name, as far as the defaults depend on it: `method`, `plugin`
+            and the options of `STANDS_WITH`. A recipe that says otherwise no longer says what goes
+            with its own.
+
+    Raises:
+        DistillError: Unknown recipe, method or plugin, or no run to continue.
+    """
+    asked = {name: value for name, value in (asked or {}).items() if value is not None}
+    chosen = {name: asked[name] for name in ("plugin", "method") if name in asked}
+    if resume_from is not None:
+        require_usable(resume_from, resume=True)
+        stored = read_config(resume_from, command=command)
+        config = stored_config(stored, command, source=f"{resume_from}/config.yaml")
+        return with_options(config, chosen, source="the command line")
+    load_plugins([Path(path) for path in chosen.get("plugin", ())])
+    config = with_options(load_recipe(recipe, command), chosen, source="the command line")
+    return _without_stranded(config, asked)
+
+
+def _without_stranded(config: Config, asked: Mapping[str, Any]) -> Config:
+    """Return a recipe with the defaults of what goes with a value that is overridden."""
+    said = flattened(config)
+    defaults = {**flattened(type(config)()), **vars(type(getattr(config, "loss", config))())}
+    stranded = {
+        name: defaults[name]
+        for option, names in STANDS_WITH.items()
+        if option in said and asked.get(option) not in (None, said[option])
+        for name in names
+    }
+    return updated(config, stranded, source="recipe")
+
+
+def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
+    """Build a configuration from flat options, as `distill.train` takes them.
+
+    Args:
+        options: Values by option name.
+        command: `train` or `pretrain`.
+
+    Raises:
+        DistillError: An unknown option or recipe, or a value of the wrong type.
+    """
+    options = {name.replace("-", "_"): value for name, value in options.items()}
+    output = options.get("output")
+    resume_from = run_to_continue(
+        Path(output) if output else None,
+        [name for name in options if name != "resume" or options[name]],
+    )
+    recipe = options.get("recipe", "default")
+    asked = {name: options.get(name) for name in STANDS_WITH}
+    base = base_config(command=command, recipe=recipe, resume_from=resume_from, asked=asked)
+    return with_options(base, options, source=f"distill.{command}")
 
 
 def check(config: TrainConfig) -> None:
@@ -97,78 +341,22 @@ def _missing_network(role: str, name: str | None) -> list[str]:
 
 
 def _contradictions(config: TrainConfig) -> list[str]:
-    method = config.method
+    networks, views, name = config.networks, config.views, config.method.method
+    loss = METHODS.get(name)
     problems = _shared_contradictions(config.optimization, config.run)
-    problems += _of_other_methods(config)
-    if (
-        method.method == "compress"
-        and method.variant != "two-queue-momentum"
-        and method.momentum is not None
-    ):
+    problems += loss.contradictions(config.loss, config)
+    if views.student_crops > 1 and not loss.takes_views:
+        several = [other for other, one in METHODS.items() if one.takes_views]
         problems.append(
-            f"--momentum {method.momentum} goes with --variant two-queue-momentum, "
-            f"not with {method.variant}; leave one of them out"
+            f"--student-crops {views.student_crops} goes with --method {' or '.join(several)}, "
+            f"{name} looks at one crop; leave it out"
         )
-    if method.regression_share and method.variant != "one-queue":
-        problems.append(
-            f"--regression-share {method.regression_share} goes with --variant one-queue, in which "
-            f"the student has the teacher's width, not with {method.variant}; leave one of them out"
-        )
-    problems += _anchor_contradictions(config)
-    problems += _compression_contradictions(config)
-    problems += _view_contradictions(config)
-    if method.predictor == "none" and method.projection_dim:
-        problems.append(
-            f"--projection-dim {method.projection_dim} goes with --predictor linear or mlp, not "
-            "with none; leave one of them out"
-        )
-    if method.predictor == "mlp" and method.projection_dim == 0:
-        problems.append(
-            "--projection-dim 0 leaves out the layers that --predictor mlp asks for; leave one of "
-            "them out"
-        )
-    networks = config.networks
     if networks.student_init == "scaled" and networks.student_weights is not None:
         problems.append(
             "--student-init scaled changes weights that --student-weights "
             f"{networks.student_weights} brings; leave one of them out"
         )
-    return problems + _teacher_contradictions(networks, method.method)
-
-
-def _view_contradictions(config: TrainConfig) -> list[str]:
-    views, method = config.views, config.method.method
-    problems = []
-    if method != "compress" and (views.student_crops > 1 or views.small_crops):
-        problems.append(
-            f"--student-crops {views.student_crops} and --small-crops {views.small_crops} go with "
-            f"--method compress, {method} looks at one crop; leave them out"
-        )
-    if views.small_crop_size is not None and not views.small_crops:
-        problems.append(
-            f"--small-crop-size {views.small_crop_size} goes with --small-crops, the number of "
-            "small crops; give both or none"
-        )
-    return problems
-
-
-def _of_other_methods(config: TrainConfig) -> list[str]:
-    """Refuse options that the method does not have; one of the usual value is not noticed."""
-    name = config.method.method
-    own = METHODS.get(name).options
-    strangers = [
-        f"{_flag(option.name)} {getattr(group, option.name)}"
-        for group in (config.method, config.baseline)
-        for option in fields(group)
-        if option.name not in own | {"method"} and getattr(group, option.name) != option.default
-    ]
-    if not strangers:
-        return []
-    flags = ", ".join(_flag(option) for option in sorted(own))
-    return [
-        f"{' and '.join(strangers)} {'goes' if len(strangers) == 1 else 'go'} with another method "
-        f"than --method {name}, which has {flags}; leave out what it has not"
-    ]
+    return problems + _teacher_contradictions(networks, name)
 
 
 def _teacher_contradictions(networks: NetworkOptions, method: str) -> list[str]:
@@ -179,69 +367,16 @@ def _teacher_contradictions(networks: NetworkOptions, method: str) -> list[str]:
         does_so = f"--method {method}, which {does[METHODS.get(method).teacher]}"
         if is_online:
             problems.append(f"--teacher-view student does not go with {does_so}; leave it out")
-        if networks.num_teacher_views > 1:
-            views = networks.num_teacher_views
-            problems.append(f"--num-teacher-views {views} does not go with {does_so}; leave it out")
         return problems
     if is_online and networks.teacher_image_size:
         problems.append(
             "--teacher-image-size goes with --teacher-view center: a teacher that sees the "
             "student's crop sees it at --image-size; leave one of them out"
         )
-    if is_online and networks.num_teacher_views > 1:
-        problems.append(
-            f"--num-teacher-views {networks.num_teacher_views} goes with --teacher-view center: a "
-            "teacher that sees the student's crop has no views of its own; leave one of them out"
-        )
     if is_online and networks.teacher_cache is not None:
         problems.append(
             "--teacher-cache goes with --teacher-view center: what a teacher makes of the "
             "student's crop is not kept; leave one of them out"
-        )
-    return problems
-
-
-def _compression_contradictions(config: TrainConfig) -> list[str]:
-    method, crops = config.method, config.views.student_crops
-    if method.compression_beta > 0 and crops < 2:
-        return [
-            f"--compression-beta {method.compression_beta} compares two views of an image and the "
-            f"student sees {crops}; add --student-crops 2"
-        ]
-    if method.compression_beta > 0:
-        return []
-    return [
-        f"{_flag(name)} {value} goes with --compression-beta, which is 0; give both or none"
-        for name, value in (("kappa_e", method.kappa_e), ("kappa_b", method.kappa_b))
-        if value is not None
-    ]
-
-
-def _anchor_contradictions(config: TrainConfig) -> list[str]:
-    method = config.method
-    problems = []
-    if method.teacher_mean == "subtract" and config.networks.teacher_view == "student":
-        problems.append(
-            "--teacher-mean subtract goes with --teacher-view center: the mean of what a teacher "
-            "makes of the student's crop is not known beforehand; leave one of them out"
-        )
-    if method.anchors != "dataset":
-        return problems
-    if config.networks.teacher_view == "student":
-        problems.append(
-            "--anchors dataset goes with --teacher-view center: its anchors are looked up, and "
-            "what a teacher makes of the student's crop is not kept; leave one of them out"
-        )
-    if method.queue_size is not None:
-        problems.append(
-            f"--queue-size {method.queue_size} goes with --anchors queue: with dataset every "
-            "training image is an anchor; leave one of them out"
-        )
-    nothing_to_fill = method.queue_init == "prefill" and method.variant == "one-queue"
-    if method.queue_init == "random" or nothing_to_fill:
-        problems.append(
-            f"--queue-init {method.queue_init} goes with --anchors queue: with dataset every "
-            "anchor is of an image, with one queue from the start; leave one of them out"
         )
     return problems
 
@@ -290,18 +425,9 @@ def _flag(name: str) -> str:
 
 
 PUBLISHED_BATCH_SIZE = 256
-PUBLISHED_QUEUE_SIZES = {"compress": 128_000, "seed": 65_536}
-PUBLISHED_MOMENTUM = 0.999
-PUBLISHED_TEMPERATURE = 0.04
 # Least share of an image that a student's crop shows; of crop-flip 0.08 is published, but a teacher
 # speaks of the center crop, and few epochs do not teach what a twelfth of it has to do with that.
 DEFAULT_MIN_CROP_AREA = {"crop-flip": 0.5, "crop": 0.6}
-CENTERD_TEMPERATURE = 0.07  # similarities spread more without what all embeddings share
-# Four parts regression to one of divergence; both alone are behind (docs/comparison.md).
-REGRESSION_SHARE = 0.8
-PUBLISHED_NUM_NEGATIVES = 16_384
-PUBLISHED_NUM_CLUSTERS = 16_000
-IMAGES_PER_CLUSTER = 80  # 16,000 clusters of ImageNet's 1.28 million images
 NN_CHECKS_PER_RUN = 5
 # Peak learning rates at the published batch size; they follow the batch linearly for SGD and by its
 # square root for AdamW and Muon, whose steps are normalized.
@@ -309,10 +435,6 @@ PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 5e-4, "muon": 5e-4, "lars": 0.3}
 # Of a student with normalization layers, whose steps are as large as its weights let them be.
 NORMALIZED_PEAK_LEARNING_RATE = {**PEAK_LEARNING_RATE, "adamw": 1.5e-3, "muon": 1.5e-3}
 SCALING_POWER = {"sgd": 1.0, "adamw": 0.5, "muon": 0.5, "lars": 1.0}
-
-
-Value = TypeVar("Value")
-Options = TypeVar("Options", MethodOptions, BaselineOptions)
 
 
 @dataclass(frozen=True)
@@ -330,7 +452,7 @@ def resolve(
     config: TrainConfig,
     facts: DataFacts,
     *,
-    teacher_dim: int | None,
+    teacher_dim: int,
     student_normalizes: bool,
     published_projection_dim: int | None = None,
 ) -> TrainConfig:
@@ -339,7 +461,7 @@ def resolve(
     Args:
         config: The configuration; options that are given stay as they are.
         facts: About the images that are trained on.
-        teacher_dim: Width of the teacher's embedding; None for a method without a teacher.
+        teacher_dim: Width of the teacher's embedding; 0 for a method without a teacher.
         student_normalizes: Whether the student has normalization layers.
         published_projection_dim: Width of the layer that the published recipe trains the student
             through, if any.
@@ -348,13 +470,21 @@ def resolve(
     optimization = resolve_optimization(config.optimization, facts.num_images, peaks=peaks)
     epochs = require_resolved(optimization.epochs)
     num_steps = epochs * math.ceil(facts.num_images / require_resolved(optimization.batch_size))
-    published = published_projection_dim if config.run.recipe == "published" else None
-    return TrainConfig(
+    of_method = MethodFacts(
+        num_images=facts.num_images,
+        num_steps=num_steps,
+        teacher_view=config.networks.teacher_view,
+        teacher_dim=teacher_dim,
+        published_projection_dim=published_projection_dim
+        if config.run.recipe == "published"
+        else None,
+    )
+    return replace(
+        config,
         networks=_resolve_networks(config.networks, student_normalizes=student_normalizes),
         images=resolve_images(config.images, facts),
-        views=_resolve_views(config, facts),
-        method=_resolve_method(config, facts.num_images, num_steps, teacher_dim, published),
-        baseline=_resolve_baseline(config.baseline, config.method.method, facts.num_images),
+        views=_resolve_views(config.views, facts),
+        loss=METHODS.get(config.method.method).resolve(config.loss, of_method),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
     )
@@ -367,24 +497,11 @@ def _resolve_networks(options: NetworkOptions, *, student_normalizes: bool) -> N
     return replace(options, student_init=init)
 
 
-def _resolve_views(config: TrainConfig, facts: DataFacts) -> ViewOptions:
-    """Fill in how crops are drawn and the side of the small ones, 96 of 224 pixels in SwAV."""
-    options = config.views
+def _resolve_views(options: ViewOptions, facts: DataFacts) -> ViewOptions:
+    """Fill in how crops are drawn."""
     augmentation = default_if_none(options.augmentation, facts.augmentation)
-    small = None
-    if options.small_crops:
-        side = require_resolved(resolve_images(config.images, facts).image_size)
-        small = default_if_none(
-            options.small_crop_size, max(facts.min_image_size, round(side * 3 / 7))
-        )
-    return replace(
-        options,
-        augmentation=augmentation,
-        min_crop_area=default_if_none(
-            options.min_crop_area, DEFAULT_MIN_CROP_AREA.get(augmentation)
-        ),
-        small_crop_size=small,
-    )
+    area = default_if_none(options.min_crop_area, DEFAULT_MIN_CROP_AREA.get(augmentation))
+    return replace(options, augmentation=augmentation, min_crop_area=area)
 
 
 def resolve_images(options: ImageOptions, facts: DataFacts) -> ImageOptions:
@@ -429,94 +546,6 @@ def resolve_optimization(
         learning_rate=default_if_none(options.learning_rate, peaks[options.optimizer] * scale),
         warmup_epochs=default_if_none(options.warmup_epochs, epochs / 20),
     )
-
-
-def _resolve_method(
-    config: TrainConfig,
-    num_images: int,
-    num_steps: int,
-    teacher_dim: int | None,
-    published_projection_dim: int | None,
-) -> MethodOptions:
-    options = _with_defaults(config.method, config.method.method)
-    if options.method == "compress":
-        options = _resolve_comparison(options, config.networks, num_images)
-    # With anchors of the whole dataset there are as many as there are images.
-    if "queue_size" in METHODS.get(options.method).options and options.anchors != "dataset":
-        most = PUBLISHED_QUEUE_SIZES[options.method]
-        queue_size = default_if_none(options.queue_size, min(most, max(1, num_images * 9 // 10)))
-        options = replace(options, queue_size=queue_size)
-    if options.method != "compress":
-        return options
-    one_queue = options.variant == "one-queue"
-    has_copy = options.variant == "two-queue-momentum"
-    projection_dim = teacher_dim if one_queue else published_projection_dim or 0
-    if options.predictor == "none":
-        projection_dim = 0
-    if options.predictor == "mlp":
-        projection_dim = projection_dim or teacher_dim
-    return replace(
-        options,
-        student_temperature=default_if_none(options.student_temperature, options.temperature),
-        regression_share=default_if_none(
-            options.regression_share, REGRESSION_SHARE if one_queue else 0.0
-        ),
-        momentum=default_if_none(options.momentum, default_momentum(num_steps))
-        if has_copy
-        else None,
-        projection_dim=default_if_none(options.projection_dim, projection_dim),
-        kappa_e=default_if_none(options.kappa_e, 1024.0) if options.compression_beta else None,
-        kappa_b=default_if_none(options.kappa_b, 10.0) if options.compression_beta else None,
-    )
-
-
-def _resolve_comparison(
-    options: MethodOptions, networks: NetworkOptions, num_images: int
-) -> MethodOptions:
-    """Fill in which anchors there are and how the teacher's embeddings are compared with them.
-
-    Where these are at hand all images are anchors, no more than a published queue holds.
-    """
-    looks_up = options.variant == "one-queue" and networks.teacher_view == "center"
-    asks_for_queue = options.queue_size is not None or options.queue_init != "empty"
-    fits = num_images <= PUBLISHED_QUEUE_SIZES["compress"]
-    anchors: Literal["queue", "dataset"] = "queue"
-    if looks_up and fits and not asks_for_queue:
-        anchors = "dataset"
-    mean = default_if_none(options.teacher_mean, "subtract" if looks_up else "keep")
-    temperature = CENTERD_TEMPERATURE if mean == "subtract" else PUBLISHED_TEMPERATURE
-    return replace(
-        options,
-        anchors=default_if_none(options.anchors, anchors),
-        teacher_mean=mean,
-        temperature=default_if_none(options.temperature, temperature),
-    )
-
-
-def _resolve_baseline(options: BaselineOptions, method: str, num_images: int) -> BaselineOptions:
-    options = _with_defaults(options, method)
-    if method == "crd":
-        most = min(PUBLISHED_NUM_NEGATIVES, num_images - 1)
-        return replace(options, num_negatives=default_if_none(options.num_negatives, most))
-    if method == "clusterfit":
-        number = min(PUBLISHED_NUM_CLUSTERS, max(2, num_images // IMAGES_PER_CLUSTER))
-        return replace(options, num_clusters=default_if_none(options.num_clusters, number))
-    return options
-
-
-def _with_defaults(options: Options, method: str) -> Options:
-    """Return a group of options with the method's own defaults where nothing was given."""
-    filled = {
-        name: default_if_none(getattr(options, name), value)
-        for name, value in METHODS.get(method).defaults.items()
-        if hasattr(options, name)
-    }
-    return replace(options, **filled)
-
-
-def default_momentum(num_steps: int, *, published: float = PUBLISHED_MOMENTUM) -> float:
-    """Average over about a tenth of the run, as far as the published momentum reaches."""
-    return round(min(published, max(0.5, 1 - 10 / num_steps)), 6)
 
 
 def _default_image_size(facts: DataFacts) -> int:
@@ -610,104 +639,6 @@ def _resolve_method_resolve_pretraining(
 
 def _is_long(epochs: int) -> bool:
     return epochs >= LONG_RUN
-
-
-Config = TypeVar("Config", TrainConfig, PretrainConfig)
-
-# What may change between the sittings of one run: where things lie and how they are executed.
-_FREE_TO_CHANGE = frozenset(
-    {
-        *("output", "resume", "recipe", "data", "teacher_weights", "student_weights"),
-        *(
-            "device",
-            "num_workers",
-            "teacher_batch_size",
-            "teacher_cache",
-            "loss_implementation",
-            *("on_bad_image", "max_bad_images"),
-        ),
-        *("log_every", "nn_every", "checkpoint_every", "keep_every", "on_failed_checkpoint"),
-        *("queue_sharding", "measure"),
-    }
-)
-
-# What a recipe says of some options only goes with what it says of another.
-STANDS_WITH = {"variant": ("momentum",), "anchors": ("queue_size", "queue_init")}
-
-
-def run_to_continue(output: Path | None, options: Collection[str]) -> Path | None:
-    """Return the run that `--resume` goes on with; None where it has to be begun.
-
-    A command that names what to train can begin a run, and is the same one whenever it is started
-    again: by an elastic launcher or a cluster's queue. One that names only where the run lies
-    cannot, and is told so by `base_config`.
-
-    Args:
-        output: Run directory that was named.
-        options: Names of all options that were given, `resume` among them.
-    """
-    if "resume" not in options or output is None:
-        return None
-    says_what = any(name == "recipe" or name not in _FREE_TO_CHANGE for name in options)
-    return None if says_what and not holds_run(output) else output
-
-
-def base_config(
-    *,
-    command: str = "train",
-    recipe: str = "default",
-    resume_from: Path | None = None,
-    asked: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return the defaults that options override: a recipe's, or those of the run to continue.
-
-    Args:
-        command: `train` or `pretrain`.
-        recipe: Name of a recipe or path of a YAML file.
-        resume_from: Directory of the run to continue, if any.
-        asked: What overrides the options of `STANDS_WITH`, by name; a recipe that says otherwise
-            no longer says what goes with its own.
-
-    Raises:
-        DistillError: Unknown recipe, or no run to continue.
-    """
-    if resume_from is None:
-        return _without_stranded(load_recipe(recipe, command), asked or {})
-    require_usable(resume_from, resume=True)
-    stored = read_config(resume_from, command=command)
-    return updated(CONFIGS[command](), stored, source=f"{resume_from}/config.yaml")
-
-
-def _without_stranded(config: Config, asked: Mapping[str, Any]) -> Config:
-    """Return a recipe with the defaults of what goes with a value that is overridden."""
-    said, defaults = flattened(config), flattened(type(config)())
-    stranded = {
-        name: defaults[name]
-        for option, names in STANDS_WITH.items()
-        if asked.get(option) not in (None, said.get(option))
-        for name in names
-    }
-    return updated(config, stranded, source="recipe")
-
-
-def configure(options: Mapping[str, Any], *, command: str = "train") -> Any:
-    """Build a configuration from flat options, as `distill.train` takes them.
-
-    Args:
-        options: Values by option name.
-        command: `train` or `pretrain`.
-
-    Raises:
-        DistillError: An unknown option or recipe, or a value of the wrong type.
-    """
-    output = options.get("output")
-    resume_from = run_to_continue(
-        Path(output) if output else None,
-        [name for name in options if name != "resume" or options[name]],
-    )
-    recipe = options.get("recipe", "default")
-    base = base_config(command=command, recipe=recipe, resume_from=resume_from, asked=options)
-    return updated(base, options, source=f"distill.{command}")
 
 
 def require_same_run(config: Any) -> None:

@@ -36,8 +36,9 @@ from distill import distributed
 from distill.data.loader import Batch
 from distill.distributed import row_counts
 from distill.errors import NonFiniteLossError
+from distill.losses.base import ShardState
 from distill.terminal import progress_bar
-from distill.training.checkpoints import Progress, Shard
+from distill.training.checkpoints import Progress
 from distill.training.diagnostics import CollapseWatch, DataWatch, EmbeddingSpread
 from distill.training.log import RunLog
 
@@ -79,7 +80,7 @@ class Method(Protocol):
         """Return everything that a checkpoint must restore and that is the same on all ranks."""
         ...
 
-    def shard(self) -> Shard | None:
+    def shard(self) -> ShardState | None:
         """Return what a checkpoint must restore and each rank holds a part of; None for nothing."""
         ...
 

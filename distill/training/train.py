@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from distill import distributed
-from distill.config import TrainConfig
 from distill.device import require_memory
 from distill.embeddings.cache import NetworkCache, stored
 from distill.embeddings.embed import DatasetEmbedder, Embeddings
@@ -27,6 +26,7 @@ from distill.models.networks import EmbeddingNetwork, num_parameters
 from distill.models.weights import save_network
 from distill.run_directory import RunDirectory, read_metrics
 from distill.training.checkpoints import Progress
+from distill.training.configuration import TrainConfig
 from distill.training.fitting import RunResult, fit_run, run_job, training_metrics, write_config
 from distill.training.setting import describe_setting
 from distill.training.setup import Job, build_learner, initialize_student, prepare, training_batches
@@ -38,14 +38,14 @@ _COPIES = 3  # the embeddings, normalized, and once more in the index
 
 @dataclass(frozen=True)
 class TeacherEmbeddings:
-    """What the teacher made of its own views of the images.
+    """What the teacher made of its own view of the images.
 
     Attributes:
-        views: Of the training images, a table for each view.
+        train: Of the training images.
         val: Of the validation images; None when the teacher is not to be measured.
     """
 
-    views: list[EmbeddingTable]
+    train: EmbeddingTable
     val: EmbeddingTable | None
 
 
@@ -69,12 +69,12 @@ def teacher_embeddings(job: Job, run: RunDirectory) -> TeacherEmbeddings | None:
         folder=networks.teacher_cache,
         dtype=networks.cache_dtype,
     )
-    views = [cache.embeddings("train").table]
+    train = cache.embeddings("train").table
     # The first rank decides: it alone reads and writes metrics.json.
     unavailable_reason = job.setting.embedder.unavailable_reason()
     is_asked = unavailable_reason is None and job.config.run.measure == "all"
     wanted = distributed.broadcast_from_rank0(lambda: is_asked and not _is_measured(run))
-    return TeacherEmbeddings(views, cache.embeddings("val").table if wanted else None)
+    return TeacherEmbeddings(train, cache.embeddings("val").table if wanted else None)
 
 
 def measure_before(job: Job, run: RunDirectory, embeddings: TeacherEmbeddings | None) -> None:
@@ -138,7 +138,7 @@ def _teacher_splits(
         logger.info(f"the teacher is not measured: {error}")
         return None
     return (
-        stored(embeddings.views[0], data.train, embedder.train_index).in_memory(),
+        stored(embeddings.train, data.train, embedder.train_index).in_memory(),
         stored(embeddings.val, data.val, embedder.val_index).in_memory(),
     )
 
@@ -166,7 +166,7 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
         measure_before(job, run, embeddings)
     if job.config.networks.student_init == "scaled":
         initialize_student(job.setting)
-    learner, progress = build_learner(job, run, embeddings.views if embeddings else ())
+    learner, progress = build_learner(job, run, embeddings.train if embeddings else None)
     batches = partial(training_batches, job, num_epochs=job.setting.num_epochs)
     stopped_by = fit_run(job, run, learner, progress, batches)
     if stopped_by is None and distributed.is_main():
