@@ -504,7 +504,7 @@ class CompRess(DistillationLoss):
         """Return the student's side of all ranks' anchors, of which one queue has none."""
         if self.queue.one_bank:
             return None
-        return all_gather_variable(student.detach() if key is None else key, counts)
+        return all_gather_variable(_wide(student.detach() if key is None else key), counts)
 
     def _own_divergence(
         self,
@@ -563,7 +563,7 @@ class CompRess(DistillationLoss):
     def _compressed(self, views: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Return this rank's penalty, whose mean over the ranks is that of all images."""
         assert self.compression is not None
-        x, y = views[0], views[1]
+        x, y = _wide(views[0]), _wide(views[1])
         weight = len(counts) * len(x) / sum(counts)
         information = x.new_zeros(())
         if len(x):
@@ -595,6 +595,11 @@ def default_momentum(num_steps: int, *, published: float = PUBLISHED_MOMENTUM) -
     0.999 over 360 steps would leave 70 % of the initial weights in the copy.
     """
     return round(min(published, max(0.5, 1 - 10 / num_steps)), 6)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """Return float32, or float64 as it is; each use casts by itself, and gradients add in bf16."""
+    return rows.to(torch.promote_types(torch.float32, rows.dtype))
 
 
 def _first(value: Any, fallback: Any) -> Any:
@@ -655,5 +660,5 @@ def _regression(teacher: Tensor, views: Sequence[Tensor], counts: Sequence[int])
     """Return the standardized error of all ranks' rows, the mean over the views."""
     # Columns of unit rows have variances of 1/D, too near to what is added to them.
     target = teacher / teacher.square().mean().sqrt().clamp_min(1e-12)
-    rows = (all_gather_variable_with_gradient(view, counts) for view in views)
+    rows = (all_gather_variable_with_gradient(_wide(view), counts) for view in views)
     return torch.stack([standardized_error(target, one) for one in rows]).mean()

@@ -156,13 +156,15 @@ class Distillation:
         views = self._views(batch)
         more: dict[str, Any] = {}
         with autocast(self.device, self.precision):
-            students = [rows.float() for rows in self._parallel(views)]
+            students = self._parallel(views)
             if self.copy is not None:
-                more["key"] = self.copy(views[0]).float()
+                more["key"] = self.copy(views[0])
         if self.criterion.takes_own_rows:
             more["row_counts"] = counts
         else:
-            students = [all_gather_variable_with_gradient(rows, counts) for rows in students]
+            students = [
+                all_gather_variable_with_gradient(rows.float(), counts) for rows in students
+            ]
         student = students if self.criterion.takes_views else students[0]
         loss = self._parallel_loss(teacher, student, index, label, **more)
         return None if loss is None else self.weight * loss
