@@ -7,8 +7,6 @@ import yaml
 from annotated_types import Gt, Le
 
 from distill.config import (
-    METHODS,
-    TrainConfig,
     as_options,
     check_options,
     flattened,
@@ -20,16 +18,17 @@ from distill.config import (
 from distill.errors import DistillError
 from distill.evaluation.linear import Linear
 from distill.exports.export import ExportOptions
-from distill.recipes import load_recipe, recipe_names
-from distill.training.configuration import check
+from distill.losses import METHODS
+from distill.recipes import recipe_names
+from distill.training.configuration import TrainConfig, check, load_recipe, with_options
 
 
-def with_options(**options) -> TrainConfig:
-    return updated(TrainConfig(), {"teacher": "t", "student": "s", **options}, source="test")
+def options_of(**options) -> TrainConfig:
+    return with_options(TrainConfig(), {"teacher": "t", "student": "s", **options}, source="test")
 
 
 def test_a_configuration_survives_yaml():
-    config = with_options(output="runs/a", milestones=[1, 2], learning_rate=0.5, mask_self=False)
+    config = options_of(output="runs/a", milestones=[1, 2], learning_rate=0.5, mask_self=False)
     again = updated(TrainConfig(), yaml.safe_load(to_yaml(config)), source="test")
     assert again == config
     assert config.run.output == Path("runs/a")
@@ -63,7 +62,7 @@ def test_names_are_unique_across_groups():
 
 
 def test_hyphens_and_underscores_are_the_same():
-    assert with_options(**{"image-size": 64}) == with_options(image_size=64)
+    assert options_of(**{"image-size": 64}) == options_of(image_size=64)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_hyphens_and_underscores_are_the_same():
 )
 def test_wrong_names_and_values_are_refused(options, message):
     with pytest.raises(DistillError, match=message):
-        with_options(**options)
+        options_of(**options)
 
 
 def test_yaml_exponents_are_numbers(tmp_path: Path):
@@ -113,9 +112,9 @@ def test_yaml_runs_no_code(tmp_path: Path):
 
 def test_the_published_recipe_is_the_papers():
     config = load_recipe("published")
-    assert config.method.variant == "two-queue-momentum"
-    assert (config.method.queue_size, config.method.queue_init) == (128_000, "random")
-    assert (config.method.temperature, config.method.momentum) == (0.04, 0.999)
+    assert config.loss.variant == "two-queue-momentum"
+    assert (config.loss.queue_size, config.loss.queue_init) == (128_000, "random")
+    assert (config.loss.temperature, config.loss.momentum) == (0.04, 0.999)
     optimization = config.optimization
     assert (optimization.optimizer, optimization.learning_rate) == ("sgd", 0.01)
     assert (optimization.sgd_momentum, optimization.weight_decay) == (0.9, 1e-4)
@@ -148,19 +147,20 @@ def test_recipes_by_name():
         ({"method": "simregg"}, "unknown method 'simregg': did you mean 'simreg'"),
         (
             {"method": "simreg", "variant": "two-queue", "num_clusters": 3},
-            "--variant two-queue and --num-clusters 3 go with another method than --method simreg, "
-            "which has --loss-weight; leave out what it has not",
+            "--variant goes with --method compress, not with simreg; leave it out; "
+            "--num-clusters goes with --method clusterfit, not with simreg",
         ),
-        ({"loss_weight": 2.0}, "--loss-weight 2.0 goes with another method than --method compress"),
-        ({"method": "crd", "student_temperature": 0.2}, "--student-temperature 0.2 goes with"),
-        ({"method": "seed", "momentum": 0.9}, "--momentum 0.9 goes with another method"),
+        ({"loss_weight": 2.0}, "--loss-weight goes with --method cc, .* or supervised, not with compress"),
+        ({"method": "crd", "student_temperature": 0.2}, "--student-temperature goes with"),
+        ({"method": "seed", "momentum": 0.9}, "--momentum goes with --method compress, not with"),
+        ({"method": "reg", "student_crops": 2}, "--student-crops 2 goes with --method compress"),
         (
             {"method": "clusterfit", "teacher_view": "student"},
             "--teacher-view student does not go with --method clusterfit, which clusters",
         ),
         (
-            {"method": "supervised", "num_teacher_views": 2},
-            "--num-teacher-views 2 does not go with --method supervised, which needs no teacher",
+            {"method": "supervised", "teacher_view": "student"},
+            "--teacher-view student does not go with --method supervised, which needs no teacher",
         ),
         ({"method": "reg", "teacher": None}, "--teacher is missing"),
         (
@@ -172,7 +172,7 @@ def test_recipes_by_name():
 )
 def test_values_that_cannot_work_are_refused(options, message):
     with pytest.raises(DistillError, match=message):
-        check(with_options(**options))
+        check(options_of(**options))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_values_that_cannot_work_are_refused(options, message):
 )
 def test_values_out_of_range_name_the_range(name, value, allowed):
     with pytest.raises(DistillError) as caught:
-        with_options(**{name: value})
+        options_of(**{name: value})
     assert str(caught.value) == f"test gives {name} the value {value}, {allowed}"
-    config = with_options()
+    config = options_of()
     group = next(one for one in vars(config) if hasattr(getattr(config, one), name))
     parsed = replace(config, **{group: replace(getattr(config, group), **{name: value})})
     with pytest.raises(DistillError) as caught:
@@ -214,6 +214,6 @@ def test_each_of_a_list_has_the_range():
 def test_all_problems_are_said_at_once():
     problems = r"test gives epochs the value 0.*; test gives seed the value -1"
     with pytest.raises(DistillError, match=problems) as caught:
-        with_options(epochs=0, seed=-1)
+        options_of(epochs=0, seed=-1)
     assert "\n" not in str(caught.value)
-    check(with_options())
+    check(options_of())

@@ -112,7 +112,7 @@ def test_a_value_that_no_memory_holds_is_shown(tmp_path):
 
 @pytest.mark.parametrize("option", ["epochs", "milestones", "data", "no_such_option"])
 def test_such_a_value_of_an_option_is_refused(tmp_path, option):
-    from distill.recipes import load_recipe
+    from distill.training.configuration import load_recipe
 
     content = "\n".join(BOMB.splitlines()).replace("a11:", f"{option}:")
     content = content.replace("a0:", "seed:", 1) if option == "no_such_option" else content

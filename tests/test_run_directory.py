@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import TrainConfig, flattened
+from distill.config import flattened
 from distill.errors import DistillError
 from distill.run_directory import (
     RunDirectory,
@@ -17,6 +17,7 @@ from distill.run_directory import (
     read_metrics,
     require_usable,
 )
+from distill.training.configuration import TrainConfig
 
 
 @pytest.fixture

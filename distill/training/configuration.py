@@ -105,10 +105,9 @@ def foreign_option(name: str, config: Any) -> str | None:
     ]
     if not others:
         return None
-    return (
-        f"{_flag(name)} goes with --method {' or '.join(others)}, not with "
-        f"{config.method.method}; leave it out"
-    )
+    *most, last = others
+    names = f"{', '.join(most)} or {last}" if most else last
+    return f"{_flag(name)} goes with --method {names}, not with {config.method.method}; leave it out"
 
 
 def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> Config:

@@ -9,7 +9,7 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.config import METHODS
+from distill.losses import METHODS
 from distill.models.weights import read_state_dict
 from distill.training.checkpoints import load_newest
 from students.registry import build_student

@@ -11,12 +11,13 @@ import yaml
 
 import distill
 from distill.cli.main import run
-from distill.config import TrainConfig, updated
+from distill.config import updated
 from distill.errors import DistillError
 from distill.exports import export as job
 from distill.exports.formats import Onnx, PlainSafetensors, TorchExport
 from distill.models.weights import save_network
 from distill.run_directory import RunDirectory
+from distill.training.configuration import TrainConfig
 from students.registry import build_student
 
 FORMATS = {

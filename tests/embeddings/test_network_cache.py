@@ -8,13 +8,14 @@ import torch
 
 import distill
 from distill import device
-from distill.config import TrainConfig, updated
+from distill.config import updated
 from distill.data.loader import evaluation_loader
 from distill.embeddings.embed import NetworkView
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork
 from distill.run_directory import RunDirectory, read_metrics
 from distill.training import train as baselines
+from distill.training.configuration import TrainConfig
 from distill.training.setup import prepare
 from distill.training.teacher import OnlineTeacher
 from distill.training.train import teacher_embeddings

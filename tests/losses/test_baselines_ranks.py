@@ -25,7 +25,7 @@ from distill.losses.simreg import SimReg
 from distill.losses.sp import SP
 from distill.losses.supervised import Supervised
 from distill.models.networks import InputSpec, NetworkSpec, build_network
-from distill.training.imitation import Imitation
+from distill.training.distillation import Distillation
 from distill.training.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
@@ -41,9 +41,7 @@ LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "crd": lambda: CRD(DT, DS, torch.arange(NUM_IMAGES), head_dim=4, num_negatives=20),
     "rkd": RKD,
     "sp": SP,
-    "seed": lambda: SEED(
-        AnchorQueue(11, DT), teacher_dim=DT, student_dim=DS, teacher_temperature=0.1
-    ),
+    "seed": lambda: SEED(AnchorQueue(11, DT), teacher_dim=DT, student_dim=DS, temperature=0.1),
     "clusterfit": lambda: ClusterFit(DS, torch.arange(NUM_IMAGES) * 7 % 5, num_clusters=5),
     "supervised": lambda: Supervised(DS, 3),
 }
@@ -52,8 +50,6 @@ WITHOUT_TEACHER = ("clusterfit", "supervised")
 
 class Linear:
     """A teacher that is a table."""
-
-    embedding_dim = DT
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         table = torch.randn(NUM_IMAGES, DT, generator=torch.Generator().manual_seed(3))
@@ -90,7 +86,7 @@ def train(name: str, parts: list[tuple[int, ...]]) -> dict[str, Any]:
     teacher = None if name in WITHOUT_TEACHER else Linear()
     # The published weight of SP; the others' losses are of the order of 1.
     weight = 3000.0 if name == "sp" else 1.0
-    objective = Imitation(network, teacher, loss, weight=weight, device=CPU, precision="fp32")
+    objective = Distillation(network, teacher, loss, weight=weight, device=CPU, precision="fp32")
     rates = {"simreg": 0.01, "rkd": 0.01, "sp": 0.001, "cc-released": 0.01, "crd": 0.01}
     options = OptimizationOptions(learning_rate=rates.get(name, 0.05), optimizer="sgd")
     optimizer = build_optimizer(objective.parameters(), options)

@@ -107,6 +107,6 @@ def test_mistakes_are_told_at_once():
 
 
 def test_it_describes_itself():
-    text = repr(CompRess(AnchorQueue(10, 4, 3), teacher_temperature=0.07))
-    assert "teacher_temperature=0.07" in text
+    text = repr(CompRess(AnchorQueue(10, 4, 3), temperature=0.07))
+    assert "temperature=0.07" in text
     assert "0 of 10 real" in text

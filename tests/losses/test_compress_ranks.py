@@ -65,7 +65,7 @@ def step(case: Case, variant: str, sharding: str = "none") -> dict[str, Any]:
     student_dim, width = (None, DT) if variant == "one-queue" else (DS, DS)
     shard = (rank, world) if sharding == "ranks" else (0, 1)
     queue = AnchorQueue(K, DT, student_dim, dtype=case.dtype, shard=shard)
-    temperatures = {"teacher_temperature": 0.2, "student_temperature": 0.3}
+    temperatures = {"temperature": 0.2, "student_temperature": 0.3}
     how = {"mask_self": case.mask_self, "implementation": case.implementation}
     compress = CompRess(queue, **how, **temperatures)
     n = case.num_enqueued
@@ -80,12 +80,12 @@ def step(case: Case, variant: str, sharding: str = "none") -> dict[str, Any]:
     index = torch.arange(case.num_rows) % 6 * 5 + 3
     index[1] = 3
     student = student[mine].clone().requires_grad_()
-    loss = compress(teacher, student, index, counts)
+    loss = compress(teacher, student, index, row_counts=counts)
     loss.backward()
     assert loss.shape == ()
     compress.enqueue(teacher, rows(case.num_rows, DS, 5) if variant == "two-queue" else key, index)
     with torch.no_grad():
-        unrecorded = compress(teacher, student, index, counts).item()
+        unrecorded = compress(teacher, student, index, row_counts=counts).item()
     return {
         "loss": loss.item(),
         "mean": distributed.mean_over_ranks(loss.item()),
@@ -110,10 +110,10 @@ def on_a_rank() -> dict[str, Any]:
     empty = CompRess(AnchorQueue(K, DT, shard=(distributed.rank(), distributed.world_size())))
     counts = [2] * distributed.world_size()
     teacher, index = rows(sum(counts), DT, 0), torch.arange(sum(counts))
-    results["empty"] = empty(teacher, rows(2, DT, 1), index, counts)
+    results["empty"] = empty(teacher, rows(2, DT, 1), index, row_counts=counts)
     empty.enqueue(teacher, None, index)
     try:
-        empty(teacher, rows(3, DT, 1), index, counts)
+        empty(teacher, rows(3, DT, 1), index, row_counts=counts)
     except DistillError as error:
         results["mistake"] = str(error)
     return results

@@ -12,7 +12,13 @@ IMAGES = torch.arange(N) * 2 + 6  # the images trained on: 6, 8, ..., 28 of 30
 
 def build(**options) -> CRD:
     torch.manual_seed(1)
-    given = {"head_dim": D, "num_negatives": M, "temperature": 0.4, "momentum": 0.3, "seed": 5}
+    given = {
+        "head_dim": D,
+        "num_negatives": M,
+        "temperature": 0.4,
+        "memory_momentum": 0.3,
+        "seed": 5,
+    }
     return CRD(5, 4, IMAGES, **{**given, **options}).double()
 
 
@@ -134,7 +140,7 @@ def test_a_continued_run_draws_and_remembers_the_same(trained):
 def test_mistakes_are_told_at_once():
     for options, message in (
         ({"temperature": 0}, "temperature is 0"),
-        ({"momentum": 1.5}, "momentum is 1.5; it must be between 0 and 1"),
+        ({"memory_momentum": 1.5}, "memory_momentum is 1.5; it must be between 0 and 1"),
         ({"num_negatives": 0}, "num_negatives is 0"),
     ):
         with pytest.raises(DistillError, match=message):

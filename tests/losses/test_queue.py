@@ -160,7 +160,7 @@ def test_a_damaged_state_is_refused():
 
 MISTAKES = {
     "size": (lambda: AnchorQueue(0, 3), "size is 0"),
-    "teacher_dim": (lambda: AnchorQueue(4, 0), "teacher_dim is 0"),
+    "dim": (lambda: AnchorQueue(4, 0), "dim is 0"),
     "student_dim": (lambda: AnchorQueue(4, 3, 0), "student_dim is 0"),
     "dtype": (lambda: AnchorQueue(4, 3, dtype=torch.int8), "dtype is torch.int8"),
     "init": (lambda: AnchorQueue(4, 3, init="randon"), "did you mean 'random'"),

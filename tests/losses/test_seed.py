@@ -16,7 +16,7 @@ def build(*, mask_self: bool = True, temperatures: tuple[float, float] = (0.3, 0
         AnchorQueue(K, 5, dtype=torch.float64),
         teacher_dim=5,
         student_dim=4,
-        teacher_temperature=temperatures[0],
+        temperature=temperatures[0],
         student_temperature=temperatures[1],
         mask_self=mask_self,
     ).double()
@@ -49,7 +49,7 @@ def by_hand(loss: SEED, rows, anchors: np.ndarray, images: list[int]) -> float:
             if not (loss.mask_self and own == image)
         ]
         seen = [t, *others]
-        p = np.exp([t @ a / loss.teacher_temperature for a in seen])
+        p = np.exp([t @ a / loss.temperature for a in seen])
         q = np.exp([z @ a / loss.student_temperature for a in seen])
         p, q = p / p.sum(), q / q.sum()
         total -= sum(p_j * np.log(q_j) for p_j, q_j in zip(p, q, strict=True))

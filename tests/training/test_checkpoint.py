@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from distill.errors import DistillError
+from distill.losses.base import ShardState
 from distill.models.checkpoints import safetensors as safetensors_file
 from distill.training.checkpoints import (
     About,
     CheckpointNotWrittenError,
     Progress,
-    Shard,
     checkpoint_bytes,
     checkpoints,
     load_newest,
@@ -157,7 +157,7 @@ def test_what_the_library_says_of_a_disk_is_the_systems_error(tmp_path: Path):
 def save_shards(folder: Path, step: int, num_shards: int) -> None:
     """Save as the ranks would, one after the other."""
     for rank in range(num_shards):
-        shard = Shard(rank, num_shards, {"rows": torch.full((50,), step + rank)})
+        shard = ShardState(rank, num_shards, {"rows": torch.full((50,), step + rank)})
         save_checkpoint(folder, Progress(step), {"step": step}, shard)
 
 

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import TrainConfig, flattened
+from distill.config import flattened
 from distill.errors import DistillError
-from distill.recipes import load_recipe
-from distill.training.configuration import check, configure, run_to_continue
+from distill.training.configuration import (
+    TrainConfig,
+    check,
+    configure,
+    load_recipe,
+    run_to_continue,
+)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.teacher import CachedTeacher
 
 CPU = torch.device("cpu")
-K, DT, DS, SIDE, SMALL = 31, 10, 6, 10, 8
+K, DT, DS, SIDE = 31, 10, 6, 10
 RUNS = [("one-queue", "ranks"), ("two-queue", "ranks")]
 RUNS += [("two-queue-momentum", "ranks"), ("two-queue-momentum", "none")]
 RUNS += [("one-queue-dataset", "ranks"), ("two-queue-dataset", "ranks")]
@@ -76,13 +76,17 @@ def build(variant: str, sharding: str) -> TrainState:
     torch.manual_seed(distributed.rank())  # the first rank's weights are everybody's
     objective = Distillation(
         network,
-        CachedTeacher([InMemory(rows)], CPU),
-        CompRess(queue, teacher_temperature=0.2, student_temperature=0.3),
-        projection=nn.Linear(DS, DT if one_queue else DS),
-        momentum=0.9 if "momentum" in variant else None,
-        view_sizes=[SIDE, SIDE, SMALL] if variant.endswith("-crops") else None,
-        compression=ResidualInformation(0.1) if variant.endswith("-crops") else None,
-        regression_share=0.2 if variant.endswith("-regression") else 0.0,
+        CachedTeacher(InMemory(rows), CPU),
+        CompRess(
+            queue,
+            temperature=0.2,
+            student_temperature=0.3,
+            projection=nn.Linear(DS, DT if one_queue else DS),
+            momentum=0.9 if "momentum" in variant else None,
+            compression=ResidualInformation(0.1) if variant.endswith("-crops") else None,
+            regression_share=0.2 if variant.endswith("-regression") else 0.0,
+        ),
+        num_views=3 if variant.endswith("-crops") else 1,
         device=CPU,
         precision="fp32",
     )
@@ -112,7 +116,7 @@ def part(number: int, variant: str) -> Batch:
     mine = mine[1:] if number == BROKEN and mine[0] == 0 else mine
     view = views[mine] if len(mine) else nothing
     has_crops = variant.endswith("-crops")
-    further = [view.flip(3), view[:, :, :SMALL, :SMALL]] if has_crops else []
+    further = [view.flip(3), view.flip(2)] if has_crops else []
     label = torch.full((len(mine),), -1)
     return Batch(view, None, label, index[mine], 0, (), further_views=further)
 
@@ -139,7 +143,7 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
     )
     save_checkpoint(folder, progress, learner.state_dict(), objective.shard())
     metrics = objective.metrics()
-    anchors = objective.compress.queue.anchors()
+    anchors = objective.criterion.queue.anchors()
     return {
         "losses": list(losses),
         "step": progress.step,

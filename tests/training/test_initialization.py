@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from distill.config import TrainConfig, updated
+from distill.config import updated
 from distill.training import setup as initialization
+from distill.training.configuration import TrainConfig
 from distill.training.setup import initialize_student, prepare
 
 

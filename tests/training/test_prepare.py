@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from distill import distributed
-from distill.config import TrainConfig, updated
 from distill.data.sources import BadImages
 from distill.errors import DistillError
 from distill.training import setup as job
+from distill.training.configuration import TrainConfig, with_options
 
 CPU = torch.device("cpu")
 TINY = {"teacher": "pixels", "student": "timm:test_resnet", "data": "digits", "image_size": 32}
-TINY |= {"queue_size": 10, "variant": "two-queue"}
+QUEUE = {"queue_size": 10, "variant": "two-queue"}
 
 
 @pytest.fixture
@@ -27,7 +27,11 @@ def asked_for(monkeypatch, tmp_path, **options) -> dict[str, int]:
     monkeypatch.setattr(
         job, "require_memory", lambda number, device, *, what, remedy: asked.update({what: number})
     )
-    config = updated(TrainConfig(), {**TINY, "output": tmp_path / "run", **options}, source="test")
+    options = {
+        "output": tmp_path / "run",
+        **(options if "method" in options else {**QUEUE, **options}),
+    }
+    config = with_options(TrainConfig(), {**TINY, **options}, source="test")
     job.prepare(config, CPU)
     return asked
 
@@ -57,8 +61,7 @@ def test_one_process_needs_the_whole_queue(monkeypatch, tmp_path):
     ],
 )
 def test_what_a_baseline_remembers_must_fit(three_ranks, monkeypatch, tmp_path, method, expected):
-    options = {"variant": "one-queue", "queue_size": 10 if method == "seed" else None}
-    options["head_dim"] = 7 if method == "crd" else None
+    options = {"seed": {"queue_size": 10}, "crd": {"head_dim": 7}}.get(method, {})
     assert asked_for(monkeypatch, tmp_path, method=method, **options) == expected
 
 
@@ -83,3 +86,18 @@ def test_ranks_tell_each_other_what_they_skipped(monkeypatch, capsys):
     bad_images.share()
     assert bad_images.skipped == {"a.png", "b.png"}
     assert capsys.readouterr().out.count("skipped b.png") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_crop_area": 0.5, "augmentation": "none"}, "--min-crop-area 0.5 goes with crops"),
+        ({"student_crops": 2, "augmentation": "none"}, "makes all --student-crops 2 of an image"),
+        ({"variant": "one-queue", "projection_dim": 7}, "192 wide, and the student's .* 7 wide"),
+        ({"method": "clusterfit", "num_clusters": 1438}, "it must be at most the number of images"),
+    ],
+)
+def test_what_does_not_fit_data_and_networks_is_refused(monkeypatch, tmp_path, options, message):
+    with pytest.raises(DistillError, match=message):
+        asked_for(monkeypatch, tmp_path, **options)
+    assert not (tmp_path / "run").exists()

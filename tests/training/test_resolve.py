@@ -1,10 +1,16 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
-from distill.config import BaselineOptions, TrainConfig, flattened, updated
-from distill.recipes import load_recipe
-from distill.training.configuration import DataFacts, resolve
+from distill.config import flattened
+from distill.losses import METHODS
+from distill.training.configuration import (
+    DataFacts,
+    TrainConfig,
+    load_recipe,
+    resolve,
+    with_options,
+)
 
 IMAGENET = DataFacts(1_281_167, None, "crop-flip", 1, 8)
 SMALL = DataFacts(8_996, None, "crop-flip", 1, 2)
@@ -19,9 +25,8 @@ def resolved(
     normalizes: bool = True,
     **options,
 ):
-    config = updated(
-        load_recipe(recipe), {"teacher": "t", "student": "s", **options}, source="test"
-    )
+    asked = {"teacher": "t", "student": "s", **options}
+    config = with_options(load_recipe(recipe), asked, source="test")
     return resolve(
         config,
         facts,
@@ -34,15 +39,11 @@ def resolved(
 def test_nothing_follows_the_data_afterwards():
     left = {k for k, v in flattened(resolved(SMALL)).items() if v is None}
     may_stay = {"teacher_weights", "teacher_image_size", "teacher_batch_size", "student_weights"}
-    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache", "small_crop_size"}
+    may_stay |= {"data", "momentum", "clip_grad_norm", "output", "teacher_cache"}
     may_stay |= {"kappa_e", "kappa_b"}
     may_stay |= {"max_bad_images"}  # follows the images
     may_stay |= {"queue_size"}  # all images are anchors
-    assert left == may_stay | set(flattened_baseline())
-
-
-def flattened_baseline() -> list[str]:
-    return [option.name for option in fields(BaselineOptions)]
+    assert left == may_stay
 
 
 FOLLOWED = {
@@ -67,75 +68,61 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("method", FOLLOWED)
-def test_a_method_s_own_options_and_no_others_are_filled_in(method):
+def test_a_method_s_own_options_are_filled_in_and_given_ones_stay(method):
     config = resolved(SMALL, method=method)
-    flat = {name: value for group in (config.method, config.baseline)
-            for name, value in vars(group).items()
-            if value != getattr(type(group)(), name)}  # fmt: skip
-    assert flat == {**FOLLOWED[method], **({} if method == "compress" else {"method": method})}
-    given = {name: value / 2 if isinstance(value, float) else value // 2
-             for name, value in FOLLOWED[method].items()}  # fmt: skip
+    found = vars(config.loss)
+    assert {name: found[name] for name in FOLLOWED[method]} == FOLLOWED[method]
+    assert type(config.loss) is METHODS.get(method).Options
+    given = {
+        name: value / 2 if isinstance(value, float) else value // 2
+        for name, value in FOLLOWED[method].items()
+    }
     config = resolved(SMALL, method=method, **given)
     assert {name: flattened(config)[name] for name in given} == given
 
 
 def test_numbers_of_a_baseline_reach_the_published_ones():
-    assert resolved(IMAGENET, method="crd").baseline.num_negatives == 16_384
-    assert resolved(IMAGENET, method="clusterfit").baseline.num_clusters == 16_000
-    assert resolved(IMAGENET, method="seed").method.queue_size == 65_536
+    assert resolved(IMAGENET, method="crd").loss.num_negatives == 16_384
+    assert resolved(IMAGENET, method="clusterfit").loss.num_clusters == 16_000
+    assert resolved(IMAGENET, method="seed").loss.queue_size == 65_536
     tiny = DataFacts(30, 8, "crop", 1, 0)
-    assert resolved(tiny, method="clusterfit").baseline.num_clusters == 2
-
-
-def test_no_teacher_no_width():
-    config = updated(load_recipe("supervised"), {"student": "s"}, source="test")
-    assert (
-        resolve(config, SMALL, teacher_dim=None, student_normalizes=True).method.projection_dim
-        is None
-    )
+    assert resolved(tiny, method="clusterfit").loss.num_clusters == 2
 
 
 def test_the_published_recipe_stays_literal():
     literal = flattened(load_recipe("published"))
     for name, value in flattened(resolved(IMAGENET, recipe="published")).items():
         assert literal[name] is None or value == literal[name], name
-    assert resolved(IMAGENET, recipe="published").method.student_temperature == 0.04
+    assert resolved(IMAGENET, recipe="published").loss.student_temperature == 0.04
 
 
 def test_the_published_projection_belongs_to_the_published_recipe():
-    assert resolved(IMAGENET, recipe="published", projection=8192).method.projection_dim == 8192
+    assert resolved(IMAGENET, recipe="published", projection=8192).loss.projection_dim == 8192
     two_queues = resolved(SMALL, projection=8192, variant="two-queue")
-    assert two_queues.method.projection_dim == 0
-    assert resolved(SMALL).method.projection_dim == 2048  # one queue: the teacher's width
-
-
-def test_a_predictor_ends_in_the_teachers_width():
-    for variant in ("one-queue", "two-queue"):
-        assert resolved(SMALL, predictor="mlp", variant=variant).method.projection_dim == 2048
-        assert resolved(SMALL, predictor="none", variant=variant).method.projection_dim == 0
-    assert resolved(SMALL, predictor="mlp", projection_dim=64).method.projection_dim == 64
+    assert two_queues.loss.projection_dim == 0
+    assert resolved(SMALL).loss.projection_dim == 2048  # one queue: the teacher's width
 
 
 def test_regression_is_a_part_of_one_queue_alone():
-    assert resolved(SMALL).method.regression_share == 0.8
-    assert resolved(SMALL, regression_share=0.0).method.regression_share == 0
-    assert resolved(SMALL, variant="two-queue").method.regression_share == 0
+    assert resolved(SMALL).loss.regression_share == 0.8
+    assert resolved(SMALL, regression_share=0.0).loss.regression_share == 0
+    assert resolved(SMALL, variant="two-queue").loss.regression_share == 0
     published = resolved(IMAGENET, recipe="published", variant="one-queue")
-    assert published.method.regression_share == 0
+    assert published.loss.regression_share == 0
 
 
 def test_concentrations_follow_the_price():
-    method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).method
+    method = resolved(SMALL, compression_beta=0.1, kappa_b=3.0).loss
     assert (method.kappa_e, method.kappa_b) == (1024, 3)
 
 
 def test_the_queue_is_smaller_than_the_training_set():
-    assert resolved(SMALL, anchors="queue").method.queue_size == 8_096
-    assert resolved(IMAGENET).method.queue_size == 128_000
+    assert resolved(SMALL, anchors="queue").loss.queue_size == 8_096
+    assert resolved(IMAGENET).loss.queue_size == 128_000
 
 
 def test_a_bank_of_all_images_has_no_size_of_its_own():
-    assert resolved(SMALL, anchors="dataset").method.queue_size is None
+    assert resolved(SMALL, anchors="dataset").loss.queue_size is None
 
 
 @pytest.mark.parametrize(
@@ -150,13 +137,13 @@ def test_a_bank_of_all_images_has_no_size_of_its_own():
     ],
 )
 def test_all_images_are_anchors_where_the_teachers_embeddings_are_at_hand(options, anchors):
-    assert resolved(SMALL, **options).method.anchors == anchors
+    assert resolved(SMALL, **options).loss.anchors == anchors
 
 
 def test_as_many_images_are_anchors_as_a_published_queue_holds():
     facts = replace(SMALL, num_images=128_000)
-    assert resolved(facts).method.anchors == "dataset"
-    assert resolved(replace(facts, num_images=128_001)).method.anchors == "queue"
+    assert resolved(facts).loss.anchors == "dataset"
+    assert resolved(replace(facts, num_images=128_001)).loss.anchors == "queue"
 
 
 @pytest.mark.parametrize(
@@ -167,15 +154,13 @@ def test_as_many_images_are_anchors_as_a_published_queue_holds():
         ({"teacher_view": "student"}, "keep"),
         ({"teacher_mean": "keep"}, "keep"),
         ({"variant": "two-queue", "teacher_mean": "subtract"}, "subtract"),
-        ({"method": "reg"}, None),
     ],
 )
 def test_the_teachers_mean_is_subtracted_where_it_is_known(options, mean):
-    method = resolved(SMALL, **options).method
+    method = resolved(SMALL, **options).loss
     assert method.teacher_mean == mean
-    if mean is not None:
-        expected = 0.07 if mean == "subtract" else 0.04
-        assert (method.temperature, method.student_temperature) == (expected, expected)
+    expected = 0.07 if mean == "subtract" else 0.04
+    assert (method.temperature, method.student_temperature) == (expected, expected)
 
 
 def test_the_area_of_crops_follows_the_augmentation():
@@ -185,23 +170,17 @@ def test_the_area_of_crops_follows_the_augmentation():
     assert resolved(IMAGENET, min_crop_area=0.3).views.min_crop_area == 0.3
 
 
-def test_small_crops_have_the_share_of_swavs_as_far_as_the_student_goes():
-    assert resolved(IMAGENET, small_crops=6).views.small_crop_size == 96
-    assert resolved(DIGITS, small_crops=6).views.small_crop_size == 64
-    assert resolved(IMAGENET, small_crops=6, small_crop_size=80).views.small_crop_size == 80
-
-
 @pytest.mark.parametrize(
     ("epochs", "low", "high"), [(1, 0.8, 0.9), (10, 0.98, 0.99), (200, 0.99, 0.9995)]
 )
 def test_momentum_averages_over_a_tenth_of_the_run(epochs, low, high):
-    momentum = resolved(SMALL, epochs=epochs, variant="two-queue-momentum").method.momentum
+    momentum = resolved(SMALL, epochs=epochs, variant="two-queue-momentum").loss.momentum
     assert low < momentum < high
-    assert resolved(SMALL, epochs=epochs, variant="two-queue").method.momentum is None
+    assert resolved(SMALL, epochs=epochs, variant="two-queue").loss.momentum is None
 
 
 def test_published_momentum_is_never_exceeded():
-    assert resolved(IMAGENET, variant="two-queue-momentum").method.momentum == 0.999
+    assert resolved(IMAGENET, variant="two-queue-momentum").loss.momentum == 0.999
 
 
 def test_batch_size_is_a_power_of_two_that_leaves_enough_steps():
@@ -252,6 +231,6 @@ def test_students_without_normalization_start_scaled(options, normalizes, expect
 def test_given_values_stay():
     config = resolved(SMALL, epochs=7, queue_size=3, nn_every=0, projection_dim=5, num_workers=1)
     assert config.optimization.epochs == 7
-    assert (config.method.queue_size, config.method.projection_dim) == (3, 5)
+    assert (config.loss.queue_size, config.loss.projection_dim) == (3, 5)
     assert (config.run.nn_every, config.images.num_workers) == (0, 1)
     assert isinstance(config, TrainConfig)

@@ -1,8 +1,7 @@
 import pytest
 
 from distill.config import flattened, updated
-from distill.recipes import load_recipe
-from distill.training.configuration import DataFacts, resolve_pretraining
+from distill.training.configuration import DataFacts, load_recipe, resolve_pretraining
 
 IMAGENET = DataFacts(1_281_167, None, "photo", 1, 8)
 SMALL = DataFacts(8_996, None, "photo", 1, 2)

@@ -1,7 +1,6 @@
 """Teachers as the objective sees them: a table of each view, or a network that runs."""
 
 import numpy as np
-import pytest
 import torch
 
 from distill.data.loader import Batch
@@ -29,20 +28,7 @@ def batch(index, epoch=0) -> Batch:
 
 def test_the_rows_of_the_images():
     view = InMemory(torch.randn(30, 5))
-    teacher = CachedTeacher([view], CPU)
+    teacher = CachedTeacher(view, CPU)
     index = [7, 29, 0, 7]
-    assert teacher.embedding_dim == 5
     assert torch.equal(teacher(batch(index, epoch=3)), view.table[index])
     assert teacher(batch([])).shape == (0, 5)
-
-
-@pytest.mark.parametrize("epoch", range(4))
-def test_views_are_taken_in_turn_over_epochs_and_images(epoch):
-    views = [InMemory(torch.randn(10, 5)) for _ in range(3)]
-    teacher = CachedTeacher(views, CPU)
-    index = [9, 4, 0, 5, 1]
-    found = teacher(batch(index, epoch))
-    for row, i in zip(found, index, strict=True):
-        assert torch.equal(row, views[(epoch + i) % 3].table[i])
-    assert sorted(i for view in views for asked in view.asked for i in asked) == sorted(index)
-    assert teacher(batch([], epoch)).shape == (0, 5)

@@ -1,4 +1,4 @@
-"""Rows less their mean: hand-made numbers, a sample of many, any order of images."""
+"""The teacher's mean: hand-made numbers, a sample of many, any order of images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.training import teacher as centered_rows
-from distill.training.teacher import CenteredRows, mean_direction
+from distill.losses import AnchorQueue, CompRess, compress
+from distill.losses.compress import mean_direction
 
 
 class Table:
@@ -29,14 +29,18 @@ def test_the_mean_is_of_unit_vectors():
     rows = Table(np.array([[3.0, 0.0], [0.0, 0.5], [-9.0, -9.0]]))
     mean = mean_direction(rows, np.array([0, 1]), seed=0)
     torch.testing.assert_close(mean, torch.tensor([0.5, 0.5]))
+    loss = CompRess(AnchorQueue(2, 2), teacher_mean=mean)
+    loss.enqueue(rows.values[:2])
+    half = 0.5**0.5
     torch.testing.assert_close(
-        CenteredRows(rows, mean).rows(np.array([1, 0])), torch.tensor([[-0.5, 0.5], [0.5, -0.5]])
+        loss.queue.anchors().teacher, torch.tensor([[half, -half], [-half, half]])
     )
 
 
 def test_centered_rows_of_all_images_cancel_and_tell_more_apart():
     rows, images = table(500), np.arange(500)
-    centered = CenteredRows(rows, mean_direction(rows, images, seed=0)).rows(images)
+    unit = torch.nn.functional.normalize(rows.values, dim=1)
+    centered = unit - mean_direction(rows, images, seed=0)
     torch.testing.assert_close(centered.mean(0), torch.zeros(8), atol=1e-6, rtol=0)
     before = torch.nn.functional.normalize(rows.rows(images), dim=1)
     assert (before @ before.T).mean() > 0.8
@@ -47,12 +51,12 @@ def test_centered_rows_of_all_images_cancel_and_tell_more_apart():
 def test_the_order_of_images_and_chunks_does_not_matter(monkeypatch):
     rows, images = table(1000), np.random.default_rng(1).permutation(1000)
     whole = mean_direction(rows, np.arange(1000), seed=0)
-    monkeypatch.setattr(centered_rows, "_CHUNK", 7)
+    monkeypatch.setattr(compress, "_CHUNK", 7)
     torch.testing.assert_close(mean_direction(rows, images, seed=0), whole, atol=1e-7, rtol=0)
 
 
 def test_of_many_images_a_sample_is_taken_that_follows_the_seed(monkeypatch):
-    monkeypatch.setattr(centered_rows, "MAX_ROWS", 50)
+    monkeypatch.setattr(compress, "MAX_MEAN_ROWS", 50)
     rows, images = table(1000), np.arange(1000)
     first, again, other = (mean_direction(rows, images, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
