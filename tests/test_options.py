@@ -150,7 +150,10 @@ def test_recipes_by_name():
             "--variant goes with --method compress, not with simreg; leave it out; "
             "--num-clusters goes with --method clusterfit, not with simreg",
         ),
-        ({"loss_weight": 2.0}, "--loss-weight goes with --method cc, .* or supervised, not with compress"),
+        (
+            {"loss_weight": 2.0},
+            "--loss-weight goes with --method cc, .* or supervised, not with compress",
+        ),
         ({"method": "crd", "student_temperature": 0.2}, "--student-temperature goes with"),
         ({"method": "seed", "momentum": 0.9}, "--momentum goes with --method compress, not with"),
         ({"method": "reg", "student_crops": 2}, "--student-crops 2 goes with --method compress"),

@@ -29,7 +29,7 @@ ENDS = {0, -signal.SIGKILL, -signal.SIGTERM, 143, 130}
 FAST = ["--variant two-queue-momentum"]
 SOAKED = [
     *("--variant two-queue", "--variant one-queue", "--variant one-queue --anchors queue"),
-    "--variant two-queue-momentum --anchors dataset --student-crops 2 --predictor mlp",
+    "--variant two-queue-momentum --anchors dataset --student-crops 2",
     *(f"--method {name}" for name in (*BASELINES, "clusterfit", "supervised")),
     "--student alexnet --image-size 64",  # dropout
 ]

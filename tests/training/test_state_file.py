@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from distill.errors import DistillError
-from distill.training.checkpoints import read_description, read_state, write_state
+from distill.training.checkpoints import FORMAT, read_description, read_state, write_state
 
 STATE = {
     "weights": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -45,7 +45,7 @@ def assert_equal(found, expected):
 def test_what_goes_in_comes_out(tmp_path: Path):
     write_state(tmp_path / "a", STATE, {"said": [1, {"x": None}]})
     description, state = read_state(tmp_path / "a")
-    assert description == {"format": 2, "said": [1, {"x": None}]}
+    assert description == {"format": FORMAT, "said": [1, {"x": None}]}
     assert read_description(tmp_path / "a")["said"] == [1, {"x": None}]
     assert_equal(state, STATE)
 
@@ -87,7 +87,7 @@ def test_damage_is_found_wherever_it_is(tmp_path: Path, damage: str):
         except DistillError:
             continue
         # Only what means the same may pass, such as other blanks in the header.
-        assert description == {"format": 2, "said": 1}
+        assert description == {"format": FORMAT, "said": 1}
         assert_equal(state, STATE)
 
 
@@ -108,7 +108,9 @@ def test_a_structure_that_is_none_is_damage(tmp_path: Path, structure):
     from distill.models.checkpoints.safetensors import write_safetensors
 
     write_safetensors(
-        tmp_path / "a", {"a": torch.zeros(1)}, {"format": 2, "state": {"dict": [["x", structure]]}}
+        tmp_path / "a",
+        {"a": torch.zeros(1)},
+        {"format": FORMAT, "state": {"dict": [["x", structure]]}},
     )
     with pytest.raises(DistillError, match="damaged"):
         read_state(tmp_path / "a")
@@ -118,7 +120,7 @@ def test_a_structure_that_is_none_is_damage(tmp_path: Path, structure):
 def test_another_format_is_named(tmp_path: Path, description):
     metadata = None if description is None else {"distill": json.dumps(description)}
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a", metadata=metadata)
-    with pytest.raises(DistillError, match="and this version of distill reads format 2"):
+    with pytest.raises(DistillError, match=f"and this version of distill reads format {FORMAT}"):
         read_state(tmp_path / "a")
 
 
