@@ -107,7 +107,9 @@ def foreign_option(name: str, config: Any) -> str | None:
         return None
     *most, last = others
     names = f"{', '.join(most)} or {last}" if most else last
-    return f"{_flag(name)} goes with --method {names}, not with {config.method.method}; leave it out"
+    return (
+        f"{_flag(name)} goes with --method {names}, not with {config.method.method}; leave it out"
+    )
 
 
 def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
