@@ -15,7 +15,6 @@ Shapes: N images, D width of f, B images that a view is told apart from.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,33 +31,9 @@ from distill.losses.von_mises_fisher import (
 CONTRAST = 256
 
 
-@dataclass(frozen=True)
-class Information:
-    """What the unit vectors of two views say; means over images, nats.
-
-    Attributes:
-        residual_information: kappa_b A_D(kappa_e) (1 - f(x) . f(y)) >= 0: the part of the bound on
-            I(X;Z|Y) that depends on f. The same for z of the second view, by symmetry.
-        residual_constant: The rest of the bound, of D and the kappas alone, >= 0.
-        information_y_z: Lower bound on I(Y;Z), at most log(2B - 1).
-        entropy_e: E[-log e(z|x)], of D and kappa_e alone.
-        entropy_b: E[-log b(z|y)] = entropy_e + residual_constant + residual_information.
-        view_kl: KL(e(.|x) || e(.|y)) = kappa_e A_D(kappa_e) (1 - f(x) . f(y)).
-        view_cosine: f(x) . f(y), in [-1, 1].
-    """
-
-    residual_information: float
-    residual_constant: float
-    information_y_z: float
-    entropy_e: float
-    entropy_b: float
-    view_kl: float
-    view_cosine: float
-
-
 def measure_information(
     first: Tensor, second: Tensor, *, kappa_e: float, kappa_b: float, seed: int = 0
-) -> Information:
+) -> dict[str, float]:
     """Measure an encoder by its unit vectors of two views of every image.
 
     Args:
@@ -67,6 +42,18 @@ def measure_information(
         kappa_e: Concentration of e(z|x), > 0.
         kappa_b: Concentration of b(z|y), > 0.
         seed: Of the z in I(Y;Z).
+
+    Returns:
+        Means over images, nats, by name:
+
+        - residual_information: kappa_b A_D(kappa_e) (1 - f(x) . f(y)) >= 0, the part of the bound
+          on I(X;Z|Y) that depends on f. The same for z of the second view, by symmetry.
+        - residual_constant: The rest of the bound, of D and the kappas alone, >= 0.
+        - information_y_z: Lower bound on I(Y;Z), at most log(2B - 1).
+        - entropy_e: E[-log e(z|x)], of D and kappa_e alone.
+        - entropy_b: E[-log b(z|y)] = entropy_e + residual_constant + residual_information.
+        - view_kl: KL(e(.|x) || e(.|y)) = kappa_e A_D(kappa_e) (1 - f(x) . f(y)).
+        - view_cosine: f(x) . f(y), in [-1, 1]; not in nats.
 
     Raises:
         DistillError: A concentration is not positive and finite, or D is below 2.
@@ -81,15 +68,16 @@ def measure_information(
     residual, constant = kappa_b * expected * apart, residual_constant(dim, kappa_e, kappa_b)
     generator = torch.Generator().manual_seed(seed)
     z = sample(first, kappa_e, generator=generator)
-    return Information(
-        residual_information=residual,
-        residual_constant=constant,
-        information_y_z=float(contrastive_information(z, first, second, kappa_b=kappa_b).mean()),
-        entropy_e=entropy(dim, kappa_e),
-        entropy_b=entropy(dim, kappa_e) + constant + residual,
-        view_kl=kappa_e * expected * apart,
-        view_cosine=1 - apart,
-    )
+    information = contrastive_information(z, first, second, kappa_b=kappa_b).mean()
+    return {
+        "residual_information": residual,
+        "residual_constant": constant,
+        "information_y_z": float(information),
+        "entropy_e": entropy(dim, kappa_e),
+        "entropy_b": entropy(dim, kappa_e) + constant + residual,
+        "view_kl": kappa_e * expected * apart,
+        "view_cosine": 1 - apart,
+    }
 
 
 def contrastive_information(

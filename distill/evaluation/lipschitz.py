@@ -1,24 +1,18 @@
-"""Gradient ascent on |f(x) - f(x')|^p / |x - x'| over x', from pairs of images.
-
-x stays the image that it is. Were it free to move too, ascent would walk to where f is about to be
-normalized from almost nothing: the ratio has no bound there, of whatever encoder, and no image is
-near. A step turns and stretches d = x' - x by |d|^2 times the gradient of the log ratio, which for
-a linear f is power iteration. A pair keeps a step only if its ratio grows; the next one is then
-longer, else shorter. x' stays in [0, 1] and at least `MIN_DISTANCE` from x.
-
-Shapes: P pairs of images of side S, D width of f.
-
-Lower bounds on how fast an encoder changes: Lipschitz constants of f and of the KL divergence.
+"""Lower bounds on how fast an encoder changes: Lipschitz constants of f and of the KL divergence.
 
 For pairs of images x and x' the ratios are |f(x) - f(x')| / |x - x'| and KL / |x - x'|, where KL =
 kappa A_D(kappa) (1 - f(x) . f(x')) is that of the von Mises-Fisher distributions around f(x) and
-f(x') (Lee et al., Compressive Visual Representations, NeurIPS 2021).
-Pixels are in [0, 1], norms are Euclidean. Every ratio is a lower bound on the constant over all
-images; the largest of those that were found is reported, of pairs that were drawn and of pairs that
-gradient ascent (`distill.evaluation.lipschitz`) made of them by moving x'.
+f(x') (Lee et al., Compressive Visual Representations, NeurIPS 2021). Pixels are in [0, 1], norms
+are Euclidean. Every ratio is a lower bound on the constant over all images; the largest of those
+that were found is reported, of pairs that were drawn (two distinct images, or an image and itself
+plus noise) and of pairs that gradient ascent on log |f(x) - f(x')|^p / |x - x'| made of them.
 
-Pairs are of two distinct images, or of an image and itself plus noise. Closer than `MIN_DISTANCE`
-none counts: the rounding of float32 would pass for a change of f.
+Ascent moves x' alone. Were x free to move too, it would walk to where f is about to be normalized
+from almost nothing: the ratio has no bound there, of whatever encoder, and no image is near. A step
+turns and stretches d = x' - x by |d|^2 times the gradient of the log ratio, which for a linear f is
+power iteration. A pair keeps a step only if its ratio grows; the next one is then longer, else
+shorter. x' stays in [0, 1] and at least `MIN_DISTANCE` from x: closer, the rounding of float32
+would pass for a change of f.
 
 Shapes: N images of side S, P pairs, D width of f.
 """
@@ -155,23 +149,6 @@ _CHANGE, _DIVERGENCE = 1, 2  # powers of |f(x) - f(x')|; 1 - cosine is half its 
 _Drawn = Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]  # x, x', f(x), f(x')
 
 
-@dataclass(frozen=True)
-class LipschitzBounds:
-    """The largest ratios found, each a lower bound on the constant.
-
-    Attributes:
-        lipschitz_sampled: |f(x) - f(x')| / |x - x'| over pairs that were drawn; 1 / pixel range.
-        lipschitz_ascended: The same after gradient ascent; never lower.
-        kl_lipschitz_sampled: KL / |x - x'| over pairs that were drawn; nats / pixel range.
-        kl_lipschitz_ascended: The same after gradient ascent; never lower.
-    """
-
-    lipschitz_sampled: float
-    lipschitz_ascended: float
-    kl_lipschitz_sampled: float
-    kl_lipschitz_ascended: float
-
-
 def lipschitz_bounds(
     encode: Encode,
     images: Tensor,
@@ -180,7 +157,7 @@ def lipschitz_bounds(
     device: torch.device,
     batch_size: int = 128,
     seed: int = 0,
-) -> LipschitzBounds:
+) -> dict[str, float]:
     """Search for the pair of images that f changes fastest between.
 
     The caller sees to evaluation mode and to full float32 (`distill.device.full_float32`).
@@ -193,15 +170,26 @@ def lipschitz_bounds(
         device: Where `encode` computes.
         batch_size: Images per pass.
         seed: Of the pairs and of the noise.
+
+    Returns:
+        The largest ratios, each a lower bound on the constant, by name:
+
+        - lipschitz_sampled: |f(x) - f(x')| / |x - x'| over pairs that were drawn; 1 / pixel range.
+        - lipschitz_ascended: The same after gradient ascent; never lower.
+        - kl_lipschitz_sampled: KL / |x - x'| over pairs that were drawn; nats / pixel range.
+        - kl_lipschitz_ascended: The same after gradient ascent; never lower.
     """
     assert len(images) > 1
     change, divergence, dim = _best_drawn_pairs(encode, images, device, batch_size, seed)
     factor = kappa * mean_cosine(dim, kappa) / 2
     change_sampled, change_ascended = _bounds(encode, change, _CHANGE)
     kl_sampled, kl_ascended = _bounds(encode, divergence, _DIVERGENCE)
-    return LipschitzBounds(
-        change_sampled, change_ascended, factor * kl_sampled, factor * kl_ascended
-    )
+    return {
+        "lipschitz_sampled": change_sampled,
+        "lipschitz_ascended": change_ascended,
+        "kl_lipschitz_sampled": factor * kl_sampled,
+        "kl_lipschitz_ascended": factor * kl_ascended,
+    }
 
 
 def _bounds(encode: Encode, starts: Pairs, power: int) -> tuple[float, float]:

@@ -1,27 +1,28 @@
-"""What the numbers of `distill measure` mean: printed with them, and kept with them.
+"""How much trained encoders compress: information in nats, lower bounds on Lipschitz constants.
 
-The unit vectors of a trained network: through the heads of pre-training, or as they are.
-
-Embeds the two views of pre-training of a set of images; they follow from a seed alone.
+Two views of pre-training of a set of images, which follow from a seed alone, are embedded as unit
+vectors (`distill.evaluation.projection`); numbers are those of `distill.evaluation.information` and
+`distill.evaluation.lipschitz`. What they are of is a `Definition`, which is printed and kept with
+them: numbers compare where definitions agree.
 
 Shapes: N images of side S, D width of the encoder.
-
-Measures how much trained encoders compress: information in nats, Lipschitz bounds.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from annotated_types import Ge
+from torch import Tensor
 
-from distill.config import PretrainConfig, updated
+from distill.config import Concentration
 from distill.data.distortions import distort
 from distill.data.images import Images
 from distill.data.loader import Batch, TrainingViews, training_loader
@@ -30,17 +31,24 @@ from distill.data.views import two_views
 from distill.data.workers import guarded_batches
 from distill.device import full_float32, images_per_pass
 from distill.errors import DistillError
-from distill.evaluation.base import EvaluationOptions, EvaluationResult, Subject, open_evaluation
+from distill.evaluation.base import (
+    Evaluation,
+    EvaluationOptions,
+    EvaluationResult,
+    Metric,
+    Seed,
+    Subject,
+    Table,
+    open_evaluation,
+    register_evaluation,
+)
 from distill.evaluation.information import CONTRAST, measure_information
 from distill.evaluation.lipschitz import MIN_DISTANCE, lipschitz_bounds
-from distill.losses.von_mises_fisher import check_kappa, entropy, mean_cosine, residual_constant
-from distill.models.networks import EmbeddingNetwork
-from distill.models.weights import mismatches, read_state_dict, shapes
-from distill.run_directory import HEADS, read_config
+from distill.evaluation.projection import Projection, has_heads, through_heads
+from distill.evaluation.sweep import SweepPoint, plot_sweep, require_plot_path
+from distill.losses.von_mises_fisher import entropy, mean_cosine, residual_constant
+from distill.run_directory import read_config
 from distill.terminal import progress_bar
-from distill.training.pretrain import build_method
-from teachers.heads import directions
-from teachers.load import load_trained
 
 
 @dataclass(frozen=True)
@@ -111,79 +119,6 @@ def why_not_comparable(definitions: Sequence[Definition]) -> str | None:
     return f"these runs differ in {' and '.join(differing)}" if differing else None
 
 
-class Projection(nn.Module):
-    """Maps images to unit vectors, frozen and in evaluation mode; images may take a gradient.
-
-    Args:
-        network: The backbone.
-        method: The heads that it was pre-trained through; None: the normalized embedding itself.
-    """
-
-    def __init__(self, network: EmbeddingNetwork, method: nn.Module | None = None) -> None:
-        super().__init__()
-        self.network = network
-        self.method: Any = method
-        self.requires_grad_(False)
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return unit vectors (B, P), float32.
-
-        Args:
-            images: (B, 3, S, S), uint8 in 0..255 or float in [0, 1], not normalized.
-        """
-        embedding = self.network(images)
-        if self.method is None:
-            return directions(embedding)
-        return self.method.projection(self.method.head(embedding))
-
-
-def load_projection(run: Path) -> Projection:
-    """Rebuild what a pre-training run compares its views by, on the CPU.
-
-    Args:
-        run: The run directory.
-
-    Raises:
-        DistillError: No such run, a run without heads, or heads that do not fit.
-    """
-    return through_heads(load_trained(run), run)
-
-
-def through_heads(network: EmbeddingNetwork, run: Path) -> Projection:
-    """Put the heads of a pre-training run behind its backbone.
-
-    Args:
-        network: The run's backbone, on any device; the projection is on the same.
-        run: The run directory.
-
-    Raises:
-        DistillError: A run without heads, or heads that do not fit.
-    """
-    if not has_heads(run):
-        raise DistillError(
-            f"{run} has no {HEADS}, so it has no projection: only a finished run of `distill "
-            "pretrain` has one; use --layer backbone"
-        )
-    options = read_config(run, command="pretrain")
-    config = updated(PretrainConfig(), options, source=f"{run}/config.yaml")
-    method = build_method(config.method, network.embedding_dim)
-    heads = read_state_dict(run / HEADS)
-    problems = mismatches(shapes(method.state_dict()), shapes(heads))
-    if problems:
-        raise DistillError(
-            f"{run / HEADS} does not fit {config.method.method} as config.yaml describes it: "
-            f"{'; '.join(problems)}. Restore both from the same run, or use --layer backbone"
-        )
-    method.load_state_dict(heads, strict=False)  # what may be absent, `mismatches` allows
-    return Projection(network, method.to(network.mean.device))
-
-
-def has_heads(run: Path) -> bool:
-    """Return whether a run directory holds the heads of pre-training."""
-    return (run / HEADS).is_file()
-
-
 @dataclass(frozen=True)
 class EmbeddedViews:
     """Two views of N images; rows belong together, in an order that follows from the seed.
@@ -231,9 +166,9 @@ def embed_views(
         DistillError: An unknown augmentation, fewer than two images that can be read, or vectors
             that are not finite.
     """
-    views = two_views(image_size, augmentation)
+    pair = two_views(image_size, augmentation)
     shown = TrainingViews(
-        images, indices, views.view, views.second_view, distortion=views.draw, seed=seed
+        images, indices, pair.view, pair.second_view, distortion=pair.draw, seed=seed
     )
 
     def batches() -> Iterable[Batch]:
@@ -262,206 +197,262 @@ def embed_views(
             second.append(encode(y.to(device)).cpu())
     if sum(map(len, first)) < 2:
         raise DistillError(f"fewer than two of the chosen images of {images.name} can be read")
-    found = EmbeddedViews(torch.cat(pixels), torch.cat(first), torch.cat(second))
-    _require_finite(found)
-    return found
-
-
-def _require_finite(views: EmbeddedViews) -> None:
+    views = EmbeddedViews(torch.cat(pixels), torch.cat(first), torch.cat(second))
     finite = (views.first.isfinite() & views.second.isfinite()).all(dim=1)
     if not finite.all():
         raise DistillError(
             f"{int((~finite).sum())} of {len(finite)} embeddings are not finite; the network's "
             "weights are damaged or its training diverged"
         )
+    return views
+
+
+_COLUMNS = (
+    ("residual", "residual_information"),
+    ("I(Y;Z) >=", "information_y_z"),
+    ("entropy_b", "entropy_b"),
+    ("view KL", "view_kl"),
+    ("cosine", "view_cosine"),
+    ("lipschitz sampled", "lipschitz_sampled"),
+    ("ascended", "lipschitz_ascended"),
+    ("KL lipschitz sampled", "kl_lipschitz_sampled"),
+    ("ascended", "kl_lipschitz_ascended"),
+)
+_SLOPE = "largest slope {of} {over}, a lower bound"
+_SAMPLED, _ASCENDED = "over sampled pairs of images", "that gradient ascent found"
+
+
+def _metric(name: str, words: str, unit: str, larger_is_better: bool | None = None) -> Metric:
+    """Return the meaning of a number of the projection and of the backbone."""
+
+    def meaning(match: re.Match[str]) -> str:
+        return f"at the embedding: {words}" if match["backbone"] else words
+
+    return Metric(f"(?P<backbone>backbone_)?{name}", meaning, unit, larger_is_better)
 
 
 @dataclass(frozen=True)
-class MeasureOptions(EvaluationOptions):
-    """How `distill measure` measures."""
-
-    layer: Literal["projection", "backbone"] | None = None
-    """What is measured, L2-normalized: the output of the heads of pre-training, or the embedding;
-    None: the projection where the run has one."""
-    kappa_e: float = 1024.0
-    """Concentration of e(z|x), the same for all runs."""
-    kappa_b: float = 10.0
-    """Concentration of b(z|y), the same for all runs."""
-    num_images: int = 1024
-    """Images to measure on, of the validation images where there are any."""
-    augmentation: Literal["photo", "glyph"] | None = None
-    """How the two views differ, as in pre-training; None: by data."""
-    seed: int = 0
-    """Picks images, views, samples, pairs and noise."""
-
-
-@dataclass(frozen=True)
-class Measurement:
+class MeasureResult(EvaluationResult):
     """What was measured of one run.
 
     Attributes:
         path: As it was given.
         method: The run's method, `distilled` for CompRess, `weights` for a bare file.
         beta: The run's weight of the residual information; None without.
-        definition: What the numbers mean.
-        numbers: By name, see `distill.evaluation.information` and `distill.evaluation.lipschitz`.
-        other_data: Name of the data, when it is not what the run was trained on.
+        definition: What the numbers are of.
+        numbers: By name, without prefix.
     """
 
-    path: Path
-    method: str
-    beta: float | None
-    definition: Definition
-    numbers: dict[str, float]
-    other_data: str | None = None
-
-    def metrics(self) -> dict[str, Any]:
-        """Return what metrics.json receives; names tell the backbone's numbers and other data."""
-        prefix = "backbone_" if self.definition.layer == "backbone" else ""
-        described = {**self.numbers, "measure_definition": "; ".join(self.definition.lines())}
-        suffix = "" if self.other_data is None else f"@{self.other_data}"
-        return {prefix + name + suffix: value for name, value in described.items()}
+    path: Path = Path()
+    method: str = ""
+    beta: float | None = None
+    definition: Definition | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A run that is ready to be measured."""
+@register_evaluation(
+    "measure",
+    summary="measure how much trained networks compress",
+    examples="""\
+  distill measure runs/c-byol --data photos
+      through the heads of pre-training
+  distill measure runs/beta-* runs/simclr --data photos --plot sweep.svg
+      a row for each run, and residual information and Lipschitz bound against beta
+  distill measure runs/first --data photos --layer backbone
+      the embedding itself, which a distilled student has too""",
+)
+class Measure(Evaluation["Measure.Options"]):
+    """Measure what networks compress: information between two views, and Lipschitz bounds.
 
-    path: Path
-    evaluation: Subject
-    layer: str
-    encoder: Projection
-
-
-def measure(runs_or_weights: Sequence[Path], options: MeasureOptions) -> list[Measurement]:
-    """Measure trained encoders by one definition.
-
-    All of them are opened before the first is measured, so that a mistake shows early.
-
-    Args:
-        runs_or_weights: Run directories, student.safetensors or backbone.safetensors files, or
-            other weights with `options.student`; at least one.
-        options: How to measure.
-
-    Returns:
-        A measurement for each, in order; each was added to the metrics.json of its run.
-
-    Raises:
-        DistillError: No such run, weights that do not fit, a layer that is not there, a number out
-            of range, fewer than two images.
+    Information is in nats; Lipschitz constants are bounded from below. The definition is fixed and
+    printed: runs of one width and image size compare, whatever trained them.
     """
-    _check(runs_or_weights, options)
-    subjects = [_open(path, options) for path in runs_or_weights]
-    return [_measured(subject, options) for subject in subjects]
 
+    accepts_several_runs = True
+    tables_show_metrics = True
+    METRICS = (
+        _metric(
+            "residual_information",
+            "nats that one view of an image tells beyond the other",
+            "nats",
+            larger_is_better=False,
+        ),
+        _metric(
+            "residual_constant",
+            "the part of the bound on I(X;Z|Y) that does not depend on the network",
+            "nats",
+        ),
+        _metric(
+            "information_y_z",
+            "lower bound in nats on what the embedding of one view tells of the other",
+            "nats",
+            larger_is_better=True,
+        ),
+        _metric("entropy_e", "entropy of the embedding's own distribution", "nats"),
+        _metric("entropy_b", "cross-entropy of the embedding under the other view's", "nats"),
+        _metric(
+            "view_kl",
+            "mean KL divergence of the distributions of two views of an image",
+            "nats",
+            larger_is_better=False,
+        ),
+        _metric(
+            "view_cosine",
+            "mean cosine of the embeddings of two views of an image",
+            "cosine",
+            larger_is_better=True,
+        ),
+        *(
+            _metric(
+                f"{prefix}lipschitz_{name}",
+                _SLOPE.format(of=of, over=over),
+                unit,
+                larger_is_better=False,
+            )
+            for prefix, of, unit in (
+                ("", "of the embedding", "1 / pixel range"),
+                ("kl_", "of the KL divergence", "nats / pixel range"),
+            )
+            for name, over in (("sampled", _SAMPLED), ("ascended", _ASCENDED))
+        ),
+        _metric("measure_definition", "what information and slopes are of", "text"),
+    )
 
-def _check(runs_or_weights: Sequence[Path], options: MeasureOptions) -> None:
-    if not runs_or_weights:
-        raise DistillError("no run to measure; name at least one run directory or weights file")
-    if len(runs_or_weights) > 1 and options.output is not None:
-        raise DistillError(
-            f"--output {options.output} has room for the numbers of one run and "
-            f"{len(runs_or_weights)} were given; leave it out"
+    @dataclass(frozen=True)
+    class Options(EvaluationOptions):
+        """How `distill measure` measures."""
+
+        layer: Literal["projection", "backbone"] | None = None
+        """What is measured, L2-normalized: the output of the heads of pre-training, or the
+        embedding; None: the projection where the run has one."""
+        kappa_e: Concentration = 1024.0
+        """Concentration of e(z|x), the same for all runs."""
+        kappa_b: Concentration = 10.0
+        """Concentration of b(z|y), the same for all runs."""
+        num_images: Annotated[int, Ge(2)] = 1024
+        """Images to measure on, of the validation images where there are any."""
+        augmentation: Literal["photo", "glyph"] | None = None
+        """How the two views differ, as in pre-training; None: by data."""
+        seed: Seed = 0
+        """Picks images, views, samples, pairs and noise."""
+        plot: Path | None = None
+        """File, .png or .svg, for a plot of residual information and Lipschitz bound against
+        beta."""
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Refuse a plot that cannot be written."""
+        if options.plot is not None:
+            require_plot_path(options.plot)
+
+    @classmethod
+    def open(cls, run_or_weights: Path, options: Options) -> Subject:
+        """Open a run; that it lacks the wanted layer shows before others are measured."""
+        subject = open_evaluation(run_or_weights, options)
+        _encoder(subject, options)
+        return subject
+
+    @classmethod
+    def run(cls, subject: Subject, options: Options) -> EvaluationResult:
+        """Measure one run; names tell the backbone's numbers."""
+        embedder = subject.embedder
+        layer, encoder = _encoder(subject, options)
+        augmentation = options.augmentation or default_pretraining_augmentation(embedder.data)
+        images, usable = embedder.data.train, embedder.train_index
+        if embedder.data.val is not None and len(embedder.val_index):
+            images, usable = embedder.data.val, embedder.val_index
+        if len(usable) < 2:
+            raise DistillError(
+                f"{images.name} has {len(usable)} images that can be read, at least 2 are needed"
+            )
+        number = min(options.num_images, len(usable))
+        chosen = np.random.default_rng(options.seed).choice(usable, size=number, replace=False)
+        views = embed_views(
+            encoder,
+            images,
+            np.sort(chosen),
+            image_size=encoder.network.input.image_size,
+            augmentation=augmentation,
+            seed=options.seed,
+            device=embedder.device,
+            num_workers=options.num_workers,
+            description=str(subject.path),
+            on_bad_images=embedder.bad_images,
         )
-    check_kappa("--kappa-e", options.kappa_e)
-    check_kappa("--kappa-b", options.kappa_b)
-    if options.num_images < 2:
-        raise DistillError(f"--num-images is {options.num_images}, it must be at least 2")
-    if not 0 <= options.seed < 2**63:
-        raise DistillError(f"--seed is {options.seed}, it must be between 0 and 2^63 - 1")
-
-
-def _open(path: Path, options: MeasureOptions) -> _Subject:
-    evaluation = open_evaluation(path, options)
-    layer = options.layer or ("projection" if has_heads(path) else "backbone")
-    network = evaluation.network
-    encoder = Projection(network) if layer == "backbone" else through_heads(network, path)
-    return _Subject(path, evaluation, layer, encoder)
-
-
-def _measured(subject: _Subject, options: MeasureOptions) -> Measurement:
-    embedder = subject.evaluation.embedder
-    augmentation = options.augmentation or default_pretraining_augmentation(embedder.data)
-    images, indices = _chosen_images(subject.evaluation, options)
-    views = _embedded(subject, images, indices, augmentation, options)
-    definition = Definition(
-        layer=subject.layer,
-        width=views.first.shape[1],
-        image_size=views.images.shape[-1],
-        images=images.name,
-        num_images=len(views.images),
-        augmentation=augmentation,
-        seed=options.seed,
-        kappa_e=options.kappa_e,
-        kappa_b=options.kappa_b,
-    )
-    numbers = _numbers(subject, views, options)
-    measurement = Measurement(
-        subject.path,
-        *_method_and_beta(subject.path),
-        definition,
-        numbers,
-        subject.evaluation.other_data,
-    )
-    subject.evaluation.keep(EvaluationResult(replace(measurement, other_data=None).metrics()))
-    return measurement
-
-
-def _embedded(
-    subject: _Subject,
-    images: Images,
-    indices: np.ndarray,
-    augmentation: str,
-    options: MeasureOptions,
-) -> EmbeddedViews:
-    embedder = subject.evaluation.embedder
-    return embed_views(
-        subject.encoder,
-        images,
-        indices,
-        image_size=subject.encoder.network.input.image_size,
-        augmentation=augmentation,
-        seed=options.seed,
-        device=embedder.device,
-        num_workers=options.num_workers,
-        description=str(subject.path),
-        on_bad_images=embedder.bad_images,
-    )
-
-
-def _chosen_images(evaluation: Subject, options: MeasureOptions) -> tuple[Images, np.ndarray]:
-    embedder = evaluation.embedder
-    images, usable = embedder.data.train, embedder.train_index
-    if embedder.data.val is not None and len(embedder.val_index):
-        images, usable = embedder.data.val, embedder.val_index
-    if len(usable) < 2:
-        raise DistillError(
-            f"{images.name} has {len(usable)} images that can be read, at least 2 are needed"
+        definition = Definition(
+            layer=layer,
+            width=views.first.shape[1],
+            image_size=views.images.shape[-1],
+            images=images.name,
+            num_images=len(views.images),
+            augmentation=augmentation,
+            seed=options.seed,
+            kappa_e=options.kappa_e,
+            kappa_b=options.kappa_b,
         )
-    number = min(options.num_images, len(usable))
-    chosen = np.random.default_rng(options.seed).choice(usable, size=number, replace=False)
-    return images, np.sort(chosen)
-
-
-def _numbers(subject: _Subject, views: EmbeddedViews, options: MeasureOptions) -> dict[str, float]:
-    information = measure_information(
-        views.first,
-        views.second,
-        kappa_e=options.kappa_e,
-        kappa_b=options.kappa_b,
-        seed=options.seed,
-    )
-    device = subject.evaluation.embedder.device
-    with full_float32(device):
-        bounds = lipschitz_bounds(
-            subject.encoder,
-            views.images,
-            kappa=options.kappa_e,
-            device=device,
-            batch_size=images_per_pass(views.images.shape[-1], device),
+        numbers = measure_information(
+            views.first,
+            views.second,
+            kappa_e=options.kappa_e,
+            kappa_b=options.kappa_b,
             seed=options.seed,
         )
-    return {**vars(information), **vars(bounds)}
+        with full_float32(embedder.device):
+            numbers |= lipschitz_bounds(
+                encoder,
+                views.images,
+                kappa=options.kappa_e,
+                device=embedder.device,
+                batch_size=images_per_pass(definition.image_size, embedder.device),
+                seed=options.seed,
+            )
+        prefix = "backbone_" if layer == "backbone" else ""
+        described = {**numbers, "measure_definition": "; ".join(definition.lines())}
+        metrics: dict[str, Any] = {prefix + name: value for name, value in described.items()}
+        method, beta = _method_and_beta(subject.path)
+        return MeasureResult(metrics, [], [], subject.path, method, beta, definition, numbers)
+
+    @classmethod
+    def combine(cls, results: Sequence[EvaluationResult], options: Options) -> EvaluationResult:
+        """Return a row for each run under the definitions, and draw the plot."""
+        measured = [result for result in results if isinstance(result, MeasureResult)]
+        definitions = [one.definition for one in measured if one.definition is not None]
+        title = "\n\n".join("\n".join(one.lines()) for one in dict.fromkeys(definitions))
+        rows = [
+            [
+                str(one.path),
+                one.method,
+                "-" if one.beta is None else f"{one.beta:g}",
+                *(f"{one.numbers[name]:.4g}" for _, name in _COLUMNS),
+            ]
+            for one in measured
+        ]
+        header = ["run", "method", "beta", *(words for words, _ in _COLUMNS)]
+        problem, notes = why_not_comparable(definitions), []
+        if problem is not None:
+            notes.append(f"not comparable: {problem}")
+        if options.plot is not None:
+            points = [
+                SweepPoint(
+                    method=one.method,
+                    beta=one.beta,
+                    residual_information=one.numbers["residual_information"],
+                    lipschitz=one.numbers["lipschitz_ascended"],
+                )
+                for one in measured
+            ]
+            plot_sweep(points, options.plot)
+            notes.append(f"the plot is in {options.plot}")
+        metrics = results[0].metrics if len(results) == 1 else {}
+        return EvaluationResult(metrics, [Table(header, rows, title + "\n")], notes)
+
+
+def _encoder(subject: Subject, options: Measure.Options) -> tuple[str, Projection]:
+    """Return the layer to measure and the unit vectors there."""
+    layer = options.layer or ("projection" if has_heads(subject.path) else "backbone")
+    if layer == "backbone":
+        return layer, Projection(subject.network)
+    return layer, through_heads(subject.network, subject.path)
 
 
 def _method_and_beta(path: Path) -> tuple[str, float | None]:

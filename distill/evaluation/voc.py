@@ -22,7 +22,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -294,9 +294,11 @@ class Voc(Evaluation["Voc.Options"]):
 
     @classmethod
     def open(cls, run_or_weights: Path, options: Options) -> Subject:
-        """Load the network and open both lists of images."""
+        """Load the network and open both lists of images; the names of the numbers say VOC."""
         splits = {"train_split": options.train_split, "test_split": options.test_split}
-        return open_evaluation(run_or_weights, options, open_data=partial(open_voc, **splits))
+        open_data = partial(open_voc, **splits)
+        subject = open_evaluation(run_or_weights, options, open_data=open_data)
+        return replace(subject, other_data=None)
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:

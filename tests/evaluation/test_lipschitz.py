@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from distill.evaluation import lipschitz
 from distill.evaluation.lipschitz import (
     MIN_DISTANCE,
-    LipschitzBounds,
     Pairs,
     ascend,
     lipschitz_bounds,
@@ -49,7 +48,7 @@ def angle(slope: float):
     return encode
 
 
-def bounds(encode, x, **options) -> LipschitzBounds:
+def bounds(encode, x, **options) -> dict[str, float]:
     return lipschitz_bounds(encode, x, kappa=KAPPA, device=CPU, **options)
 
 
@@ -57,8 +56,8 @@ def test_a_linear_map_is_bounded_by_its_spectral_norm_and_ascent_gets_there():
     weight = matrix()
     true = float(torch.linalg.matrix_norm(weight.double(), 2))
     found = bounds(linear(weight), images())
-    assert found.lipschitz_sampled < 0.8 * true
-    assert 0.98 * true <= found.lipschitz_ascended <= true * (1 + ROUNDING)
+    assert found["lipschitz_sampled"] < 0.8 * true
+    assert 0.98 * true <= found["lipschitz_ascended"] <= true * (1 + ROUNDING)
 
 
 def test_ascent_stays_between_0_and_1_where_the_steepest_direction_leaves():
@@ -75,7 +74,7 @@ def test_ascent_stays_between_0_and_1_where_the_steepest_direction_leaves():
     )
     assert min(low for low, _ in seen) >= 0
     assert max(high for _, high in seen) <= 1
-    assert found.lipschitz_ascended <= true * (1 + ROUNDING)
+    assert found["lipschitz_ascended"] <= true * (1 + ROUNDING)
 
 
 def position(x: torch.Tensor) -> torch.Tensor:
@@ -101,16 +100,16 @@ def test_ascent_finds_the_steepest_way_from_an_image_on_a_curve(slope: float):
     found = bounds(angle(slope), x)
     true = largest(x, slope, 1)
     assert true < slope
-    assert found.lipschitz_ascended > 1.01 * found.lipschitz_sampled
-    assert 0.97 * true <= found.lipschitz_ascended <= true * (1 + 1e-4)
+    assert found["lipschitz_ascended"] > 1.01 * found["lipschitz_sampled"]
+    assert 0.97 * true <= found["lipschitz_ascended"] <= true * (1 + 1e-4)
 
 
 def test_ascent_finds_the_largest_divergence_on_a_curve():
     x, slope = images(), 3.0
     found = bounds(angle(slope), x)
     true = KAPPA * mean_cosine(2, KAPPA) * largest(x, slope, 2) / 2
-    assert found.kl_lipschitz_sampled < found.kl_lipschitz_ascended
-    assert 0.97 * true <= found.kl_lipschitz_ascended <= true * (1 + 1e-4)
+    assert found["kl_lipschitz_sampled"] < found["kl_lipschitz_ascended"]
+    assert 0.97 * true <= found["kl_lipschitz_ascended"] <= true * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,8 +120,8 @@ def test_ascent_never_ends_below_what_was_drawn(seed: int):
     )
     x = images(7, 0, 1)
     found = bounds(lambda x: F.normalize(network(x)), x, seed=seed, batch_size=3)
-    assert 0 < found.lipschitz_sampled < found.lipschitz_ascended
-    assert 0 < found.kl_lipschitz_sampled < found.kl_lipschitz_ascended
+    assert 0 < found["lipschitz_sampled"] < found["lipschitz_ascended"]
+    assert 0 < found["kl_lipschitz_sampled"] < found["kl_lipschitz_ascended"]
 
 
 def test_every_image_meets_as_many_others():
@@ -145,10 +144,10 @@ def test_what_is_drawn_is_at_least_the_largest_ratio_between_the_images():
     found, f = bounds(encode, x), encode(x)
     pairs = [(i, j) for i in range(4) for j in range(i)]
     changes = [float((f[i] - f[j]).norm() / (x[i] - x[j]).norm()) for i, j in pairs]
-    assert found.lipschitz_sampled >= max(changes) * (1 - ROUNDING)
+    assert found["lipschitz_sampled"] >= max(changes) * (1 - ROUNDING)
     kls = [float((1 - f[i] @ f[j]) / (x[i] - x[j]).norm()) for i, j in pairs]
     factor = KAPPA * mean_cosine(2, KAPPA)
-    assert found.kl_lipschitz_sampled >= factor * max(kls) * (1 - 1e-4)
+    assert found["kl_lipschitz_sampled"] >= factor * max(kls) * (1 - 1e-4)
 
 
 def test_a_seed_fixes_the_result_and_another_draws_others():
@@ -160,12 +159,12 @@ def test_a_seed_fixes_the_result_and_another_draws_others():
 def test_the_number_of_images_in_a_pass_does_not_matter():
     encode, x = linear(matrix()[:, :27]), images()[..., :3, :3]
     few, many = (bounds(encode, x, batch_size=size) for size in (3, 20))
-    assert vars(few) == pytest.approx(vars(many), rel=1e-5)
+    assert few == pytest.approx(many, rel=1e-5)
 
 
 def test_a_constant_map_does_not_change():
     found = bounds(lambda x: 0 * x.flatten(1)[:, :2] + torch.tensor([1.0, 0.0]), images(3))
-    assert max(vars(found).values()) < 1e-9
+    assert max(found.values()) < 1e-9
 
 
 def test_pairs_that_are_too_close_do_not_count():
@@ -185,7 +184,7 @@ def test_a_jump_is_climbed_no_closer_than_the_least_distance():
         return torch.stack([t, 1 - t], dim=1)
 
     found = bounds(encode, images())
-    assert found.lipschitz_ascended <= 2 * math.sqrt(2) / MIN_DISTANCE * (1 + 1e-3)
+    assert found["lipschitz_ascended"] <= 2 * math.sqrt(2) / MIN_DISTANCE * (1 + 1e-3)
 
 
 def test_noise_keeps_its_norm_at_the_edges_of_the_cube():

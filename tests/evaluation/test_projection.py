@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.evaluation.measure import Projection, load_projection
+from distill.evaluation.projection import Projection, load_projection
 from teachers.load import load_trained
 
 
