@@ -379,19 +379,7 @@ def measure(
         True
     """
     given = _given(locals())
-    from distill.evaluation.base import EVALUATIONS
     from distill.evaluation.base import evaluate as evaluate_run
-
-    if "measure" not in EVALUATIONS:  # interim
-        from distill.config import as_options
-        from distill.evaluation import measure as module
-
-        options = as_options(
-            module.MeasureOptions,
-            {k: v for k, v in given.items() if k != "run"},
-            source="distill.measure",
-        )
-        return module.measure([_path(run)], options)[0].metrics()  # type: ignore
 
     return evaluate_run("measure", given.pop("run"), **given)
 
@@ -616,27 +604,6 @@ if not TYPE_CHECKING:
             return getattr(importlib.import_module(_PARTS[name]), name)
         if name == "losses":
             return importlib.import_module("distill.losses")
-        interim = {
-            "evaluate_linear": "LinearOptions",
-            "evaluate_voc": "VocOptions",
-            "evaluate_robustness": "RobustnessOptions",
-        }
-        if name in interim:
-            from distill.config import as_options
-
-            short = name.removeprefix("evaluate_")
-            module = importlib.import_module(f"distill.evaluation.{short}")
-            if hasattr(module, interim[name]):
-                job = module.measure_voc if short == "voc" else getattr(module, name)
-
-                def call(run: Any, **options: Any) -> Any:
-                    given = as_options(
-                        getattr(module, interim[name]), options, source=f"distill.{name}"
-                    )
-                    metrics = job(Path(run), given).metrics
-                    return metrics() if callable(metrics) else metrics
-
-                return call
         if name in _REMOVED:
             raise AttributeError(f"distill.{name} is gone; call {_REMOVED[name]} instead")
         raise AttributeError(f"module 'distill' has no attribute {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import re
 import shlex
@@ -245,13 +244,6 @@ def _add_evaluations() -> None:
     for file in sorted(Path(__file__).parents[1].joinpath("evaluation").glob("*.py")):
         for name, summary in registration.findall(file.read_text(encoding="utf-8")):
             COMMANDS[name] = Command(summary, partial(_evaluate, name), "", is_shared=True)
-    for name in ("linear", "voc", "robustness", "measure"):  # until they are registered
-        if name not in COMMANDS:
-            COMMANDS[name] = Command("", partial(_of_module, name), "", is_shared=name == "linear")
-
-
-def _of_module(name: str, argv: Sequence[str]) -> int:
-    return importlib.import_module(f"distill.cli.{name}").run(list(argv))
 
 
 _add_evaluations()
