@@ -55,8 +55,8 @@ ELSEWHERE = (
     "--teacher-cache, or keep none with --teacher-view student)"
 )
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_NUMPY = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<u2"), "fp32": np.dtype("<f4")}
-_CHECKSUM = np.dtype("<u8")
+_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<u2"), "fp32": np.dtype("<f4")}
+_CHECKSUM: np.dtype[Any] = np.dtype("<u8")
 _DONE = 2**32
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _NOT_COMPARED = {"images"}  # a set that was renamed is the same set
