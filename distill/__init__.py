@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from distill import losses
     from distill.comparison.compare import ComparisonResult
     from distill.config import CacheDtype, Precision
-    from distill.embeddings.cache import CachedSplit
+    from distill.embeddings.cache import CachedEmbeddings
     from distill.embeddings.embed import embed
     from distill.evaluation.base import EvaluationResult
     from distill.evaluation.clusters import cluster_alignment
@@ -271,7 +271,7 @@ def cache(
     deterministic: bool = NOT_GIVEN,
     device: str = NOT_GIVEN,
     precision: Precision = NOT_GIVEN,
-) -> list[CachedSplit]:
+) -> dict[Literal["train", "val"], CachedEmbeddings]:
     """Keep a teacher's embeddings on disk for the training that follows; as `distill cache`.
 
     Args:
@@ -280,14 +280,14 @@ def cache(
         data_key: As for `train`.
 
     Returns:
-        For each split: folder, number of images, size and what embedding took.
+        By split, `train` or `val`: rows on disk, their folder and size, and what embedding took.
 
     Raises:
         DistillError: A request that cannot be met.
 
     Example:
-        >>> train, val = distill.cache(teacher="pixels", data="digits")
-        >>> train.num_images, val.num_images
+        >>> made = distill.cache(teacher="pixels", data="digits")
+        >>> made["train"].num_images, made["val"].num_images
         (1437, 360)
     """
     given = _given(locals())
@@ -297,7 +297,7 @@ def cache(
 
     options, objects = split_objects(given)
     config = updated(CacheConfig(), options, source="distill.cache")
-    return cache_embeddings(config, *objects.beside)
+    return cache_embeddings(config, teacher=objects.teacher, data=objects.data)
 
 
 def evaluate(

@@ -170,20 +170,20 @@ def cache(argv: Sequence[str]) -> int:
     from distill import distributed
     from distill.embeddings.cache import cache
 
-    splits = cache(config)
+    made = cache(config)
     if distributed.is_main():
         rows = [
             [
-                split.split,
-                f"{split.num_images:,}",
-                str(split.embedding_dim),
-                split.dtype,
-                f"{split.num_bytes / 2**20:,.1f} MiB",
-                "-" if split.images_per_second is None else f"{split.images_per_second:,.1f}",
-                "-" if split.images_per_second is None else f"{split.seconds:.1f}",
-                str(split.folder),
+                split,
+                f"{one.num_images:,}",
+                str(one.table.embedding_dim),
+                one.table.contents.dtype,
+                f"{one.num_bytes / 2**20:,.1f} MiB",
+                "-" if one.images_per_second is None else f"{one.images_per_second:,.1f}",
+                "-" if one.images_per_second is None else f"{one.seconds:.1f}",
+                str(one.folder),
             ]
-            for split in splits
+            for split, one in made.items()
         ]
         header = ["split", "images", "width", "dtype", "size", "images/s", "seconds", "folder"]
         print_table(rows, header)

@@ -6,8 +6,8 @@ missing ones in parts, and open the whole. Images go through the network once, i
 set; one shard, in a few copies, and one batch are in memory at a time, however many images there
 are.
 
-Limit: the parts are shards of some thousand rows, so that on a small set some ranks have nothing
-to do.
+Limit: the parts are shards of up to 1,024 rows, so that on a small set some ranks have nothing to
+do.
 
 Shapes: N images, D embedding width.
 """
@@ -17,14 +17,12 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from distill import distributed
 from distill.config import CacheConfig, CacheDtype, TeacherOptions, check_options
@@ -53,11 +51,12 @@ from distill.errors import BadImageError, DistillError
 from distill.files import cache_folder
 from distill.models.networks import EmbeddingNetwork, prepare_for_device
 from distill.models.weights import module_key
-from distill.run_directory import versions
 from distill.terminal import progress_bar
 from teachers.load import load_teacher
 
 logger = logging.getLogger(__name__)
+
+_MAX_NAME = 100  # characters of a folder's name; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -101,119 +100,17 @@ class CacheTask:
         what: `teacher` or `student`, for people.
         contents: What its rows must be.
         images: The set.
-        versions: Of packages, kept with the rows.
     """
 
     folder: Path
     what: str
     contents: Contents
     images: Images
-    versions: Mapping[str, str]
 
     @property
     def description(self) -> str:
         """What is embedded, in words."""
         return f"{self.what}, {self.images.name}"
-
-
-def fill(
-    store: EmbeddingStore,
-    network: EmbeddingNetwork,
-    task: CacheTask,
-    inference: InferenceConfig,
-    *,
-    shards: list[int],
-) -> set[int]:
-    """Embed and write shards.
-
-    Args:
-        store: Of the cache, locked.
-        network: On its device.
-        task: What the rows must be.
-        inference: Device, precision, sizes.
-        shards: Which of the shards, ascending; no other process writes them.
-
-    Returns:
-        Indices of the images that could not be read.
-
-    Raises:
-        DistillError: No space, or a value that the dtype cannot hold.
-    """
-    bad: set[int] = set()
-    if not shards:
-        return bad
-    batches = embedded_batches(
-        network,
-        task.images,
-        inference,
-        indices=np.concatenate([store.rows_of(shard) for shard in shards]),
-        description=task.description,
-    )
-    with closing(batches):  # the last one may leave it unfinished
-        for shard, stored in _whole_shards(batches, store, task, shards):
-            store.write_shard(shard, stored)
-            bad |= missing_images(store, shard, stored)
-            if distributed.is_main():
-                store.write_progress()
-    return bad
-
-
-def _whole_shards(
-    batches: Iterator[Embeddings], store: EmbeddingStore, task: CacheTask, shards: list[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut batches, which come in the order of the shards, into whole shards.
-
-    Rows of images that could not be read, and are therefore in no batch, stay NaN.
-    """
-    dtype, width = task.contents.dtype, task.contents.shape[1]
-    arrived, wanted = 0, 0
-    index, stored = np.zeros(0, np.int64), no_rows(0, width, dtype)
-    for shard in shards:
-        rows = store.rows_of(shard)
-        wanted += len(rows)
-        whole = no_rows(len(rows), width, dtype)
-        while True:
-            inside = (index >= rows.start) & (index < rows.stop)
-            whole[index[inside] - rows.start] = stored[inside]
-            if arrived >= wanted:
-                break
-            batch = next(batches)
-            arrived += len(batch.index) + len(batch.bad)
-            index, stored = batch.index, _encoded(batch, task)
-        yield shard, whole
-
-
-def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
-    """Return a batch as it is stored.
-
-    Raises:
-        DistillError: A value that is not finite, or not any more.
-    """
-    misfit = first_misfit(batch.features, task.contents.dtype)
-    if misfit is None:
-        return encode(batch.features, task.contents.dtype)
-    row, column = misfit
-    value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
-    if not np.isfinite(value):
-        precision = task.contents.precision
-        remedy = "use other weights"
-        if precision != "fp32":  # measures compute as the run did, which has the flag
-            remedy = "compute in fp32 (--precision fp32 in training), or use other weights"
-        raise DistillError(
-            f"the {task.what}'s embedding of {image} holds {value}, computed in {precision}; "
-            + remedy
-        )
-    larger = "--cache-dtype bf16 or fp32" if task.contents.dtype == "fp16" else "--cache-dtype fp32"
-    raise DistillError(
-        f"the {task.what}'s embedding of {image} holds {value:g}, too large for "
-        f"{task.contents.dtype}; use {larger}"
-    )
-
-
-def missing_images(store: EmbeddingStore, shard: int, stored: np.ndarray) -> set[int]:
-    """Return the indices of the images that have no row among those of a shard."""
-    rows = missing_rows(stored, store.contents.dtype) + store.rows_of(shard).start
-    return set(rows.tolist())
 
 
 @dataclass(frozen=True)
@@ -222,13 +119,33 @@ class CachedEmbeddings:
 
     Attributes:
         table: The rows.
-        num_present: How many were there already.
-        seconds: Spent on embedding the others.
+        num_embedded: Images that were embedded now; the others were there.
+        seconds: Spent on embedding them.
     """
 
     table: EmbeddingTable
-    num_present: int
+    num_embedded: int
     seconds: float
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.table.folder
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.table)
+
+    @property
+    def num_bytes(self) -> int:
+        """On the disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of this pass, all processes together; None when nothing was embedded."""
+        return self.num_embedded / self.seconds if self.num_embedded else None
 
 
 def cached_embeddings(
@@ -249,24 +166,20 @@ def cached_embeddings(
         BadImageError: From `inference.on_bad_images`.
     """
     with ExitStack() as lock:  # entered by the first rank, for all
-        is_complete = distributed.broadcast_from_rank0(partial(_is_complete, task))
-        checked = _check(_found(task), task) if is_complete else None
-        if checked is None or checked.damaged or checked.readable:
-            distributed.broadcast_from_rank0(partial(_lock, lock, task))
-            store = _found(task)
-            checked = _check(store, task)
-            missing = distributed.broadcast_from_rank0(partial(_missing, store, checked))
-            return _complete(network, task, inference, missing=missing, bad=checked.bad)
-        table = EmbeddingTable(_found(task), np.array(sorted(checked.bad), dtype=np.int64))
-    logger.info(f"{task.description}: all {len(table):,} embeddings are in {task.folder}")
-    return CachedEmbeddings(table, num_present=len(table), seconds=0.0)
-
-
-@dataclass(frozen=True)
-class _Checked:
-    damaged: list[int]  # shards
-    readable: list[int]  # shards with images that could not be read and now can
-    bad: set[int]  # images
+        if distributed.broadcast_from_rank0(partial(_is_complete, task)):
+            store = _opened(task)
+            repeated, bad = _check(store, task)
+            if not repeated:
+                logger.info(
+                    f"{task.description}: all {store.contents.shape[0]:,} embeddings are in "
+                    f"{task.folder}"
+                )
+                return CachedEmbeddings(_table(store, bad), num_embedded=0, seconds=0.0)
+        distributed.broadcast_from_rank0(partial(_lock, lock, task))
+        store = _opened(task)
+        repeated, bad = _check(store, task)
+        missing = distributed.broadcast_from_rank0(partial(_missing, store, repeated))
+        return _complete(network, task, inference, store, missing=missing, bad=bad)
 
 
 def _is_complete(task: CacheTask) -> bool:
@@ -282,10 +195,10 @@ def _lock(lock: ExitStack, task: CacheTask) -> None:
     """Enter the folder's lock, and make the cache if nobody has made it meanwhile."""
     lock.enter_context(locked(task.folder, on_wait=logger.info))
     if EmbeddingStore.find(task.folder) is None:
-        EmbeddingStore.create(task.folder, task.contents, versions=task.versions)
+        EmbeddingStore.create(task.folder, task.contents)
 
 
-def _found(task: CacheTask) -> EmbeddingStore:
+def _opened(task: CacheTask) -> EmbeddingStore:
     store = EmbeddingStore.find(task.folder)
     if store is None:
         raise _not_shared(task.folder)
@@ -301,28 +214,33 @@ def _not_shared(folder: Path) -> DistillError:
     )
 
 
-def _check(store: EmbeddingStore, task: CacheTask) -> _Checked:
-    """Check the shards that are done, every rank its part; return what all found."""
+def _check(store: EmbeddingStore, task: CacheTask) -> tuple[dict[int, str], set[int]]:
+    """Check the shards that are done, every rank its part.
+
+    Returns:
+        The shards to embed again with the reason, and the images without a row in the others.
+    """
     done = distributed.broadcast_from_rank0(lambda: np.flatnonzero(store.done()).tolist())
-    damaged, readable, bad = set(), set(), set()
-    what = "checking embeddings"
-    with progress_bar(len(done), description=what, unit="shard", delay=1.0) as bar:
+    repeated: dict[int, str] = {}
+    bad: set[int] = set()
+    with progress_bar(len(done), description="checking embeddings", unit="shard", delay=1.0) as bar:
         for shard in done[distributed.rank() :: distributed.world_size()]:
-            stored = store.read_shard(shard)
-            if stored is None:
-                damaged.add(shard)
+            rows, encoded = store.rows_of(shard), store.read_shard(shard)
+            if encoded is None:
+                repeated[shard] = store.damage(shard)
             else:
-                missing = missing_images(store, shard, stored)
+                missing = {
+                    int(row) + rows.start for row in missing_rows(encoded, task.contents.dtype)
+                }
                 if any(_can_be_read(task.images, image) for image in missing):
-                    readable.add(shard)
+                    repeated[shard] = (
+                        f"{store.folder} lacks images among {rows.start} to {rows.stop - 1} that "
+                        "can be read now"
+                    )
                 else:
                     bad |= missing
             bar.update(distributed.world_size())
-    return _Checked(
-        damaged=sorted(distributed.all_gather_set(damaged)),
-        readable=sorted(distributed.all_gather_set(readable)),
-        bad=distributed.all_gather_set(bad),
-    )
+    return dict(distributed.all_gather_set(set(repeated.items()))), distributed.all_gather_set(bad)
 
 
 def _can_be_read(images: Images, image: int) -> bool:
@@ -333,17 +251,11 @@ def _can_be_read(images: Images, image: int) -> bool:
     return True
 
 
-def _missing(store: EmbeddingStore, checked: _Checked) -> list[int]:
+def _missing(store: EmbeddingStore, repeated: dict[int, str]) -> list[int]:
     """Return the shards that are to be embedded, after unmarking those to repeat; main only."""
-    for shard in checked.damaged:
-        logger.info(f"{store.damage(shard)}: embedding them again")
-    for shard in checked.readable:
-        rows = store.rows_of(shard)
-        logger.info(
-            f"{store.folder} lacks images among {rows.start} to {rows.stop - 1} that can be read "
-            "now: embedding them again"
-        )
-    store.unmark([*checked.damaged, *checked.readable])
+    for _, reason in sorted(repeated.items()):
+        logger.info(f"{reason}: embedding them again")
+    store.unmark(sorted(repeated))
     return np.flatnonzero(~store.done()).tolist()
 
 
@@ -351,31 +263,106 @@ def _complete(
     network: EmbeddingNetwork,
     task: CacheTask,
     inference: InferenceConfig,
+    store: EmbeddingStore,
     *,
     missing: list[int],
     bad: set[int],
 ) -> CachedEmbeddings:
     """Embed the missing shards, every rank its part, and open the whole."""
-    store, start = _found(task), time.perf_counter()
+    num_images, start = task.contents.shape[0], time.perf_counter()
     num_missing = sum(len(store.rows_of(shard)) for shard in missing)
-    num_present = task.contents.shape[0] - num_missing
     logger.info(
-        f"{task.description}: {num_present:,} of {task.contents.shape[0]:,} embeddings are in "
+        f"{task.description}: {num_images - num_missing:,} of {num_images:,} embeddings are in "
         f"{task.folder}"
     )
     mine = np.array_split(missing, distributed.world_size())[distributed.rank()]
-    found = fill(store, network, task, inference, shards=mine.astype(int).tolist())
-    bad = bad | distributed.all_gather_set(found)  # waits for the last rank, too
+    newly_bad = fill(store, network, task, inference, shards=mine.astype(int).tolist())
+    bad = bad | distributed.all_gather_set(newly_bad)  # waits for the last rank, too
     if not store.done().all():
         raise _not_shared(task.folder)
     if distributed.is_main():
-        store.write_progress({i: task.images.describe(i) for i in bad})
-    seconds = time.perf_counter() - start
-    table = EmbeddingTable(store, np.array(sorted(bad), dtype=np.int64))
-    return CachedEmbeddings(table, num_present, seconds)
+        store.name_bad_images({image: task.images.describe(image) for image in bad})
+    return CachedEmbeddings(_table(store, bad), num_missing, time.perf_counter() - start)
 
 
-_MAX_NAME = 100  # characters; file systems take 255 bytes
+def _table(store: EmbeddingStore, bad: set[int]) -> EmbeddingTable:
+    return EmbeddingTable(store, np.array(sorted(bad), dtype=np.int64))
+
+
+def fill(
+    store: EmbeddingStore,
+    network: EmbeddingNetwork,
+    task: CacheTask,
+    inference: InferenceConfig,
+    *,
+    shards: list[int],
+) -> set[int]:
+    """Embed and write shards.
+
+    Args:
+        store: Of the cache, locked.
+        network: On its device.
+        task: What the rows must be.
+        inference: Device, precision, sizes.
+        shards: Which of the shards, ascending; no other process writes them.
+
+    Returns:
+        Indices of the images that could not be read; their rows are NaN.
+
+    Raises:
+        DistillError: No space, or a value that the dtype cannot hold.
+    """
+    bad: set[int] = set()
+    if not shards:
+        return bad
+    dtype, width = task.contents.dtype, task.contents.shape[1]
+    order = np.concatenate([store.rows_of(shard) for shard in shards])
+    waiting, num_seen = list(shards), 0
+    rows = no_rows(0, width, dtype)  # seen, and not yet written
+    batches = embedded_batches(
+        network, task.images, inference, indices=order, description=task.description
+    )
+    with closing(batches):  # an error below leaves it unfinished
+        for batch in batches:
+            seen = order[num_seen : num_seen + len(batch.index) + len(batch.bad)]
+            num_seen += len(seen)
+            of_batch = no_rows(len(seen), width, dtype)
+            of_batch[np.searchsorted(seen, batch.index)] = _encoded(batch, task)
+            rows = np.concatenate([rows, of_batch])
+            bad.update(np.setdiff1d(seen, batch.index).tolist())
+            while waiting and len(rows) >= len(store.rows_of(waiting[0])):
+                shard = waiting.pop(0)
+                size = len(store.rows_of(shard))
+                store.write_shard(shard, rows[:size])
+                rows = rows[size:]
+    return bad
+
+
+def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
+    """Return a batch as it is stored.
+
+    Raises:
+        DistillError: A value that is not finite, or not any more.
+    """
+    misfit = first_misfit(batch.features, task.contents.dtype)
+    if misfit is None:
+        return encode(batch.features, task.contents.dtype)
+    row, column = misfit
+    value, image = float(batch.features[row, column]), task.images.describe(int(batch.index[row]))
+    if not np.isfinite(value):
+        precision = task.contents.precision
+        remedy = "use other weights"
+        if precision != "fp32":  # evaluations compute as the run did, which has the flag
+            remedy = "compute in fp32 (--precision fp32 in training), or use other weights"
+        raise DistillError(
+            f"the {task.what}'s embedding of {image} holds {value}, computed in {precision}; "
+            + remedy
+        )
+    larger = "--cache-dtype bf16 or fp32" if task.contents.dtype == "fp16" else "--cache-dtype fp32"
+    raise DistillError(
+        f"the {task.what}'s embedding of {image} holds {value:g}, too large for "
+        f"{task.contents.dtype}; use {larger}"
+    )
 
 
 @dataclass
@@ -412,14 +399,14 @@ class NetworkCache:
             split: Which images; there must be some.
 
         Raises:
-            DistillError: See `distill.embeddings.cache.cached_embeddings`.
+            DistillError: See `cached_embeddings`.
             BadImageError: An image cannot be read, when that is to end the job.
         """
         task = self.task(split)
-        found = cached_embeddings(self.network, task, self.embedder.inference)
-        self.bad_images(tuple(task.images.describe(int(i)) for i in found.table.bad))
+        made = cached_embeddings(self.network, task, self.embedder.inference)
+        self.bad_images(tuple(task.images.describe(int(i)) for i in made.table.bad))
         self.bad_images.share()
-        return found
+        return made
 
     def stored(self, split: Split, index: np.ndarray | None = None) -> StoredEmbeddings:
         """Return the embeddings of images of a split, by `embeddings` when first asked for.
@@ -459,11 +446,10 @@ class NetworkCache:
             shape=(len(images), self.network.embedding_dim),
         )
         if self.folder is not None:
-            folder = self.folder / split
-        else:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
-            folder = cache_folder() / "embeddings" / f"{name[:_MAX_NAME]}-{contents.key()}"
-        return CacheTask(folder, self.what, contents, images, versions())
+            return CacheTask(self.folder / split, self.what, contents, images)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{contents.network}-{contents.images}")
+        folder = cache_folder() / "embeddings" / f"{name[:_MAX_NAME]}-{contents.key()}"
+        return CacheTask(folder, self.what, contents, images)
 
 
 def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
@@ -477,44 +463,21 @@ def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
     )
 
 
-@dataclass(frozen=True)
-class CachedSplit:
-    """One cache.
-
-    Attributes:
-        split: `train` or `val`.
-        folder: Where it lies.
-        num_images: N.
-        embedding_dim: D.
-        dtype: Of the storage.
-        num_bytes: On the disk.
-        num_embedded: Images that were embedded now; the others were there.
-        seconds: That took.
-    """
-
-    split: Split
-    folder: Path
-    num_images: int
-    embedding_dim: int
-    dtype: str
-    num_bytes: int
-    num_embedded: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Of this pass, all processes together; None when nothing was embedded."""
-        return self.num_embedded / self.seconds if self.num_embedded else None
-
-
-def cache(config: CacheConfig) -> list[CachedSplit]:
+def cache(
+    config: CacheConfig,
+    *,
+    teacher: EmbeddingNetwork | None = None,
+    data: ImageData | None = None,
+) -> dict[Split, CachedEmbeddings]:
     """Embed images with a teacher, or find that it is done.
 
     Args:
         config: As it was asked for.
+        teacher: Used in place of the network that `config` names.
+        data: Used in place of the data that `config` names.
 
     Returns:
-        The caches: of the training images and of the validation images.
+        The caches of the training images and of the validation images, as far as asked for.
 
     Raises:
         DistillError: A request that cannot be met, or a folder that cannot hold the embeddings.
@@ -526,21 +489,16 @@ def cache(config: CacheConfig) -> list[CachedSplit]:
         )
     device = distributed.start(pick_device(config.run.device))
     try:
-        return _cache(config, device)
-    finally:
-        distributed.stop()
-
-
-def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
-    data = open_images(data_or_default(config.images.data))
-    wanted = _wanted_splits(config, data)
-    bad_images = BadImages(config.images.on_bad_image, config.images.max_bad_images)
-    for split in wanted:
-        bad_images.expect(len(data.train if split == "train" else data.val or ()))
-    caches = NetworkCache(
-        network=prepare_for_device(load_teacher_of(config.teacher), device),
-        what="teacher",
-        embedder=DatasetEmbedder(
+        data = data or open_images(data_or_default(config.images.data))
+        sizes: dict[Split, int] = {"train": len(data.train), "val": len(data.val or ())}
+        if data.val is None:
+            del sizes["val"]
+        wanted = [split for split in sizes if config.split.split in ("all", split)]
+        if not wanted:
+            raise DistillError(f"{data.name} has no validation images; use --split train")
+        bad_images = BadImages(config.images.on_bad_image, config.images.max_bad_images)
+        bad_images.expect(sum(sizes[split] for split in wanted))
+        embedder = DatasetEmbedder(
             data=data,
             train_index=np.arange(len(data.train)),
             val_index=np.arange(len(data.val or ())),
@@ -549,33 +507,15 @@ def _cache(config: CacheConfig, device: torch.device) -> list[CachedSplit]:
             num_workers=config.images.num_workers,
             batch_size=config.teacher.teacher_batch_size,
             bad_images=bad_images,
-        ),
-        bad_images=bad_images,
-        folder=config.teacher.teacher_cache,
-        dtype=config.teacher.cache_dtype,
-    )
-    return [_cached_split(split, caches.embeddings(split)) for split in wanted]
-
-
-def _wanted_splits(config: CacheConfig, data: ImageData) -> list[Split]:
-    split = config.split.split
-    wanted: list[Split] = [] if split == "val" else ["train"]
-    if split != "train" and data.val is not None:
-        wanted.append("val")
-    if not wanted:
-        raise DistillError(f"{data.name} has no validation images; use --split train")
-    return wanted
-
-
-def _cached_split(split: Split, found: CachedEmbeddings) -> CachedSplit:
-    table = found.table
-    return CachedSplit(
-        split=split,
-        folder=table.folder,
-        num_images=len(table),
-        embedding_dim=table.embedding_dim,
-        dtype=table.contents.dtype,
-        num_bytes=sum(path.stat().st_size for path in table.folder.iterdir()),
-        num_embedded=len(table) - found.num_present,
-        seconds=found.seconds,
-    )
+        )
+        caches = NetworkCache(
+            network=prepare_for_device(teacher or load_teacher_of(config.teacher), device),
+            what="teacher",
+            embedder=embedder,
+            bad_images=bad_images,
+            folder=config.teacher.teacher_cache,
+            dtype=config.teacher.cache_dtype,
+        )
+        return {split: caches.embeddings(split) for split in wanted}
+    finally:
+        distributed.stop()

@@ -1,17 +1,14 @@
-"""Reads embeddings a block of rows at a time, so that what lies on a disk need not fit into memory.
+"""Exact nearest-neighbor search whose memory does not grow with the number of images.
 
-Deliberate limit: a block is as many rows as fit into a number of bytes as float32; what FAISS takes
-for itself while it compares two blocks comes on top (some megabytes).
+Queries and indexed embeddings are read in blocks of rows, so that what lies on a disk need not fit
+into memory, and the best k so far of every query are kept: the result is that of one search over
+everything. The index is read once for every block of queries. FAISS compares, on the GPU when it
+sees one. At the end stand the requirements that measures on embeddings share.
 
-Shapes: N images, D width, B rows of a block.
+Limit: a block is as many rows as fit into a number of bytes as float32; what FAISS takes for itself
+while it compares two blocks comes on top (some megabytes).
 
-Exact nearest-neighbor search whose memory does not grow with the number of images.
-
-Queries and indexed embeddings are read in blocks, and the best k so far of every query are kept:
-the result is that of one search over everything. The index is read once for every block of
-queries. FAISS compares, on the GPU when it sees one.
-
-Shapes: N indexed images, M queries, D width, k neighbors.
+Shapes: N indexed images, M queries, D width, k neighbors, B rows of a block.
 """
 
 from __future__ import annotations
@@ -23,8 +20,10 @@ import numpy as np
 
 from distill.errors import DistillError
 
-_MAX_SEED = 2**31 - 1  # FAISS keeps seeds in a C int
 BLOCK_BYTES = 2**28  # of a block as float32: 16,384 rows of 4,096
+Metric = Literal["inner product", "euclidean"]
+_MAX_SEED = 2**31 - 1  # FAISS keeps seeds in a C int
+_MAX_GPU_NEIGHBORS = 2048  # FAISS's limit
 _NORM_ROWS = 1024  # squares of so many rows at a time are held
 
 
@@ -99,10 +98,6 @@ def l2_normalized(features: Any, *, what: str = "embeddings") -> np.ndarray:
     return rows
 
 
-Metric = Literal["inner product", "euclidean"]
-_MAX_GPU_NEIGHBORS = 2048  # FAISS's limit
-
-
 def nearest_neighbors(
     indexed: Rows, queries: Rows, *, k: int, block_bytes: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +131,23 @@ def nearest_neighbors(
 def nearest_rows(
     indexed: Rows, queries: np.ndarray, *, k: int, block_bytes: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest rows of `indexed` for queries that are unit rows float32 in memory."""
+    """Find the k nearest rows for queries (M, D) that are unit rows float32 in memory.
+
+    Of equally near rows in different blocks those of the first block are taken.
+    """
     index = empty_index(queries.shape[1], metric="inner product", k=k)
-    best = nothing_found(len(queries))
+    neighbors = np.empty((len(queries), 0), np.int64)
+    similarities = np.empty((len(queries), 0), np.float32)
     for start, block in normalized_blocks(indexed, block_bytes):
-        best = merged(best, found_in(index, block, start + np.arange(len(block)), queries, k), k)
-    return best
+        index.reset()
+        index.add(block)
+        found, rows = index.search(queries, min(k, len(block)))
+        neighbors = np.hstack([neighbors, start + rows])
+        similarities = np.hstack([similarities, found])
+        best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+        neighbors = np.take_along_axis(neighbors, best, 1)
+        similarities = np.take_along_axis(similarities, best, 1)
+    return neighbors, similarities
 
 
 def nearest_others(
@@ -168,30 +174,6 @@ def nearest_others(
     # Among more than k images of the same embedding the image itself may be missing.
     is_self[~is_self.any(axis=1), k] = True
     return neighbors[~is_self].reshape(len(images), k)
-
-
-def found_in(
-    index: Any, block: np.ndarray, numbers: np.ndarray, queries: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search one block; return the numbers of at most k rows and their similarities."""
-    index.reset()
-    index.add(block)
-    similarities, places = index.search(queries, min(k, len(block)))
-    return numbers[places], similarities
-
-
-def nothing_found(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `merged` starts from."""
-    return np.empty((num_queries, 0), np.int64), np.empty((num_queries, 0), np.float32)
-
-
-def merged(
-    best: tuple[np.ndarray, np.ndarray], more: tuple[np.ndarray, np.ndarray], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k most similar of both, nearest first; on a draw what was found first."""
-    neighbors, similarities = (np.hstack(pair) for pair in zip(best, more, strict=True))
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(neighbors, order, 1), np.take_along_axis(similarities, order, 1)
 
 
 def num_shared(first: np.ndarray, second: np.ndarray) -> int:
@@ -269,19 +251,6 @@ def require_same_width(train_features: Rows, val_features: Rows) -> None:
         )
 
 
-def require_label_each(features: Rows, labels: np.ndarray, *, what: str) -> None:
-    """Refuse labels that are not one per embedding.
-
-    Raises:
-        DistillError: When there are more or fewer labels than embeddings.
-    """
-    if len(features) != len(labels):
-        raise DistillError(
-            f"there are {len(features)} embeddings and {len(labels)} labels of {what}, an accuracy "
-            "needs one label for each; take both from the same pass over the same images"
-        )
-
-
 def require_splits(
     train_features: Rows, train_labels: np.ndarray, val_features: Rows, val_labels: np.ndarray
 ) -> None:
@@ -296,7 +265,12 @@ def require_splits(
         (val_features, val_labels, "the validation images", 1),
     ):
         require_labels(labels, what=what, min_classes=least)
-        require_label_each(features, labels, what=what)
+        if len(features) != len(labels):
+            raise DistillError(
+                f"there are {len(features)} embeddings and {len(labels)} labels of {what}, an "
+                "accuracy needs one label for each; take both from the same pass over the same "
+                "images"
+            )
     require_same_width(train_features, val_features)
 
 

@@ -23,9 +23,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,11 @@ from distill.config import CacheDtype
 from distill.errors import DistillError
 from distill.files import atomic_path, atomic_write
 from distill.parsing import as_dataclass, parse_json
+from distill.run_directory import versions
 
-FORMAT = 2
-EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK = (
-    *("embeddings.npy", "checksums.npy", "manifest.json"),
-    ".lock",
-)
+FORMAT = 3
+EMBEDDINGS, CHECKSUMS, MANIFEST = "embeddings.npy", "checksums.npy", "manifest.json"
+LOCK = ".lock"
 MAX_SHARD_ROWS, MAX_SHARD_BYTES = 1024, 64 * 2**20
 OTHER_FOLDER = (
     "name another folder (--teacher-cache of training and distill cache, --cache of an evaluation)"
@@ -55,7 +54,7 @@ ELSEWHERE = (
     "--teacher-cache, or keep none with --teacher-view student)"
 )
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<u2"), "fp32": np.dtype("<f4")}
+_NUMPY = {"fp16": "<f2", "bf16": "<u2", "fp32": "<f4"}
 _CHECKSUM: np.dtype[Any] = np.dtype("<u8")
 _DONE = 2**32
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -95,14 +94,7 @@ def first_misfit(rows: np.ndarray, dtype: CacheDtype) -> tuple[int, int] | None:
         rows: (B, D) float32.
         dtype: Of the storage.
     """
-    if rows.size == 0:
-        return None
-    limit = torch.finfo(_TORCH[dtype]).max
-    low, high = torch.aminmax(torch.from_numpy(rows))  # NaN when there is one
-    if -limit <= low and high <= limit:
-        return None
     misfits = torch.nonzero(~torch.isfinite(decode(encode(rows, dtype), dtype)))
-    # A value just above the limit may be rounded to it.
     return None if len(misfits) == 0 else (int(misfits[0, 0]), int(misfits[0, 1]))
 
 
@@ -150,21 +142,18 @@ class Contents:
 
     def key(self) -> str:
         """Return 12 hexadecimal digits that stand for all that is compared."""
-        text = json.dumps({"format": FORMAT, **self._compared()}, sort_keys=True)
+        text = json.dumps({"format": FORMAT, **self.compared()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def differences(self, asked: Contents) -> list[str]:
-        """Say field by field in what these contents differ from those asked for."""
-        mine, theirs = self._compared(), asked._compared()
-        return [
-            f"{name.replace('_', ' ')}: {_short(mine[name])} in the cache, {_short(theirs[name])} "
-            "asked for"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
-
-    def _compared(self) -> dict[str, Any]:
+    def compared(self) -> dict[str, Any]:
+        """Return all but names for people."""
         return {name: value for name, value in vars(self).items() if name not in _NOT_COMPARED}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:  # a hash
+        return value[:12] + ".."
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -176,55 +165,51 @@ class Manifest:
         rows_per_shard: Rows between two checksums.
         created: When, as ISO 8601.
         versions: Of the packages that the rows were made with.
-        num_done: Rows that are written; checksums.npy is the truth.
-        bad_images: Names of the images that could not be read, by index.
+        bad_images: Names of the images that could not be read, by index; for people.
     """
 
     contents: Contents
     rows_per_shard: int
     created: str
     versions: dict[str, str]
-    num_done: int = 0
     bad_images: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the file whole."""
         atomic_write(path, _with_checksum({"format": FORMAT, **dataclasses.asdict(self)}))
 
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read the file; no byte of it may differ from what `write` writes.
 
-def read_manifest(path: Path) -> Manifest:
-    """Read the file.
-
-    Raises:
-        DistillError: It is damaged, or of another format.
-        OSError: It cannot be read.
-    """
-    stored = path.read_bytes()
-    try:
-        content = parse_json(stored.decode())
-        content.pop("checksum")
-        is_whole = _with_checksum(content) == stored
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        is_whole = False
-    if not is_whole:
-        raise DistillError(f"{path} is damaged")
-    if content.pop("format", None) != FORMAT:
-        raise DistillError(f"{path} was written by another version of distill")
-    try:
-        return as_dataclass(Manifest, content)
-    except ValueError as error:
-        raise DistillError(f"{path} is damaged: {error}") from None
+        Raises:
+            DistillError: It is damaged, or of another format.
+            OSError: It cannot be read.
+        """
+        stored = path.read_bytes()
+        try:
+            content = parse_json(stored.decode())
+            content.pop("checksum")
+            is_whole = _with_checksum(content) == stored
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            is_whole = False
+        if not is_whole:
+            raise DistillError(f"{path} is damaged")
+        version = content.pop("format", None)
+        if version != FORMAT:
+            raise DistillError(
+                f"{path} has format {version} of another version of distill, and this one reads "
+                f"format {FORMAT}"
+            )
+        try:
+            return as_dataclass(cls, content)
+        except ValueError as error:
+            raise DistillError(f"{path} is damaged: {error}") from None
 
 
 def _with_checksum(content: dict[str, Any]) -> bytes:
     checksum = google_crc32c.value(json.dumps(content).encode())
     return (json.dumps({**content, "checksum": checksum}, indent=2) + "\n").encode()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:  # a hash
-        return value[:12] + ".."
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @contextmanager
@@ -254,29 +239,26 @@ class EmbeddingStore:
         self.folder = folder
         self.manifest = manifest
         self.contents = manifest.contents
-        self.dtype = _NUMPY[self.contents.dtype]
+        self.dtype = np.dtype(_NUMPY[self.contents.dtype])
         self.num_shards = -(-self.contents.shape[0] // manifest.rows_per_shard)
 
     @classmethod
-    def create(
-        cls, folder: Path, contents: Contents, *, versions: Mapping[str, str] | None = None
-    ) -> EmbeddingStore:
+    def create(cls, folder: Path, contents: Contents) -> EmbeddingStore:
         """Make the files at their full size, no shard done; the manifest comes last.
 
         Args:
             folder: Empty, absent, or what an interrupted `create` left.
             contents: Of the cache.
-            versions: Of packages, kept with it.
 
         Raises:
             DistillError: No space, no permission, or a folder that holds something else.
         """
-        row_bytes = contents.shape[1] * _NUMPY[contents.dtype].itemsize
+        row_bytes = contents.shape[1] * np.dtype(_NUMPY[contents.dtype]).itemsize
         manifest = Manifest(
             contents=contents,
             rows_per_shard=min(MAX_SHARD_ROWS, max(1, MAX_SHARD_BYTES // row_bytes)),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=dict(versions or {}),
+            versions=versions(),
         )
         store = cls(folder, manifest)
         with explained(folder):
@@ -300,20 +282,14 @@ class EmbeddingStore:
             if not (folder / MANIFEST).exists():
                 return None
             try:
-                store = cls(folder, read_manifest(folder / MANIFEST))
-                _open_array(folder / EMBEDDINGS, store.dtype, store.contents.shape)
-                _open_array(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
+                store = cls(folder, Manifest.read(folder / MANIFEST))
+                store.map(EMBEDDINGS)
+                store.map(CHECKSUMS)
             except DistillError as error:
                 raise DistillError(
                     f"{error}; remove the folder {folder} and its embeddings are made again"
                 ) from None
         return store
-
-    @contextmanager
-    def _file(self, name: str) -> Iterator[tuple[Any, int]]:
-        """Open one of the arrays for writing; yield the file and where its data begin."""
-        with (self.folder / name).open("r+b", buffering=0) as file:
-            yield file, self.map(name).offset
 
     def map(self, name: str = EMBEDDINGS) -> np.memmap:
         """Return one of the arrays as a read-only memory map.
@@ -321,10 +297,10 @@ class EmbeddingStore:
         Raises:
             DistillError: It is missing or damaged.
         """
-        shape = self.contents.shape if name == EMBEDDINGS else (self.num_shards,)
-        dtype = self.dtype if name == EMBEDDINGS else _CHECKSUM
         with explained(self.folder):
-            return _open_array(self.folder / name, dtype, shape)
+            if name == CHECKSUMS:
+                return _open_array(self.folder / name, _CHECKSUM, (self.num_shards,))
+            return _open_array(self.folder / name, self.dtype, self.contents.shape)
 
     def require(self, contents: Contents) -> None:
         """Refuse other contents than the folder has.
@@ -332,7 +308,13 @@ class EmbeddingStore:
         Raises:
             DistillError: Naming every field that differs, with both values.
         """
-        differing = self.contents.differences(contents)
+        wanted = contents.compared()
+        differing = [
+            f"{name.replace('_', ' ')}: {_short(value)} in the cache, {_short(wanted[name])} "
+            "asked for"
+            for name, value in self.contents.compared().items()
+            if value != wanted[name]
+        ]
         if differing:
             raise DistillError(
                 f"{self.folder} holds other embeddings than asked for ({'; '.join(differing)}); "
@@ -395,18 +377,11 @@ class EmbeddingStore:
             "their entry in checksums.npy is)"
         )
 
-    def write_progress(self, bad_images: Mapping[int, str] | None = None) -> None:
-        """Bring manifest.json up to date.
-
-        Args:
-            bad_images: Names of the images that could not be read, by index, when all are known.
-        """
-        updated = replace(self.manifest, num_done=self.num_done_rows())
-        if bad_images is not None:
-            names = {str(image): name for image, name in sorted(bad_images.items())}
-            updated = replace(updated, bad_images=names)
-        if updated != self.manifest:
-            self.manifest = updated
+    def name_bad_images(self, names: Mapping[int, str]) -> None:
+        """Write to manifest.json which images could not be read, by index."""
+        named = {str(image): name for image, name in sorted(names.items())}
+        if named != self.manifest.bad_images:
+            self.manifest = dataclasses.replace(self.manifest, bad_images=named)
             with explained(self.folder):
                 self.manifest.write(self.folder / MANIFEST)
 
@@ -414,7 +389,9 @@ class EmbeddingStore:
         self._write(CHECKSUMS, shard * _CHECKSUM.itemsize, checksum.to_bytes(8, "little"))
 
     def _write(self, name: str, position: int, content: bytes) -> None:
-        with self._file(name) as (file, start):
+        """Write to an array, `position` bytes after its first, and wait for the disk."""
+        start = self.map(name).offset
+        with (self.folder / name).open("r+b", buffering=0) as file:
             file.seek(start + position)
             view = memoryview(content)
             while view:  # one call writes at most 2 GiB
@@ -427,18 +404,16 @@ def _create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
     A full disk then ends the work before it starts, not in its middle.
     """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        size = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        if hasattr(os, "posix_fallocate"):
+    with atomic_path(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        if not hasattr(os, "posix_fallocate"):
+            return
+        with temporary.open("r+b") as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, size)
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             except OSError as error:
                 if error.errno not in _CANNOT_RESERVE:
                     raise
-        os.ftruncate(file.fileno(), size)
 
 
 def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
@@ -491,7 +466,7 @@ def _require_unused(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, on_wait: Any) -> Iterator[None]:
+def locked(folder: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes from writing to the folder, which is made; wait for one that does.
 
     The operating system opens the lock when its holder dies.

@@ -38,27 +38,20 @@ def make_contents() -> Callable[..., Contents]:
 
 
 @pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Let shards be of 8 rows."""
-    monkeypatch.setattr(store, "MAX_SHARD_ROWS", 8)
-    return 8
-
-
-@pytest.fixture
 def make_store(
-    tmp_path: Path, make_contents: Callable[..., Contents], small_shards: int
+    tmp_path: Path, make_contents: Callable[..., Contents], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[EmbeddingStore, np.ndarray]]:
-    """Return a function that makes a cache, some of its shards done, and the rows it was given."""
+    """Return a function that makes a cache of 4 shards of 8 rows, and the rows it was given."""
+    monkeypatch.setattr(store, "MAX_SHARD_ROWS", 8)
 
     def make(name: str = "c", *, done: int = 4, **changes: Any) -> tuple[EmbeddingStore, Any]:
         contents = make_contents(**changes)
-        made = EmbeddingStore.create(tmp_path / name, contents, versions={"torch": "2"})
+        made = EmbeddingStore.create(tmp_path / name, contents)
         rows = np.random.default_rng(0).normal(size=contents.shape).astype(np.float32)
         for shard in range(done):
             of_shard = made.rows_of(shard)
             part = rows[of_shard.start : of_shard.stop]
             made.write_shard(shard, encode(part, contents.dtype))
-        made.write_progress()
         return made, rows
 
     return make
