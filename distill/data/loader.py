@@ -257,7 +257,7 @@ class TrainingViews(Dataset):
         second_view: Makes the second one, if there is to be one.
         distortion: Draws the distortions float32 (2, P) of both views, if there are to be any, see
             `distill.data.distortions`.
-        further_views: Make further views of the network that is trained, numbered from 1.
+        num_crops: How many times `view` is drawn; from 2 on there are further views.
         seed: Of the views and of the order of `training_loader`; at least 0.
     """
 
@@ -269,7 +269,7 @@ class TrainingViews(Dataset):
         second_view: View | None = None,
         *,
         distortion: Callable[[], Tensor] | None = None,
-        further_views: Sequence[View] = (),
+        num_crops: int = 1,
         seed: int,
     ) -> None:
         self.images = images
@@ -277,7 +277,7 @@ class TrainingViews(Dataset):
         self.view = view
         self.second_view = second_view
         self.distortion = distortion
-        self.further_views = further_views
+        self.num_crops = num_crops
         self.seed = seed
 
     def __len__(self) -> int:
@@ -293,9 +293,9 @@ class TrainingViews(Dataset):
             second_view = None if self.second_view is None else self.second_view(image)
             distortion = None if self.distortion is None else self.distortion()
         further_views = []
-        for number, further_view in enumerate(self.further_views, start=1):
+        for number in range(1, self.num_crops):
             with _drawing_from(self.seed, *key, number):
-                further_views.append(further_view(image))
+                further_views.append(self.view(image))
         epoch, index = key
         label = _label(self.images, index)
         return Item(view, second_view, label, index, epoch, distortion, tuple(further_views))
@@ -390,7 +390,7 @@ def training_loader(
             collate,
             has_second_view=views.second_view is not None,
             has_distortion=views.distortion is not None,
-            num_further_views=len(views.further_views),
+            num_further_views=views.num_crops - 1,
         ),
         pin_memory=pin_memory,
         **worker_settings(views.images, num_workers),

@@ -37,7 +37,6 @@ PRETRAINING_AUGMENTATIONS = ("photo", "glyph")
 _INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 # Least share of an image's area that a training view shows, by augmentation.
 PUBLISHED_MIN_CROP_AREA = {"crop-flip": 0.08, "crop": 0.6}
-_SMALL_SCALE = (0.05, 0.14)
 
 
 def training_view(
@@ -91,22 +90,6 @@ def training_view(
     if augmentation == "crop-flip":
         steps.append(v2.RandomHorizontalFlip())
     return v2.Compose([*steps, v2.PILToTensor()])
-
-
-def small_view(image_size: int) -> View:
-    """Return a small crop: 5 to 14 % of the image's area, mirrored half of the time.
-
-    Source: Caron et al., SwAV, NeurIPS 2020, section 3.3 and appendix A.
-
-    Args:
-        image_size: Side of the view in pixels; of a network for 224 px, SwAV's is 96.
-
-    Raises:
-        DistillError: `image_size` below 1.
-    """
-    _require_positive(image_size)
-    crop = v2.RandomResizedCrop(image_size, scale=_SMALL_SCALE)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
 def evaluation_view(

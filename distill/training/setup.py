@@ -287,9 +287,13 @@ def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterab
         min_crop_area=job.config.views.min_crop_area,
         crop_fraction=setting.network.input.crop_fraction,
     )
-    further = [view] * (job.config.views.student_crops - 1)
-    images, seed = setting.images, setting.run.seed
-    views = TrainingViews(images.data.train, images.trained, view, further_views=further, seed=seed)
+    views = TrainingViews(
+        setting.images.data.train,
+        setting.images.trained,
+        view,
+        num_crops=job.config.views.student_crops,
+        seed=setting.run.seed,
+    )
     return training_loader(
         views,
         batch_size=require_resolved(setting.optimization.batch_size),
