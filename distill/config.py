@@ -413,9 +413,14 @@ def flattened(config: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group in fields(config):
         for name, value in vars(getattr(config, group.name)).items():
-            plain = str(value) if isinstance(value, Path) else value
-            flat[name] = list(plain) if isinstance(plain, tuple) else plain
+            flat[name] = _plain(value)
     return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def to_yaml(config: Any) -> str:

@@ -290,18 +290,12 @@ def register_method(
         summary: One line for lists.
         teacher: When the method looks at the teacher: at every step, once before training, never.
 
-    Example:
-        >>> import torch
-        >>> from distill.losses import METHODS, DistillationLoss, register_method
-        >>> @register_method("cosine", summary="one minus the cosine, for equal widths")
-        ... class Cosine(DistillationLoss):
-        ...     def forward(self, teacher, student, index=None, label=None):
-        ...         return 1 - torch.cosine_similarity(teacher, student).mean()
-        >>> METHODS.get("cosine").summary
-        'one minus the cosine, for equal widths'
+    See examples/own_method.py.
     """
 
     def register(loss: Loss) -> Loss:
+        if name in METHODS:
+            raise DistillError(f"there is a method {name!r} already; give yours another name")
         loss.name, loss.summary, loss.teacher = name, summary, teacher
         METHODS.add(name, loss)
         return loss
@@ -344,6 +338,7 @@ def load_plugins(files: Sequence[Path] = ()) -> None:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
+            del sys.modules[spec.name]
             raise DistillError(
                 f"--plugin {file} cannot be imported: {type(error).__name__}: {error}"
             ) from error
