@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.robustness_record import read_robustness
+from distill.losses import METHODS
 from distill.parsing import parse_json
 from distill.reports.content import Curves, RunContent, Series
 from distill.run_directory import read_config, read_metrics, read_run_metadata
@@ -81,11 +82,19 @@ def _command(command: str, options: Mapping[str, Any]) -> str | None:
     """Return a command with every option that is not the default; None for an unknown command."""
     if command not in CONFIGS:
         return None
-    defaults = default_options(command, str(options.get("method", "compress")))
+    method = str(options.get("method", "compress"))
+    defaults = default_options(command, method)
     words = ["distill", command]
     for name, value in options.items():
-        is_default = value == defaults.get(name) and name not in _ALWAYS[command]
-        if name in _NOT_REPEATED or value is None or is_default:
+        if name in _NOT_REPEATED or value is None:
+            continue
+        if name == "method":
+            is_default = value == default_options(command)["method"]
+        elif name in defaults:
+            is_default = value == defaults[name]
+        else:  # of a plugin's method, or of other methods, in an older run
+            is_default = command == "pretrain" or method in METHODS
+        if is_default and name not in _ALWAYS[command]:
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):

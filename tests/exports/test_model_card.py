@@ -128,6 +128,8 @@ def test_every_number_has_a_meaning(card):
         "linear_accuracy_labels_0.01": "0.01 of the labels",
         "voc_detection_map_area": "detection",
         "untrained_robustness_gap": "the same network before training: ",
+        "residual_information": "nats",
+        "lipschitz_sampled": "slope",
         "linear_accuracy@flowers": "on flowers",
         "num_steps": "optimizer steps",
     }

@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -134,9 +135,13 @@ def test_damaged_files_are_named(written, name):
         read_run(written)
 
 
-def test_a_duration_that_is_none_and_a_baseline(written):
+def test_a_duration_that_is_none_and_other_methods(written):
     (written / "metrics.json").write_text('{"train_seconds": Infinity}')
     config = written / "config.yaml"
-    config.write_text(config.read_text().replace("method: compress", "method: crd"))
-    facts = read_run(written).facts
-    assert (facts["Training took"], facts["Method"]) == ("an unknown time", "crd")
+    for method in ("crd", "of-a-plugin"):
+        config.write_text(re.sub("\nmethod: .*", f"\nmethod: {method}", config.read_text()))
+        content = read_run(written)
+        assert content.facts["Method"] == method
+        assert f"--method {method}" in content.command
+        assert ("--no-mask-self" in content.command) == (method == "of-a-plugin")
+    assert content.facts["Training took"] == "an unknown time"
