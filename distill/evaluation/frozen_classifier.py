@@ -106,7 +106,8 @@ def fit_head(
         DistillError: No labels, one class only, or embeddings that are not finite.
     """
     require_labels(labels, what="the training images")
-    return {"nn": NearestNeighborHead, "linear": LinearHead}[name](features, labels)
+    head = NearestNeighborHead if name == "nn" else LinearHead
+    return head(features, labels)
 
 
 def _require_some(of_classes: np.ndarray) -> None:

@@ -79,7 +79,11 @@ def kmeans(
     for name, count in (("iterations", num_iterations), ("restarts", restarts)):
         if count < 1:
             raise DistillError(f"the number of {name} is {count}, it must be 1 or more")
-    settings = {"seed": seed, "num_iterations": num_iterations, "spherical": spherical}
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "num_iterations": num_iterations,
+        "spherical": spherical,
+    }
     if batch_size is not None:
         settings["restarts"] = restarts
         return _kmeans_in_batches(features, num_clusters, batch_size, settings)

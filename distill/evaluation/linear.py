@@ -15,8 +15,8 @@ Shapes: N training rows, M validation rows, D width, C classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -103,7 +103,7 @@ def linear_accuracy(
         0.5
     """
     data = LabeledEmbeddings(train_features, train_labels, val_features, val_labels)
-    return linear_evaluation(data, device=torch.device(device), seed=seed).published.accuracy
+    return linear_evaluation(data, device=torch.device(device), seed=seed).scores[""].accuracy
 
 
 @dataclass(frozen=True)
@@ -150,19 +150,33 @@ class LabeledEmbeddings:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What linear heads achieve on the validation images.
+    """What linear classifiers achieve on the validation images.
 
     Attributes:
-        published: Scores of the published setting.
-        best: Scores of the setting that the sweep chose; None without a sweep.
-        best_setting: That setting.
-        held_out: Accuracy of every setting of the sweep on held-out training rows, by setting.
+        scores: By what the metric's name gets: "" for the published setting, "_sweep" for the one
+            that a sweep chose, "_logistic".
+        chosen: The setting that a sweep chose; None without one.
+        held_out: What was chosen from, with the accuracy on held-out training rows: settings of a
+            sweep, or penalties.
     """
 
-    published: ClassScores
-    best: ClassScores | None
-    best_setting: HeadSetting | None
-    held_out: dict[HeadSetting, float]
+    scores: dict[str, ClassScores]
+    chosen: HeadSetting | None = None
+    held_out: Mapping[HeadSetting, float] | Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def per_class(self) -> np.ndarray:
+        """Accuracy of each class, of what was chosen where there was a choice."""
+        return list(self.scores.values())[-1].per_class
+
+    def metrics(self, suffix: str = "") -> dict[str, float]:
+        """Return the numbers by name, ending with `suffix`."""
+        metrics = {}
+        for kind, scores in self.scores.items():
+            metrics[f"linear_accuracy{kind}{suffix}"] = scores.accuracy
+            if scores.top5_accuracy is not None:
+                metrics[f"linear_top5_accuracy{kind}{suffix}"] = scores.top5_accuracy
+        return metrics
 
 
 def linear_evaluation(
@@ -210,7 +224,8 @@ def linear_evaluation(
         return train_heads(heads, settings, batches, schedule), standardizer
 
     rows = data.rows(rows)
-    settings, held_out_accuracy = [PUBLISHED_SETTING], {}
+    settings: list[HeadSetting] = [PUBLISHED_SETTING]
+    held_out_accuracy: dict[HeadSetting, float] = {}
     if sweep:
         candidates = list(dict.fromkeys([PUBLISHED_SETTING, *sweep]))
         fitted, held_out = held_out_rows(labels[rows], seed=seed)
@@ -219,16 +234,16 @@ def linear_evaluation(
         scores = score_heads(heads, rest, labels[rows[held_out]])
         best = max(range(len(scores)), key=lambda g: (scores[g].accuracy, -scores[g].loss))
         settings.append(candidates[best])
-        held_out_accuracy = {
-            setting: one.accuracy for setting, one in zip(candidates, scores, strict=True)
-        }
+        held_out_accuracy.update(
+            {setting: one.accuracy for setting, one in zip(candidates, scores, strict=True)}
+        )
     heads, standardizer = trained(rows, settings)
     everything = np.arange(len(data.val_labels))
     val = StandardizedRows(data.val_features, everything, standardizer, device=device)
     scores = score_heads(heads, val, data.val_labels)
     if not sweep:
-        return LinearResult(scores[0], best=None, best_setting=None, held_out={})
-    return LinearResult(scores[0], scores[1], settings[1], held_out_accuracy)
+        return LinearResult({"": scores[0]})
+    return LinearResult({"": scores[0], "_sweep": scores[1]}, settings[1], held_out_accuracy)
 
 
 def shuffled_batches(
@@ -393,44 +408,21 @@ class Linear(Evaluation["Linear.Options"]):
         suffix = "_augmented" if options.augment else ""
         measured = _measure(subject, options, train, val, seed=options.seed)
         result = EvaluationResult(measured.metrics(suffix))
-        if measured.setting is not None:
-            result.metrics[f"linear_sweep_learning_rate{suffix}"] = measured.setting.learning_rate
-            result.metrics[f"linear_sweep_weight_decay{suffix}"] = measured.setting.weight_decay
-        if measured.choice is not None:
-            result.tables.append(measured.choice)
+        if measured.chosen is not None:
+            result.metrics[f"linear_sweep_learning_rate{suffix}"] = measured.chosen.learning_rate
+            result.metrics[f"linear_sweep_weight_decay{suffix}"] = measured.chosen.weight_decay
+        if measured.held_out:
+            sweep = options.method == "sgd"
+            rows = [
+                [*(f"{x:g}" for x in (vars(one).values() if sweep else [one])), f"{share:.4f}"]
+                for one, share in measured.held_out.items()
+            ]
+            header = ["learning rate", "weight decay"] if sweep else ["penalty"]
+            title = "accuracy on held-out training images, which chose"
+            result.tables.append(Table([*header, "held out"], rows, title))
         if options.per_class:
             result.tables.append(_class_table(subject, measured.per_class))
         return result
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Heads on one set of embeddings.
-
-    Attributes:
-        scores: By what the metric's name gets: "" for the published setting, "_sweep" for the one
-            that a sweep chose, "_logistic".
-        choice: What was chosen from, with the accuracy on held-out training images.
-        setting: What the sweep chose; None without one.
-    """
-
-    scores: dict[str, ClassScores]
-    choice: Table | None
-    setting: HeadSetting | None = None
-
-    @property
-    def per_class(self) -> np.ndarray:
-        """Accuracy of each class, of what was chosen where there was a choice."""
-        return list(self.scores.values())[-1].per_class
-
-    def metrics(self, suffix: str = "") -> dict[str, float]:
-        """Return the numbers by name, ending with `suffix`."""
-        metrics = {}
-        for kind, scores in self.scores.items():
-            metrics[f"linear_accuracy{kind}{suffix}"] = scores.accuracy
-            if scores.top5_accuracy is not None:
-                metrics[f"linear_top5_accuracy{kind}{suffix}"] = scores.top5_accuracy
-        return metrics
 
 
 def _measure(
@@ -442,19 +434,17 @@ def _measure(
     columns: slice | None = None,
     rows: np.ndarray | None = None,
     seed: int,
-) -> _Measured:
+) -> LinearResult:
     """Measure some columns of the embeddings on some training rows; None takes all."""
     of_train, of_val = train.features, val.features
     if columns is not None:
         of_train, of_val = of_train[:][:, columns], of_val[:][:, columns]
     data = LabeledEmbeddings(of_train, train.labels, of_val, val.labels)
-    title = "accuracy on held-out training images, which chose"
     if options.method == "logistic":
         scores, by_penalty = logistic_evaluation(
             *vars(data).values(), rows=data.rows(rows), num_classes=data.num_classes, seed=seed
         )
-        choice = [[f"{penalty:g}", f"{share:.4f}"] for penalty, share in by_penalty.items()]
-        return _Measured({"_logistic": scores}, Table(["penalty", "held out"], choice, title))
+        return LinearResult({"_logistic": scores}, held_out=by_penalty)
     sweep = [
         HeadSetting(rate, decay)
         for rate in options.learning_rates
@@ -475,7 +465,7 @@ def _measure(
             seed=seed,
         )
 
-    found = linear_evaluation(
+    return linear_evaluation(
         data,
         device=embedder.device,
         rows=rows,
@@ -484,14 +474,6 @@ def _measure(
         schedule=PUBLISHED_SCHEDULE,
         make_batches=augmented if options.augment else None,
     )
-    if found.best is None:
-        return _Measured({"": found.published}, None)
-    choice = [
-        [f"{one.learning_rate:g}", f"{one.weight_decay:g}", f"{share:.4f}"]
-        for one, share in found.held_out.items()
-    ]
-    table = Table(["learning rate", "weight decay", "held out"], choice, title)
-    return _Measured({"": found.published, "_sweep": found.best}, table, found.best_setting)
 
 
 def _named_images(options: Linear.Options, images: Images) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distill.cli.main import run
+from distill.evaluation.base import describe_metric
 from distill.models.weights import save_network
 from students.registry import build_student
 
@@ -42,11 +43,14 @@ def command(weights: Path, data: Path, tmp_path: Path) -> Callable[..., int]:
 
 @pytest.fixture
 def measure(command: Callable[..., int], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a function that does likewise and returns what metrics.json then holds."""
+    """Return a function that does so and returns metrics.json; every number has a meaning."""
 
     def measured(name: str, *flags: str) -> dict[str, Any]:
         assert command(name, *flags) == 0
-        return json.loads((tmp_path / "measured" / "metrics.json").read_text())
+        metrics = json.loads((tmp_path / "measured" / "metrics.json").read_text())
+        for metric in metrics:
+            assert describe_metric(metric) is not None, f"{metric} has no meaning"
+        return metrics
 
     return measured
 

@@ -54,10 +54,10 @@ def test_the_published_protocol_written_out():
     train_heads(heads, [PUBLISHED_SETTING], batches, SHORT)
     logits = heads.logits(val)[:, 0]
     labels = torch.from_numpy(data.val_labels)
-    assert found.published.accuracy == (logits.argmax(1) == labels).float().mean()
+    assert found.scores[""].accuracy == (logits.argmax(1) == labels).float().mean()
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    np.testing.assert_allclose(found.published.loss, loss, rtol=1e-5)
-    assert found.best is None
+    np.testing.assert_allclose(found.scores[""].loss, loss, rtol=1e-5)
+    assert list(found.scores) == [""]
     assert found.held_out == {}
 
 
@@ -66,27 +66,27 @@ def test_a_sweep_chooses_on_held_out_training_rows_and_leaves_the_published_numb
     sweep = [HeadSetting(1e-6, 0.0), HeadSetting(0.3, 1e-4)]
     alone = linear_evaluation(data, device=CPU, schedule=SHORT)
     found = linear_evaluation(data, device=CPU, schedule=SHORT, sweep=sweep)
-    np.testing.assert_allclose(found.published.loss, alone.published.loss, rtol=1e-5)
+    np.testing.assert_allclose(found.scores[""].loss, alone.scores[""].loss, rtol=1e-5)
     assert set(found.held_out) == {PUBLISHED_SETTING, *sweep}
-    assert found.best_setting == max(found.held_out, key=lambda one: found.held_out[one])
-    assert found.best_setting != sweep[0]
+    assert found.chosen == max(found.held_out, key=lambda one: found.held_out[one])
+    assert found.chosen != sweep[0]
     # Labels of validation images decide nothing: with others the choice is the same.
     shuffled = LabeledEmbeddings(
         data.train_features, data.train_labels, data.val_features, data.val_labels[::-1].copy()
     )
     again = linear_evaluation(shuffled, device=CPU, schedule=SHORT, sweep=sweep)
     assert again.held_out == found.held_out
-    assert again.best_setting == found.best_setting
+    assert again.chosen == found.chosen
 
 
 def test_the_chosen_setting_is_trained_anew_on_all_rows(monkeypatch):
     data, good = made(), HeadSetting(0.1, 1e-3)
     monkeypatch.setattr(module, "PUBLISHED_SETTING", HeadSetting(1e-9, 0.0))
     found = linear_evaluation(data, device=CPU, schedule=SHORT, sweep=[good])
-    assert found.best_setting == good
+    assert found.chosen == good
     monkeypatch.setattr(module, "PUBLISHED_SETTING", good)
     alone = linear_evaluation(data, device=CPU, schedule=SHORT)
-    np.testing.assert_allclose(found.best.loss, alone.published.loss, rtol=1e-5)
+    np.testing.assert_allclose(found.scores["_sweep"].loss, alone.scores[""].loss, rtol=1e-5)
 
 
 def test_held_out_rows_are_scored_and_not_trained_on(monkeypatch):
@@ -125,7 +125,7 @@ def test_only_the_chosen_rows_count():
     sweep = [HeadSetting(0.1, 0.0), HeadSetting(1e-5, 0.0)]
     found = linear_evaluation(data, device=CPU, schedule=SHORT, rows=rows, sweep=sweep)
     alone = linear_evaluation(part, device=CPU, schedule=SHORT, sweep=sweep)
-    np.testing.assert_allclose(found.published.loss, alone.published.loss, rtol=1e-6)
+    np.testing.assert_allclose(found.scores[""].loss, alone.scores[""].loss, rtol=1e-6)
     assert found.held_out == alone.held_out
 
 
@@ -133,14 +133,14 @@ def test_of_equally_accurate_settings_the_surer_is_chosen():
     sweep = [HeadSetting(0.02, 0.0), HeadSetting(0.1, 0.0), HeadSetting(0.03, 0.0)]
     found = linear_evaluation(made(noise=0.01), device=CPU, schedule=SHORT, sweep=sweep)
     assert set(found.held_out.values()) == {1.0}
-    assert found.best_setting == sweep[1]
+    assert found.chosen == sweep[1]
 
 
 def test_a_setting_that_diverges_is_not_chosen():
     sweep = [HeadSetting(1e30, 1.0)]
     found = linear_evaluation(made(), device=CPU, schedule=SHORT, sweep=sweep)
     assert found.held_out[sweep[0]] == 0
-    assert found.best_setting == PUBLISHED_SETTING
+    assert found.chosen == PUBLISHED_SETTING
 
 
 def test_half_precision_memory_maps_and_constant_dimensions(tmp_path):
@@ -154,8 +154,8 @@ def test_half_precision_memory_maps_and_constant_dimensions(tmp_path):
         data.val_labels,
     )
     found = linear_evaluation(mapped, device=CPU)
-    assert np.isfinite(found.published.loss)
-    assert found.published.accuracy > 0.5
+    assert np.isfinite(found.scores[""].loss)
+    assert found.scores[""].accuracy > 0.5
 
 
 def test_classes_that_training_does_not_have():
@@ -165,7 +165,7 @@ def test_classes_that_training_does_not_have():
         data.train_features[known], data.train_labels[known], data.val_features, data.val_labels
     )
     found = linear_evaluation(partial, device=CPU, schedule=SHORT)
-    assert found.published.per_class[5] == 0
+    assert found.scores[""].per_class[5] == 0
 
 
 def test_what_cannot_be_measured():
