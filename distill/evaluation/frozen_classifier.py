@@ -139,7 +139,7 @@ class FrozenClassifier:
 
     @property
     def network(self) -> EmbeddingNetwork:
-        """The network, on the device of `embedder`."""
+        """The network."""
         return self.cache.network
 
     @property

@@ -99,22 +99,13 @@ class Definition:
         ]
 
 
-_WORDS = {
-    "layer": "layer",
-    "width": "width D",
-    "image_size": "image size",
-    "images": "images",
-    "num_images": "number of images",
-    "augmentation": "augmentation",
-}
-
-
 def why_not_comparable(definitions: Sequence[Definition]) -> str | None:
     """Say in what the definitions of several runs differ; None when they agree."""
     differing = []
-    for name, words in _WORDS.items():
+    for name in ("layer", "width", "image_size", "images", "num_images", "augmentation"):
         values = sorted({getattr(definition, name) for definition in definitions})
         if len(values) > 1:
+            words = name.replace("_", " ").replace("num ", "number of ")
             differing.append(f"{words} ({', '.join(map(str, values))})")
     return f"these runs differ in {' and '.join(differing)}" if differing else None
 
@@ -218,8 +209,6 @@ _COLUMNS = (
     ("KL lipschitz sampled", "kl_lipschitz_sampled"),
     ("ascended", "kl_lipschitz_ascended"),
 )
-_SLOPE = "largest slope {of} {over}, a lower bound"
-_SAMPLED, _ASCENDED = "over sampled pairs of images", "that gradient ascent found"
 
 
 def _metric(name: str, words: str, unit: str, larger_is_better: bool | None = None) -> Metric:
@@ -304,8 +293,8 @@ class Measure(Evaluation["Measure.Options"]):
         ),
         *(
             _metric(
-                f"{prefix}lipschitz_{name}",
-                _SLOPE.format(of=of, over=over),
+                f"{prefix}lipschitz_{search}",
+                f"largest slope {of} {over}, a lower bound",
                 unit,
                 larger_is_better=False,
             )
@@ -313,7 +302,10 @@ class Measure(Evaluation["Measure.Options"]):
                 ("", "of the embedding", "1 / pixel range"),
                 ("kl_", "of the KL divergence", "nats / pixel range"),
             )
-            for name, over in (("sampled", _SAMPLED), ("ascended", _ASCENDED))
+            for search, over in (
+                ("sampled", "over sampled pairs of images"),
+                ("ascended", "that gradient ascent found"),
+            )
         ),
         _metric("measure_definition", "what information and slopes are of", "text"),
     )

@@ -140,7 +140,7 @@ def test_runs_that_do_not_compare_are_told(make_pretraining_run, capsys):
     printed = capsys.readouterr().out
     warning = printed.splitlines()[-1]
     assert warning.startswith("not comparable")
-    assert "width D (6, 7)" in warning
+    assert "width (6, 7)" in warning
     assert "image size (16, 20)" in warning
     assert "layer" not in warning
     assert printed.count("f: L2-normalized") == 2
