@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 from annotated_types import Ge, Le
+from torch import nn
 
 from distill import distributed
 from distill.config import (
@@ -30,7 +31,13 @@ from distill.config import (
     as_options,
     check_options,
 )
-from distill.data.sources import BadImages, ImageData, data_or_default, open_images
+from distill.data.sources import (
+    BadImages,
+    ImageData,
+    data_or_default,
+    open_data_object,
+    open_images,
+)
 from distill.device import pick_device, pick_precision
 from distill.embeddings.cache import NetworkCache, StoredEmbeddings, load_teacher_of
 from distill.embeddings.embed import DatasetEmbedder
@@ -212,9 +219,9 @@ class Evaluation(ABC, Generic[OptionsT]):
         """
 
     @classmethod
-    def open(cls, run_or_weights: Path, options: OptionsT) -> Subject:
+    def open(cls, run_or_weights: Path, options: OptionsT, **objects: Any) -> Subject:
         """Load the network and open its images; see `open_evaluation`."""
-        return open_evaluation(run_or_weights, options)
+        return open_evaluation(run_or_weights, options, **objects)
 
     @classmethod
     @abstractmethod
@@ -254,13 +261,18 @@ def register_evaluation(name: str, *, summary: str, examples: str) -> Callable[[
     return register
 
 
-def evaluate(name: str, run: Any, **options: Any) -> EvaluationResult:
+def evaluate(
+    name: str, run: Any, *, data: Any = None, module: nn.Module | None = None, **options: Any
+) -> EvaluationResult:
     """Evaluate a trained network; the same as `distill NAME RUN`.
 
     Args:
         name: Of the evaluation: `nn`, `clusters`, `linear`, `voc`, `robustness`, `measure`, ...
         run: A run directory, a student.safetensors, other weights with `student=`, or what
             `distill.train` returned.
+        data: As `--data`, or a torch `Dataset` or a pair of them
+            (`distill.data.sources.open_data_object`).
+        module: Your own module that was trained, which gets the weights of the run.
         **options: Fields of the evaluation's `Options`.
 
     Returns:
@@ -275,14 +287,32 @@ def evaluate(name: str, run: Any, **options: Any) -> EvaluationResult:
     for option, value in options.items():
         if get_origin(hints.get(option)) is tuple and not isinstance(value, (list, tuple)):
             options[option] = (value,)
+    opened = None
+    if data is None or isinstance(data, (str, Path)):
+        options["data"] = data
+    else:
+        opened = open_data_object(data, num_workers=options.get("num_workers"))
     given = as_options(evaluation.Options, options, source=f"distill.evaluate({name!r})")
-    return run_evaluation(evaluation, [Path(getattr(run, "output", run))], given)
+    path = Path(getattr(run, "output", run))
+    return run_evaluation(evaluation, [path], given, data=opened, module=module)
 
 
 def run_evaluation(
-    evaluation: type[Evaluation[OptionsT]], runs: Sequence[Path], options: OptionsT
+    evaluation: type[Evaluation[OptionsT]],
+    runs: Sequence[Path],
+    options: OptionsT,
+    *,
+    data: ImageData | None = None,
+    module: nn.Module | None = None,
 ) -> EvaluationResult:
     """Evaluate one run, or several where the evaluation accepts them; all are opened first.
+
+    Args:
+        evaluation: What to do.
+        runs: Run directories or weights files.
+        options: Of the evaluation.
+        data: The images; None: those that `options.data` names.
+        module: Your own module that was trained; None for a network that is built by name.
 
     Raises:
         DistillError: See `evaluate`.
@@ -296,7 +326,7 @@ def run_evaluation(
         )
     check_options(options)
     evaluation.check(options)
-    subjects = [evaluation.open(run, options) for run in runs]
+    subjects = [evaluation.open(run, options, data=data, module=module) for run in runs]
     results = [subject.keep(evaluation.run(subject, options)) for subject in subjects]
     return evaluation.combine(results, options)
 
@@ -349,7 +379,8 @@ def open_evaluation(
     run_or_weights: Path,
     options: EvaluationOptions,
     *,
-    open_data: Callable[[str], ImageData] = open_images,
+    data: ImageData | None = None,
+    module: nn.Module | None = None,
 ) -> Subject:
     """Load a trained network and open the images that it is evaluated on.
 
@@ -357,17 +388,20 @@ def open_evaluation(
         run_or_weights: A run directory, the .safetensors file that it holds, or other weights with
             `options.student`.
         options: What to evaluate on; data and precision are those of the run by default.
-        open_data: Opens what `--data` names.
+        data: The images; None: those that `options.data` names.
+        module: Your own module that was trained; None for a network that is built by name.
 
     Raises:
         DistillError: No such run, weights that do not fit, data or a device that is not there.
     """
     is_run = (run_or_weights / "config.yaml").exists()
     run_options = read_config(run_or_weights) if is_run else {}
-    network = _load(run_or_weights, options)
+    network = _load(run_or_weights, options, module)
     device = distributed.start(pick_device(options.device))
     bad_images = BadImages(options.on_bad_image, options.max_bad_images)
-    data = open_data(data_or_default(options.data or run_options.get("data")))
+    is_named = data is not None or options.data not in (None, run_options.get("data"))
+    if data is None:
+        data = open_images(data_or_default(options.data or run_options.get("data")))
     embedder = DatasetEmbedder(
         data=data,
         train_index=bad_images.good_indices(data.train),
@@ -387,25 +421,28 @@ def open_evaluation(
         dtype=options.cache_dtype,
     )
     output = options.output or (run_or_weights if is_run else None)
-    is_named = options.data not in (None, run_options.get("data"))
     is_other = is_run and is_named and data.name.lower() != _data_name(run_options.get("data"))
     other_data = data.name if is_other else None
     return Subject(run_or_weights, network, embedder, cache, output, other_data)
 
 
 def _data_name(data: str | None) -> str:
-    """Return what `open_images` calls a set, wherever it lies, in small letters."""
+    """Return what a set is called, wherever it lies, in small letters."""
+    if data is not None and data.startswith("dataset:"):  # a torch Dataset, by its class
+        return data.rpartition(".")[2].lower()
     return Path(abspath(expanduser(data or "digits"))).name.lower()
 
 
-def _load(run_or_weights: Path, options: EvaluationOptions) -> EmbeddingNetwork:
+def _load(
+    run_or_weights: Path, options: EvaluationOptions, module: nn.Module | None
+) -> EmbeddingNetwork:
     if options.student is None:
         if options.image_size is not None:
             raise DistillError(
                 "--image-size goes with --student: a run and a student.safetensors know their own; "
                 "leave it out"
             )
-        return load_trained(run_or_weights)
+        return load_trained(run_or_weights, module=module)
     if run_or_weights.is_dir() or read_description(run_or_weights) is not None:
         raise DistillError(
             f"{run_or_weights} brings its own architecture and size; leave out --student"

@@ -338,9 +338,9 @@ class Measure(Evaluation["Measure.Options"]):
             require_plot_path(options.plot)
 
     @classmethod
-    def open(cls, run_or_weights: Path, options: Options) -> Subject:
+    def open(cls, run_or_weights: Path, options: Options, **objects: Any) -> Subject:
         """Open a run; that it lacks the wanted layer shows before others are measured."""
-        subject = open_evaluation(run_or_weights, options)
+        subject = open_evaluation(run_or_weights, options, **objects)
         _encoder(subject, options)
         return subject
 

@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -293,11 +292,12 @@ class Voc(Evaluation["Voc.Options"]):
             raise DistillError("--data is missing: name a VOCdevkit folder, or one in its layout")
 
     @classmethod
-    def open(cls, run_or_weights: Path, options: Options) -> Subject:
+    def open(cls, run_or_weights: Path, options: Options, **objects: Any) -> Subject:
         """Load the network and open both lists of images; the names of the numbers say VOC."""
+        assert options.data is not None
         splits = {"train_split": options.train_split, "test_split": options.test_split}
-        open_data = partial(open_voc, **splits)
-        subject = open_evaluation(run_or_weights, options, open_data=open_data)
+        objects["data"] = open_voc(options.data, **splits)
+        subject = open_evaluation(run_or_weights, options, **objects)
         return replace(subject, other_data=None)
 
     @classmethod

@@ -5,8 +5,12 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from torch import nn
+from torch.utils.data import TensorDataset
 
 import distill
 from distill.config import TeacherOptions
@@ -19,7 +23,8 @@ from distill.evaluation.base import (
     reference_teacher,
     teacher_of_run,
 )
-from distill.models.networks import EmbeddingNetwork
+from distill.models.networks import EmbeddingNetwork, wrap_module
+from distill.models.weights import save_network
 from distill.run_directory import RunDirectory, read_metrics
 from students.registry import build_student
 
@@ -248,3 +253,18 @@ def test_unknown_evaluations_and_options(tmp_path):
         evaluate("cluster", tmp_path)
     with pytest.raises(DistillError, match=r"distill.evaluate\('nn'\) has an unknown option 'kk'"):
         evaluate("nn", tmp_path, kk=3)
+
+
+def test_a_dataset_and_a_module_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 255, size=(24, 3, 8, 8), dtype=np.uint8))
+    halves = [TensorDataset(part, torch.arange(12) % 2) for part in pixels.split(12)]
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    save_network(wrap_module(module, image_size=8), tmp_path / "student.safetensors")
+    empty = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    options = {"data": tuple(halves), "num_workers": 0}
+    result = evaluate("nn", tmp_path / "student.safetensors", module=empty, **options)
+    assert 0 <= result.metrics["nn_accuracy"] <= 1
+    torch.testing.assert_close(empty[1].weight, module[1].weight)
+    with pytest.raises(DistillError, match="module"):
+        evaluate("nn", tmp_path / "student.safetensors", **options)
