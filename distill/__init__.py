@@ -168,7 +168,7 @@ def train(
     from distill.training.train import train as train_run
 
     options, objects = split_objects(given)
-    return train_run(configure(options), *objects.beside)
+    return train_run(configure(options), objects)
 
 
 def pretrain(
@@ -250,7 +250,7 @@ def pretrain(
     from distill.training.pretrain import pretrain as pretrain_run
 
     options, objects = split_objects(given)
-    return pretrain_run(configure(options, command="pretrain"), *objects.beside)
+    return pretrain_run(configure(options, command="pretrain"), objects)
 
 
 def cache(
@@ -293,11 +293,15 @@ def cache(
     given = _given(locals())
     from distill.config import CacheConfig, updated
     from distill.embeddings.cache import cache as cache_embeddings
-    from distill.training.objects import split_objects
+    from distill.training.objects import as_network, split_objects
 
     options, objects = split_objects(given)
     config = updated(CacheConfig(), options, source="distill.cache")
-    return cache_embeddings(config, teacher=objects.teacher, data=objects.data)
+    teacher_network = None
+    if objects.teacher is not None:
+        side = config.teacher.teacher_image_size
+        teacher_network = as_network(objects.teacher, image_size=side)
+    return cache_embeddings(config, teacher=teacher_network, data=objects.data)
 
 
 def evaluate(

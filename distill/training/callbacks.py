@@ -1,8 +1,8 @@
-"""What a run tells while it trains: a person's own code, log.jsonl and TensorBoard listen here."""
+"""Who is told what a run does: a person's own code, log.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -27,18 +27,51 @@ class Callback:
     """
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Hear of an optimizer step that is logged (`log_every`).
+        """Hear of a step that is logged (`log_every`).
 
         Args:
-            step: Steps taken, from 1.
-            metrics: Numbers by name, as in log.jsonl.
+            step: Optimizer steps taken, from 1.
+            metrics: As a line of log.jsonl; one that says `event` was no optimizer step.
         """
 
-    def on_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Hear of a check on held-out images between epochs (`nn_every`)."""
+    def on_epoch(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
+        """Hear of the end of an epoch.
 
-    def on_epoch(self, epoch: int, step: int) -> None:
-        """Hear of the end of an epoch, counted from 1."""
+        Args:
+            epoch: Epochs that are complete, from 1.
+            step: Optimizer steps taken.
+            metrics: Means over the epoch; `holdout_nn_accuracy` where it was checked (`nn_every`).
+        """
+
+    def on_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Hear of numbers that metrics.json receives, before and after training."""
 
     def on_end(self, metrics: Mapping[str, Any]) -> None:
-        """Hear of the end of a complete run, with what metrics.json holds."""
+        """Hear of the end of a complete run, with all that metrics.json holds."""
+
+
+class CallbackList(Callback):
+    """Tells several callbacks, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tell of a step."""
+        for callback in self.callbacks:
+            callback.on_step(step, metrics)
+
+    def on_epoch(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tell of an epoch."""
+        for callback in self.callbacks:
+            callback.on_epoch(epoch, step, metrics)
+
+    def on_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of numbers."""
+        for callback in self.callbacks:
+            callback.on_evaluation(metrics)
+
+    def on_end(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of the end."""
+        for callback in self.callbacks:
+            callback.on_end(metrics)

@@ -12,13 +12,15 @@ Runs a training job, in one process or several: restore, loop, log, checks, chec
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from distill import distributed
 from distill.config import RunOptions
@@ -31,7 +33,8 @@ from distill.embeddings.search import require_labels
 from distill.errors import DistillError, NonFiniteLossError
 from distill.evaluation.nn import nn_accuracy
 from distill.models.networks import EmbeddingNetwork
-from distill.run_directory import RunDirectory
+from distill.run_directory import RunDirectory, read_metrics
+from distill.training.callbacks import Callback, CallbackList
 from distill.training.checkpoints import (
     About,
     CheckpointNotWrittenError,
@@ -52,6 +55,7 @@ from distill.training.log import RunLog
 from distill.training.loop import LoopSettings, Method, TrainState, fit
 from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.setting import TrainingSetting
+from teachers.load import load_trained
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +167,9 @@ class _Configured(Protocol):
     @property
     def setting(self) -> TrainingSetting: ...
 
+    @property
+    def callbacks(self) -> Sequence[Callback]: ...
+
 
 Job = TypeVar("Job", bound=_Configured)
 
@@ -180,6 +187,18 @@ class RunResult:
     output: Path
     metrics: dict[str, Any]
     stopped_by: str | None
+    own_module: nn.Module | None = field(default=None, repr=False)
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The trained network in evaluation mode, on the CPU; a module of one's own is that module.
+
+        Raises:
+            DistillError: The run was stopped before it ended.
+        """
+        if self.own_module is not None:
+            return self.own_module.eval()
+        return load_trained(self.output)
 
 
 def run_job(
@@ -279,6 +298,7 @@ def fit_run(
     setting = job.setting
     check_holdout = _holdout_check(setting)
     log = RunLog(run.path, step=progress.step, num_bytes=progress.log_bytes)
+    callbacks = CallbackList([log, *(job.callbacks if distributed.is_main() else ())])
     saver = Saver(job.config, run, learner)
 
     def save(score: float | None) -> None:
@@ -309,13 +329,29 @@ def fit_run(
                     num_workers=require_resolved(job.config.images.num_workers),
                 ),
                 progress,
-                log=log,
+                callbacks=callbacks,
                 on_bad_images=setting.images.bad_images,
                 on_epoch_end=on_epoch_end,
                 save=save,
             )
     finally:
         log.close()
+
+
+def add_metrics(job: _Configured, run: RunDirectory, metrics: Mapping[str, Any]) -> None:
+    """Add numbers to metrics.json, and tell the callbacks; on the first rank."""
+    run.add_metrics(dict(metrics))
+    CallbackList(job.callbacks).on_evaluation(metrics)
+
+
+def result_of(
+    job: _Configured, run: RunDirectory, stopped_by: str | None, own_module: nn.Module | None = None
+) -> RunResult:
+    """Return what a run left behind, and tell the callbacks when it is complete."""
+    result = RunResult(run.path, read_metrics(run.path), stopped_by, own_module)
+    if stopped_by is None and distributed.is_main():
+        CallbackList(job.callbacks).on_end(result.metrics)
+    return result
 
 
 def training_metrics(setting: TrainingSetting, progress: Progress) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import distributed
+from distill.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def log_parts(run: Path) -> list[Path]:
     return [*sorted(run.glob("log-[0-9]*.jsonl")), *([current] if current.exists() else [])]
 
 
-class RunLog:
+class RunLog(Callback):
     """Writes the same numbers to log.jsonl and to TensorBoard.
 
     Args:
@@ -54,6 +55,14 @@ class RunLog:
         self._tensorboard: SummaryWriter | None = SummaryWriter(
             str(run / "tensorboard"), purge_step=step + 1
         )
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one line."""
+        self.write(step, metrics)
+
+    def on_epoch(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one line, marked as an epoch's."""
+        self.write(step, {"epoch": epoch, "event": "epoch", **metrics})
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line; numbers go to TensorBoard too."""

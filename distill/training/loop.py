@@ -38,9 +38,9 @@ from distill.distributed import row_counts
 from distill.errors import NonFiniteLossError
 from distill.losses.base import ShardState
 from distill.terminal import progress_bar
+from distill.training.callbacks import Callback
 from distill.training.checkpoints import Progress
 from distill.training.diagnostics import CollapseWatch, DataWatch, EmbeddingSpread
-from distill.training.log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def fit(
     settings: LoopSettings,
     progress: Progress,
     *,
-    log: RunLog,
+    callbacks: Callback,
     on_bad_images: Callable[[Sequence[str]], None],
     on_epoch_end: Callable[[int], dict[str, float]],
     save: Callable[[float | None], None],
@@ -275,7 +275,7 @@ def fit(
         batches: From where `progress` stands to the end of the last epoch.
         settings: Length and rhythm.
         progress: Where the run stands; advanced in place.
-        log: Receives a line every `log_every` steps.
+        callbacks: Told of every `log_every`-th step and of every epoch.
         on_bad_images: Told of images that could not be read; raises to end the run.
         on_epoch_end: Called with the number of finished epochs; returns numbers for the log.
         save: Writes a checkpoint; called where a run may have to go on from, with the accuracy on
@@ -310,14 +310,18 @@ def fit(
             progress.seconds += time.perf_counter() - clock
             bar.update(num_images)
             if loss is None:
-                _log_without_step(learner, progress, log=log, bar=bar, is_accepted=is_accepted)
+                _log_without_step(
+                    learner, progress, callbacks=callbacks, bar=bar, is_accepted=is_accepted
+                )
             else:
-                values = _log_step(learner, settings, progress, log=log, bar=bar, rate=rate)
+                values = _log_step(
+                    learner, settings, progress, callbacks=callbacks, bar=bar, rate=rate
+                )
                 _warn(learner.watch.look(progress.step, values))
             score, is_saved = None, False
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                score = _end_epoch(learner, settings, progress, log, on_epoch_end)
+                score = _end_epoch(learner, settings, progress, callbacks, on_epoch_end)
                 is_last = progress.epoch == settings.num_epochs
                 if is_last or progress.epoch % settings.checkpoint_every == 0:
                     save(score)
@@ -343,14 +347,14 @@ def _end_epoch(
     learner: TrainState,
     settings: LoopSettings,
     progress: Progress,
-    log: RunLog,
+    callbacks: Callback,
     on_epoch_end: Callable[[int], dict[str, float]],
 ) -> float | None:
     """Measure and report an epoch; return the accuracy on held-out images, where there is one."""
     waited = learner.epoch_meter.waited
     values = {**learner.epoch_meter.read(), **learner.metrics()}
     values |= on_epoch_end(progress.epoch)
-    log.write(progress.step, {"epoch": progress.epoch, "event": "epoch", **values})
+    callbacks.on_epoch(progress.epoch, progress.step, values)
     logger.info(_epoch_line(progress.epoch, settings.num_epochs, values))
     _warn(learner.data_watch.look(values["data_wait"], waited, num_workers=settings.num_workers))
     _warn(learner.watch.look(progress.step, values, num_epochs=progress.epoch))
@@ -400,12 +404,12 @@ def _backward(objective: Method, batch: Batch, num_parts: int) -> float | None:
 
 
 def _log_without_step(
-    learner: TrainState, progress: Progress, *, log: RunLog, bar: Any, is_accepted: bool
+    learner: TrainState, progress: Progress, *, callbacks: Callback, bar: Any, is_accepted: bool
 ) -> None:
     """Write what became of a batch that taught nothing."""
     event, told = ("filling", "filling the queue") if is_accepted else ("skipped", "too few images")
     values = {"event": event, **learner.objective.metrics()}
-    log.write(progress.step, {"epoch": progress.epoch, **values})
+    callbacks.on_step(progress.step, {"epoch": progress.epoch, **values})
     bar.set_postfix_str(told)
 
 
@@ -414,7 +418,7 @@ def _log_step(
     settings: LoopSettings,
     progress: Progress,
     *,
-    log: RunLog,
+    callbacks: Callback,
     bar: Any,
     rate: float,
 ) -> dict[str, float]:
@@ -422,7 +426,7 @@ def _log_step(
     values: dict[str, float] = {}
     if progress.step % settings.log_every == 0 or progress.step == 1:
         values = {**learner.meter.read(), "learning_rate": rate, **learner.metrics()}
-        log.write(progress.step, {"epoch": progress.epoch, **values})
+        callbacks.on_step(progress.step, {"epoch": progress.epoch, **values})
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, waiting for data {values['data_wait']:.0%}"
         )

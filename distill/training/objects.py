@@ -7,7 +7,7 @@ They travel beside the configuration, which records what they are: `module:packa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from torch import nn
 
 from distill.data.sources import ImageData, open_data_object
 from distill.errors import DistillError
-from distill.models.networks import EmbeddingNetwork, wrap_module
+from distill.models.networks import MODULE_PREFIX, EmbeddingNetwork, wrap_module
 from distill.training.callbacks import Callback
-from teachers.load import freeze
 
 
 @dataclass(frozen=True)
@@ -26,20 +25,18 @@ class RunObjects:
 
     Attributes:
         teacher: Used in place of the network that the configuration names.
-        student: The same.
+        student: The same; it is trained.
         data: Used in place of the data that the configuration names.
         callbacks: Told of steps, epochs, evaluations and the end, on the first rank.
     """
 
-    teacher: EmbeddingNetwork | None = None
-    student: EmbeddingNetwork | None = None
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
     data: ImageData | None = None
     callbacks: Sequence[Callback] = ()
 
-    @property
-    def beside(self) -> tuple[Any, ...]:
-        """Until the jobs take objects: nothing where there are none."""
-        return () if self == RunObjects() else (self,)
+
+NO_OBJECTS = RunObjects()
 
 
 def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]:
@@ -52,18 +49,16 @@ def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]
         Options by name, and the objects.
 
     Raises:
-        DistillError: An object that cannot be used, or options of no method.
+        DistillError: A data set that cannot be used, or options of no method.
     """
     options = dict(given)
     callbacks = options.pop("callbacks", ())
     data_key = options.pop("data_key", None)
-    networks = {}
+    modules: dict[str, nn.Module] = {}
     for role in ("teacher", "student"):
         if isinstance(options.get(role), nn.Module):
-            module = options[role]
-            network = module if isinstance(module, EmbeddingNetwork) else wrap_module(module)
-            networks[role] = freeze(network) if role == "teacher" else network
-            options[role] = network.spec.name
+            modules[role] = options[role]
+            options[role] = network_name(options[role])
         elif isinstance(options.get(role), Path):
             options[role] = str(options[role])
     data = None
@@ -73,9 +68,39 @@ def split_objects(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunObjects]
         options["data"] = data.source
     elif data_key is not None:
         raise DistillError("data_key goes with a data set given as an object; leave it out")
+    elif isinstance(options.get("data"), Path):
+        options["data"] = str(options["data"])
     if is_dataclass(options.get("method")):
         options |= _method_options(options["method"])
-    return options, RunObjects(networks.get("teacher"), networks.get("student"), data, callbacks)
+    return options, RunObjects(modules.get("teacher"), modules.get("student"), data, callbacks)
+
+
+def network_name(module: nn.Module) -> str:
+    """Return what the configuration calls a network that is given as an object."""
+    if isinstance(module, EmbeddingNetwork):
+        return module.spec.name
+    return f"{MODULE_PREFIX}{type(module).__module__}.{type(module).__qualname__}"
+
+
+def as_network(
+    module: nn.Module, *, image_size: int | None = None, crop_fraction: float = 0.875
+) -> EmbeddingNetwork:
+    """Return a module as a network for images of a side.
+
+    Args:
+        module: A module of a person's own, or a network.
+        image_size: Side of its input in pixels; None: the network's own, 224 for a module.
+        crop_fraction: Of the evaluation view of a module; a network brings its own.
+
+    Raises:
+        DistillError: It cannot take such images, or does not return embeddings.
+    """
+    if not isinstance(module, EmbeddingNetwork):
+        return wrap_module(module, image_size=image_size or 224, crop_fraction=crop_fraction)
+    if image_size in (None, module.input.image_size):
+        return module
+    spec = replace(module.spec, input=replace(module.input, image_size=image_size))
+    return EmbeddingNetwork(module.backbone, spec)
 
 
 def _method_options(method: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Pre-trains a backbone without labels and measures it: two views, method, loop, e
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from distill.files import atomic_write
 from distill.models.networks import EmbeddingNetwork, num_parameters, prepare_for_device
 from distill.models.weights import save_network
 from distill.run_directory import RunDirectory, read_metrics
+from distill.training.callbacks import Callback
 from distill.training.checkpoints import Progress
 from distill.training.configuration import (
     check_pretraining,
@@ -36,13 +37,16 @@ from distill.training.configuration import (
 )
 from distill.training.fitting import (
     RunResult,
+    add_metrics,
     fit_run,
     make_learner,
     restore,
+    result_of,
     run_job,
     training_metrics,
     write_config,
 )
+from distill.training.objects import NO_OBJECTS, RunObjects
 from distill.training.pretraining import (
     Pretraining,
     Schedule,
@@ -118,21 +122,27 @@ class PretrainJob:
         config: Nothing in it follows the data any more.
         setting: Images, backbone, device and rhythm.
         method: Heads and loss, on the device.
+        callbacks: Of the caller.
     """
 
     config: PretrainConfig
     setting: TrainingSetting
     method: nn.Module
+    callbacks: Sequence[Callback] = ()
 
 
-def pretrain(config: PretrainConfig) -> RunResult:
+def pretrain(config: PretrainConfig, objects: RunObjects = NO_OBJECTS) -> RunResult:
     """Pre-train a backbone as `config` says and measure it.
+
+    Args:
+        config: As it was asked for.
+        objects: Used in place of what `config` names.
 
     Raises:
         DistillError: Anything about the request that cannot be met; nothing was written then.
         NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
     """
-    return run_job(config, prepare_pretraining, _run)
+    return run_job(config, partial(prepare_pretraining, objects=objects), _run)
 
 
 def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
@@ -151,13 +161,15 @@ def _run(job: PretrainJob, run: RunDirectory) -> RunResult:
             name: tensor.cpu().contiguous() for name, tensor in job.method.state_dict().items()
         }
         atomic_write(run.heads, safetensors.torch.save(heads))
-        run.add_metrics(training_metrics(job.setting, progress))
+        add_metrics(job, run, training_metrics(job.setting, progress))
         _measure(job, run, prefix="", what="backbone")
     distributed.barrier()
-    return RunResult(run.path, read_metrics(run.path), stopped_by)
+    return result_of(job, run, stopped_by)
 
 
-def prepare_pretraining(config: PretrainConfig, device: torch.device) -> PretrainJob:
+def prepare_pretraining(
+    config: PretrainConfig, device: torch.device, objects: RunObjects = NO_OBJECTS
+) -> PretrainJob:
     """Check a configuration, open its data, build its networks, fill in what follows the data.
 
     Raises:
@@ -165,7 +177,7 @@ def prepare_pretraining(config: PretrainConfig, device: torch.device) -> Pretrai
     """
     check_pretraining(config)
     name = backbone_name(config.backbone.arch, width=config.backbone.width)  # refuses unknown ones
-    config, data = open_data(config, config.method.method, name)
+    config, data = open_data(config, config.method.method, name, given=objects.data)
     images = training_images(data, config.images, seed=config.run.seed)
     facts = data_facts(
         images, augmentation=default_pretraining_augmentation(data), min_image_size=1
@@ -194,7 +206,7 @@ def prepare_pretraining(config: PretrainConfig, device: torch.device) -> Pretrai
     )
     assert setting.batches_per_epoch  # refuses fewer images than a batch
     method = build_method(config.method, backbone.embedding_dim).to(device)
-    return PretrainJob(config=config, setting=setting, method=method)
+    return PretrainJob(config, setting, method, objects.callbacks)
 
 
 def _require_divisible(config: PretrainConfig) -> None:
@@ -285,4 +297,4 @@ def _measure(job: PretrainJob, run: RunDirectory, *, prefix: str, what: str) -> 
     if prefix and f"{prefix}nn_accuracy" in known:
         return
     measured = standard_metrics(*embedder.embed_both(job.setting.network, what=what))
-    run.add_metrics({prefix + name: value for name, value in measured.items()})
+    add_metrics(job, run, {prefix + name: value for name, value in measured.items()})

@@ -62,8 +62,15 @@ class TrainingSetting:
         return self.num_epochs * self.batches_per_epoch
 
 
-def open_data(config: Config, *names: str) -> tuple[Config, ImageData]:
+def open_data(
+    config: Config, *names: str, given: ImageData | None = None
+) -> tuple[Config, ImageData]:
     """Open the images of a job and settle its run directory, named after `names` and the data.
+
+    Args:
+        config: As it was asked for.
+        *names: Of what the run is made of.
+        given: Used in place of the images that `config` names.
 
     Returns:
         The configuration with data and output filled in, `resume` only where there is a run, and
@@ -74,7 +81,7 @@ def open_data(config: Config, *names: str) -> tuple[Config, ImageData]:
     """
     source = data_or_default(config.images.data)
     config = replace(config, images=replace(config.images, data=source))
-    data = open_images(source)
+    data = open_images(source) if given is None else given
     config = with_output(config, *names, data.name)
     output = require_resolved(config.run.output)
     config = replace(

@@ -6,13 +6,15 @@ Everything that can be refused is refused in `prepare`, before anything is writt
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from distill import distributed
+from distill.config import NetworkOptions
 from distill.data.loader import Batch, TrainingViews, evaluation_loader, training_loader
 from distill.data.sources import ImageData, TrainingImages, default_augmentation, training_images
 from distill.data.views import evaluation_view, training_view
@@ -24,9 +26,11 @@ from distill.errors import DistillError
 from distill.evaluation.kmeans import kmeans, nearest_centroids
 from distill.losses import METHODS, load_plugins
 from distill.losses.base import BuildContext, MemoryNeed
-from distill.models.networks import EmbeddingNetwork, prepare_for_device
+from distill.models.networks import EmbeddingNetwork, is_own_module, prepare_for_device
+from distill.models.weights import load_weights
 from distill.run_directory import RunDirectory
 from distill.terminal import progress_bar
+from distill.training.callbacks import Callback
 from distill.training.checkpoints import Progress, checkpoints
 from distill.training.configuration import (
     TrainConfig,
@@ -40,6 +44,7 @@ from distill.training.distillation import Distillation
 from distill.training.fitting import make_learner, restore
 from distill.training.initialization import has_normalization, scale_layers
 from distill.training.loop import TrainState
+from distill.training.objects import NO_OBJECTS, RunObjects, as_network
 from distill.training.setting import (
     TrainingSetting,
     data_facts,
@@ -49,6 +54,7 @@ from distill.training.setting import (
 )
 from distill.training.teacher import CachedTeacher, OnlineTeacher, Teacher
 from students.registry import build_student, student_spec
+from teachers.load import freeze
 
 logger = logging.getLogger(__name__)
 
@@ -66,40 +72,51 @@ class Job:
         setting: Images, student, device and rhythm.
         teacher: Frozen, on the device; None for a method without one, where none was named.
         context: What the loss is built from, but the teacher's embeddings.
+        callbacks: Of the caller.
+        own_module: The student that was given as an object; None for a named one.
     """
 
     config: TrainConfig
     setting: TrainingSetting
     teacher: EmbeddingNetwork | None
     context: BuildContext
+    callbacks: Sequence[Callback] = ()
+    own_module: nn.Module | None = None
 
 
-def prepare(config: TrainConfig, device: torch.device) -> Job:
+def prepare(config: TrainConfig, device: torch.device, objects: RunObjects = NO_OBJECTS) -> Job:
     """Check a configuration, open its data and networks and fill in what follows the data.
 
     Args:
         config: As it was asked for.
         device: Of this process.
+        objects: Used in place of what `config` names.
 
     Raises:
         DistillError: Anything that cannot be met; nothing is written.
     """
     load_plugins(config.method.plugin)
     check(config)
-    spec = student_spec(str(config.networks.student))
-    config, data = open_data(config, *_named_after(config))
+    _require_objects(config.networks, objects)
+    config, data = open_data(config, *_named_after(config), given=objects.data)
+    if isinstance(objects.student, EmbeddingNetwork) and config.images.image_size is None:
+        side = objects.student.input.image_size
+        config = replace(config, images=replace(config.images, image_size=side))
+    spec = None if objects.student else student_spec(str(config.networks.student))
     images = training_images(data, config.images, seed=config.run.seed)
     facts = data_facts(
-        images, augmentation=default_augmentation(data), min_image_size=spec.min_image_size
+        images,
+        augmentation=default_augmentation(data),
+        min_image_size=spec.min_image_size if spec else 1,
     )
     config = replace(config, images=resolve_images(config.images, facts))
-    teacher, student = _load_teacher(config), _build_student(config, data)
+    teacher, student = _load_teacher(config, objects), _build_student(config, data, objects)
     config = resolve(
         config,
         facts,
         teacher_dim=0 if teacher is None else teacher.embedding_dim,
         student_normalizes=has_normalization(student),
-        published_projection_dim=spec.published_projection_dim,
+        published_projection_dim=spec.published_projection_dim if spec else None,
     )
     precision = pick_precision(config.run.precision, device)
     config = replace(config, run=replace(config.run, precision=precision))
@@ -127,7 +144,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Job:
         drop_last=len(images.trained) > batch_size and len(images.trained) % batch_size == 1,
     )
     placed = None if teacher is None else prepare_for_device(teacher, device)
-    return Job(config=config, setting=setting, teacher=placed, context=context)
+    return Job(config, setting, placed, context, objects.callbacks, objects.student)
 
 
 def _context(
@@ -169,8 +186,28 @@ def _named_after(config: TrainConfig) -> list[str]:
     return [name for name in names if name]
 
 
-def _load_teacher(config: TrainConfig) -> EmbeddingNetwork | None:
+def _require_objects(networks: NetworkOptions, objects: RunObjects) -> None:
+    """Refuse a module that only its program can bring, and weights for a teacher that is given."""
+    for role in ("teacher", "student"):
+        name = getattr(networks, role)
+        if getattr(objects, role) is None and is_own_module(name or ""):
+            raise DistillError(
+                f"the {role} {name} is a module of a program's own, which a name does not build; "
+                f"go on in Python with distill.train({role}=module, output=..., resume=True)"
+            )
+    if objects.teacher is not None and networks.teacher_weights is not None:
+        raise DistillError(
+            f"--teacher-weights {networks.teacher_weights} goes with a teacher that is named, not "
+            "with a module, which has its own; leave it out"
+        )
+
+
+def _load_teacher(config: TrainConfig, objects: RunObjects) -> EmbeddingNetwork | None:
     networks = config.networks
+    if objects.teacher is not None:
+        sees_crop = networks.teacher_view == "student"
+        side = config.images.image_size if sees_crop else networks.teacher_image_size
+        return freeze(as_network(objects.teacher, image_size=side))
     if networks.teacher is None:
         return None
     if networks.teacher_view == "center":
@@ -178,14 +215,17 @@ def _load_teacher(config: TrainConfig) -> EmbeddingNetwork | None:
     return load_teacher_of(replace(networks, teacher_image_size=config.images.image_size))
 
 
-def _build_student(config: TrainConfig, data: ImageData) -> EmbeddingNetwork:
+def _build_student(config: TrainConfig, data: ImageData, objects: RunObjects) -> EmbeddingNetwork:
     torch.manual_seed(config.run.seed)
-    return build_student(
-        str(config.networks.student),
-        image_size=config.images.image_size,
-        crop_fraction=0.875 if data.native_size is None else 1.0,  # small images have no margin
-        weights=config.networks.student_weights,
-    )
+    side, weights = config.images.image_size, config.networks.student_weights
+    crop_fraction = 0.875 if data.native_size is None else 1.0  # small images have no margin
+    if objects.student is None:
+        name = str(config.networks.student)
+        return build_student(name, image_size=side, crop_fraction=crop_fraction, weights=weights)
+    network = as_network(objects.student, image_size=side, crop_fraction=crop_fraction)
+    if weights is not None:
+        load_weights(network, weights)
+    return network.train()
 
 
 def _require_different_views(config: TrainConfig) -> None:

@@ -27,7 +27,16 @@ from distill.models.weights import save_network
 from distill.run_directory import RunDirectory, read_metrics
 from distill.training.checkpoints import Progress
 from distill.training.configuration import TrainConfig
-from distill.training.fitting import RunResult, fit_run, run_job, training_metrics, write_config
+from distill.training.fitting import (
+    RunResult,
+    add_metrics,
+    fit_run,
+    result_of,
+    run_job,
+    training_metrics,
+    write_config,
+)
+from distill.training.objects import NO_OBJECTS, RunObjects
 from distill.training.setting import describe_setting
 from distill.training.setup import Job, build_learner, initialize_student, prepare, training_batches
 
@@ -96,10 +105,10 @@ def measure_before(job: Job, run: RunDirectory, embeddings: TeacherEmbeddings | 
         return
     splits = _teacher_splits(job, embeddings)
     if splits is not None:
-        _keep(run, splits, prefix="teacher_", what="teacher")
+        _keep(job, run, splits, prefix="teacher_", what="teacher")
     what = "untrained student"
     splits = of_student.embed_both(job.setting.network, what=what)
-    _keep(run, splits, prefix="untrained_", what=what)
+    _keep(job, run, splits, prefix="untrained_", what=what)
 
 
 def _is_measured(run: RunDirectory) -> bool:
@@ -107,10 +116,10 @@ def _is_measured(run: RunDirectory) -> bool:
 
 
 def _keep(
-    run: RunDirectory, splits: tuple[Embeddings, Embeddings], *, prefix: str, what: str
+    job: Job, run: RunDirectory, splits: tuple[Embeddings, Embeddings], *, prefix: str, what: str
 ) -> None:
     found = standard_metrics(*splits)
-    run.add_metrics({prefix + name: value for name, value in found.items()})
+    add_metrics(job, run, {prefix + name: value for name, value in found.items()})
     logger.info(f"{what}: nearest neighbor {found['nn_accuracy']:.4f}")
 
 
@@ -147,14 +156,18 @@ def _embedder(job: Job) -> DatasetEmbedder:
     return replace(job.setting.embedder, batch_size=job.config.networks.teacher_batch_size)
 
 
-def train(config: TrainConfig) -> RunResult:
+def train(config: TrainConfig, objects: RunObjects = NO_OBJECTS) -> RunResult:
     """Train a student as `config` says and measure it.
+
+    Args:
+        config: As it was asked for.
+        objects: Used in place of what `config` names.
 
     Raises:
         DistillError: Anything about the request that cannot be met; nothing was written then.
         NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
     """
-    return run_job(config, prepare, _run)
+    return run_job(config, partial(prepare, objects=objects), _run)
 
 
 def _run(job: Job, run: RunDirectory) -> RunResult:
@@ -172,7 +185,7 @@ def _run(job: Job, run: RunDirectory) -> RunResult:
     if stopped_by is None and distributed.is_main():
         _measure_after(job, run, progress)
     distributed.barrier()
-    return RunResult(run.path, read_metrics(run.path), stopped_by)
+    return result_of(job, run, stopped_by, job.own_module)
 
 
 def _announce(job: Job, output: Path) -> None:
@@ -199,4 +212,4 @@ def _measure_after(job: Job, run: RunDirectory, progress: Progress) -> None:
     embedder = job.setting.embedder
     if embedder.unavailable_reason() is None and job.config.run.measure != "none":
         metrics |= standard_metrics(*embedder.embed_both(job.setting.network, what="student"))
-    run.add_metrics(metrics)
+    add_metrics(job, run, metrics)
