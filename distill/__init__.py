@@ -364,6 +364,7 @@ def measure(
     num_images: int = NOT_GIVEN,
     augmentation: Literal["photo", "glyph"] | None = NOT_GIVEN,
     seed: int = NOT_GIVEN,
+    plot: str | Path | None = NOT_GIVEN,
 ) -> EvaluationResult:
     """Measure how much a trained network compresses: `evaluate("measure", run, ...)`.
 
@@ -378,8 +379,8 @@ def measure(
         DistillError: A request that cannot be met.
 
     Example:
-        >>> result = distill.measure("runs/first", data="digits", num_images=64) # doctest: +SKIP
-        >>> result.metrics["backbone_residual_information"] > 0 # doctest: +SKIP
+        >>> result = distill.measure("runs/first", data="digits", num_images=64)
+        >>> result.metrics["backbone_residual_information"] > 0
         True
     """
     given = _given(locals())

@@ -152,8 +152,8 @@ def test_names_alone_do_not_bring_modules(tmp_path: Path):
 
 def test_the_embeddings_of_an_own_teacher_are_kept(tmp_path: Path):
     options: dict[str, Any] = {"data": data(), "num_workers": 0, "teacher_cache": tmp_path}
-    first, _ = distill.cache(teacher=wrap_module(Pixels(), image_size=SIDE), **options)
-    again, _ = distill.cache(teacher=wrap_module(Pixels(), image_size=SIDE), **options)
+    first = distill.cache(teacher=wrap_module(Pixels(), image_size=SIDE), **options)["train"]
+    again = distill.cache(teacher=wrap_module(Pixels(), image_size=SIDE), **options)["train"]
     assert (first.num_embedded, again.num_embedded) == (32, 0)
 
 
