@@ -7,13 +7,13 @@ SOURCES := distill teachers students tools tests
 .PHONY: help demo install format lint test test-slow soak bench bench-gpu clean
 
 help:
-	@echo "make demo       the quick start: distil the shipped teacher on digits, end with a table"
+	@echo "make demo       quick start: distill the shipped teacher on digits and print a table"
 	@echo "make install    create $(VENV) with the pinned development dependencies"
 	@echo "make format     rewrite the code with ruff"
 	@echo "make lint       check format, lint and types"
 	@echo "make test       run the default tests"
 	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
-	@echo "make soak       inject faults into running commands; takes tens of minutes"
+	@echo "make soak       inject faults into running commands; about three hours on two cores"
 	@echo "make bench      compare the blocked anchor loss with the plain formula"
 	@echo "make bench-gpu  check the fused anchor loss on a CUDA GPU, tune it, time the published sizes"
 

@@ -1,4 +1,4 @@
-"""Compare convolutions of few pixels with the matrix products that stand in for them, on this CPU.
+"""Compare convolutions of few pixels with the matrix products that replace them, on this CPU.
 
     python tools/bench_few_pixels.py
     python tools/bench_few_pixels.py --threads 2 --precision fp32

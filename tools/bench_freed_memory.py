@@ -1,4 +1,4 @@
-"""Compare training steps on this CPU with freed memory given back and kept, in processes by turns.
+"""Compare training steps on this CPU with freed memory returned and kept, in alternating processes.
 
     python tools/bench_freed_memory.py
     python tools/bench_freed_memory.py --students resnet18 --image-size 224 --batch-size 32

@@ -5,8 +5,8 @@
     python tools/bench_gpu.py --published --tune       # first measures all plans, keeps the best
     python tools/bench_gpu.py --tiny                   # seconds; in Triton's interpreter if need be
 
-First the fused loss and its gradient are held against float64 on the device, with the plain formula
-in the same dtype beside them (`gpu_checks.py`). A case whose fused error is too large is named and
+First the fused loss and its gradient are compared with float64 on the device, and so is the plain
+formula in the same dtype (`gpu_checks.py`). A case whose fused error is too large is named and
 not timed, and the exit status is 1; it is 2 where nothing can run.
 
 Then the loss alone and the loss with its gradient are timed (`gpu_timing.py`): fused, by the plain

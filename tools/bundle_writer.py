@@ -1,4 +1,4 @@
-"""Writes TensorFlow checkpoints without TensorFlow: what the toolkit reads.
+"""Write TensorFlow checkpoints without TensorFlow, in the format that the toolkit reads.
 
 For tests and for `write_checkpoint.py`. Variables are written one at a time, so that a checkpoint
 of gigabytes needs the memory of its largest variable.

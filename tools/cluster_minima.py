@@ -1,11 +1,11 @@
-"""Says what keeps k-means from finding the classes of a student: its embeddings or k-means itself.
+"""Find out whether a student's embeddings or k-means itself limit its cluster alignment.
 
     python tools/cluster_minima.py runs/photos --data photos
 
 A line for each of three sets of centroids, one for every class: the classes' own means, those of
-`distill clusters`, and what k-means makes of the class means when it begins there. Where the first
-are right and the last two wrong, the embeddings tell the classes apart and the smallest distances
-lie elsewhere. Distances are the mean squares to the nearest centroid on the training images.
+`distill clusters`, and those of k-means started from the class means. If the first score well and
+the others do not, the embeddings separate the classes but the smallest distances lie elsewhere.
+Distances are the mean squares to the nearest centroid on the training images.
 """
 
 from __future__ import annotations

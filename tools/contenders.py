@@ -1,4 +1,4 @@
-"""What the benchmarks compare, on which operands, and how far from the truth it is.
+"""The formulas that the benchmarks compare, their operands, and their errors.
 
 The plain formula is what the authors of CompRess run every step: clone the bank, multiply all of it
 with the embeddings, divide by the temperature, softmax both sides, take the KL divergence and let

@@ -1,7 +1,7 @@
 """The quick start: distill the shipped teacher into AlexNet on scikit-learn's digits, and measure.
 
 Ends with a table of nearest-neighbor accuracy and cluster alignment for the teacher, the student
-before and after training, and the bare pixels, and says in words whether training helped.
+before and after training, and the raw pixels, and a sentence on whether training helped.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Feeds damaged files to every reader: a sentence or the content, never a crash, hang or gigabytes.
+"""Feed damaged files to every reader, which must return the content or raise DistillError.
 
     python tools/fuzz.py                         ten minutes for each reader
     python tools/fuzz.py recipe image --seconds 5 --seed 3
 
-Whole files (`fuzz_samples.py`) are changed at random (`fuzz_changes.py`): bits flipped, parts cut,
-doubled, swapped with another file's, values of another type in a tree of values, whatever readers
-fear. A reader (`fuzz_targets.py`) may return or raise DistillError. Anything else is a finding, as
-are ten seconds for a file, 2 GiB of memory, and a file that appears where none should. A finding's
-input is kept, and its name is printed. Exit status 1 with findings.
+Valid files (`fuzz_samples.py`) are changed at random (`fuzz_changes.py`): bits flipped, parts
+removed, repeated, replaced by another file's, values of another type in a tree of values. A reader
+(`fuzz_targets.py`) may return or raise DistillError. Anything else is a finding, as are more than
+ten seconds for a file, more than 2 GiB of memory, and a file written outside its folder. A
+finding's input is kept, and its name is printed. Exit status 1 with findings.
 """
 
 from __future__ import annotations

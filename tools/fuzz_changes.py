@@ -1,6 +1,6 @@
-"""Changes whole files at random: bytes and, where a file is a tree of values, values.
+"""Change valid files at random: bytes and, where a file is a tree of values, values.
 
-Bytes reach what parses; values of another type in a well-formed file reach what believes them.
+Changed bytes test the parser; values of another type in a well-formed file test the code after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole files for the readers that `fuzz.py` feeds.
+"""Valid files for the readers that `fuzz.py` tests.
 
 A function returns the contents of one or more files of a kind, or those of a folder by name; it may
 write in the folder that it is given.

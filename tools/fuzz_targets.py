@@ -1,8 +1,8 @@
-"""The readers that `fuzz.py` feeds, and what reads their files to the end.
+"""The readers that `fuzz.py` tests, each with code that uses everything it read.
 
-What is read is used as a command uses it, since a file that parses may still hold other values than
-its reader expects: a run's numbers become a page, a comparison's runs its tables, a shard's members
-images.
+The content is used as a command uses it, since a file that parses may still hold values that its
+reader does not expect: a run's numbers become a page, a comparison's runs its tables, a shard's
+members images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Holds the fused loss against float64, with the plain formula in the same dtype beside it.
+"""Compare the fused loss with float64, and the plain formula in the same dtype as well.
 
 Embeddings are rounded to the banks' dtype before anything reads them, so that the errors are those
 of the arithmetic, and kept in float32, so that the gradient is not rounded once more. The fused

@@ -1,4 +1,4 @@
-"""What the benchmark on a GPU finds, as sentences, tables and JSON."""
+"""The results of the benchmark on a GPU, as sentences, tables and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times calls on a GPU, measures their memory, and names the machine.
+"""Time calls on a GPU, measure their memory, and name the machine.
 
 Method of `milliseconds`: triton.testing.do_bench. After a warm-up, every run follows a write over
 the whole L2 cache and lies between two CUDA events of its own; the median of the runs of a fifth of

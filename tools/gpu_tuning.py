@@ -1,4 +1,4 @@
-"""Measures every candidate plan of a problem and keeps the fastest right one on disk."""
+"""Measure every candidate plan of a problem and keep the fastest correct one on disk."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Composes images in PASCAL VOC layout out of a folder of class folders.
+"""Compose images in PASCAL VOC layout from a folder of class folders.
 
     python tools/make_mosaics.py photos mosaics --num-train 1000 --num-test 500
 
 Each image is a canvas, a strongly blurred photograph, with one to three photographs on it at random
-sizes and places; each of them is an object of its class, with its box. So classification and
-detection can be run from end to end, and networks compared, where VOC is not at hand. Real scenes
-these are not: objects are rectangles that hide each other, seldom, by a corner. Photographs of
+sizes and places; each of them is an object of its class, with its box. With them classification
+and detection can be run from end to end, and networks compared, without VOC. They are not real
+scenes: objects are rectangles, a few of which overlap at a corner. Photographs of
 train/ make the `trainval` list, those of val/ the `test` list.
 """
 

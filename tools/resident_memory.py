@@ -1,4 +1,4 @@
-"""Measures in a fresh process by how much a call raises the resident set at its peak (Linux)."""
+"""Measure in a fresh process by how much a call raises the peak resident set (Linux)."""
 
 from __future__ import annotations
 

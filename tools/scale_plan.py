@@ -1,4 +1,4 @@
-"""Plans distillation at sizes that nobody here has run: bytes, hours, memory, and what saturates.
+"""Plan distillation at sizes that have not been run: bytes, hours, memory, and the bottleneck.
 
     python tools/scale_plan.py
     python tools/scale_plan.py --teacher r50x4 --student resnet18 --epochs 100 --cores 16

@@ -1,7 +1,9 @@
-"""Puts a pre-trained backbone into the package: weights, recipe, metrics and their sha256.
+"""Put a pre-trained backbone into the package: weights, recipe, metrics and their SHA-256.
 
-distill pretrain --recipe digits-cbyol --output runs/digits-cbyol
-python tools/ship_teacher.py runs/digits-cbyol teachers/shipped/digits-cbyol
+    distill pretrain --recipe digits-cbyol --output runs/digits-cbyol
+    python tools/ship_teacher.py runs/digits-cbyol teachers/shipped/digits-cbyol
+
+Weights of at most 3 MiB are shipped; the configuration is written without local paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times calls in turn on a CPU, and gives the large matrix products to compare them with."""
+"""Time calls in turn on a CPU, and the large matrix products to compare them with."""
 
 from __future__ import annotations
 
