@@ -1,1 +1,1 @@
-"""The rooms of the toolkit."""
+"""Embeddings of images: made by a network, kept on disk, searched."""

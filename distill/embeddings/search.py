@@ -115,6 +115,11 @@ def nearest_neighbors(
 
     Raises:
         DistillError: k outside 1..N, or embeddings that are not finite or of different widths.
+
+    Example:
+        >>> neighbors, similarities = nearest_neighbors(np.eye(3), np.eye(3)[1:], k=1)
+        >>> neighbors.tolist(), similarities.tolist()
+        ([[1], [2]], [[1.0], [1.0]])
     """
     require_k(k, most=len(indexed))
     require_same_width(indexed, queries)

@@ -369,6 +369,13 @@ def test_memory_does_not_grow_with_the_number_of_images(folder, monkeypatch):
 # Several ranks.
 
 
+def test_rows_that_do_not_arrive_are_an_error(folder, monkeypatch):
+    """What a process sees of others that write to another disk under the same name."""
+    monkeypatch.setattr(cache_module, "fill", lambda *_, **__: set())
+    with pytest.raises(DistillError, match="process 0 does not see the embeddings that others"):
+        cached_embeddings(network(), task(folder, pictures()), inference())
+
+
 def fill_as_a_rank(folder: str) -> dict:
     store.MAX_SHARD_ROWS = SHARD
     teacher = network()
