@@ -234,11 +234,6 @@ class CacheConfig:
     run: ExecutionOptions = field(default_factory=ExecutionOptions)
 
 
-MethodName = Literal["simclr", "c-simclr", "byol", "c-byol"]
-COMPRESSING = ("c-simclr", "c-byol")
-WITH_TARGET = ("byol", "c-byol")
-
-
 @dataclass(frozen=True)
 class BackboneOptions:
     """Which network is trained."""
@@ -261,32 +256,11 @@ class TwoViewOptions:
 
 
 @dataclass(frozen=True)
-class PretrainMethodOptions:
-    """The self-supervised method and its compression (Conditional Entropy Bottleneck)."""
+class PretrainMethodChoice:
+    """Which method; its own options are in a group of their own."""
 
-    method: MethodName = "c-byol"
+    method: str = "c-byol"
     """simclr, byol, or with explicit compression c-simclr, c-byol."""
-    beta: NonNegative | None = None
-    """Weight of the residual information I(X;Z|Y); 0: none; None: 1 for c-simclr and c-byol."""
-    beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """constant; linear: rises from 0 over beta_epochs; cosine: rises from 0 over beta_epochs."""
-    beta_epochs: NonNegative | None = None
-    """Epochs over which beta rises; None: a tenth of the epochs."""
-    kappa_e: Concentration | None = None
-    """Concentration of the forward encoder e(z|x); None: 1024 for c-simclr, 16384 for c-byol."""
-    kappa_b: Concentration = 10.0
-    """Concentration of the backward encoder b(z|y); for simclr 1 / temperature."""
-    backward_encoder: Literal["cross-view", "same-view"] = "cross-view"
-    """Which view's target makes b(z|y) in c-byol: the other one, as in the bound, or the same, as
-    in the released program."""
-    regression_weight: NonNegative | None = None
-    """Weight w of byol's regression; None: 5, from 1000 epochs on 2."""
-    target_momentum: Share | None = None
-    """First momentum of byol's target, rising to 1; None: by the number of steps."""
-    hidden_dim: AtLeast1 = 4096
-    """Hidden width of the heads."""
-    projection_dim: Annotated[int, Ge(2)] = 256
-    """Output width of the heads."""
 
 
 @dataclass(frozen=True)
@@ -296,19 +270,6 @@ class AccumulationOptions:
     accumulate: AtLeast1 = 1
     """Parts that a batch is cut into, one after the other, for one step; negatives and batch
     statistics then come from a part, not from the whole batch."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides a pre-training run."""
-
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
-    images: ImageOptions = field(default_factory=ImageOptions)
-    views: TwoViewOptions = field(default_factory=TwoViewOptions)
-    method: PretrainMethodOptions = field(default_factory=PretrainMethodOptions)
-    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
-    accumulation: AccumulationOptions = field(default_factory=AccumulationOptions)
-    run: RunOptions = field(default_factory=RunOptions)
 
 
 # What to do instead of an option that is gone, as a flag, a YAML key or a keyword.

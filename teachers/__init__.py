@@ -1,6 +1,16 @@
 """The large networks: frozen for good, described as data, read from published files."""
 
+from teachers import byol, c_byol, c_simclr, simclr  # registers them
 from teachers.load import load_teacher, load_trained
 from teachers.registry import TEACHERS, teacher_spec
 
-__all__ = ["TEACHERS", "load_teacher", "load_trained", "teacher_spec"]
+__all__ = [
+    "TEACHERS",
+    "byol",
+    "c_byol",
+    "c_simclr",
+    "load_teacher",
+    "load_trained",
+    "simclr",
+    "teacher_spec",
+]

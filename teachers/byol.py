@@ -8,12 +8,23 @@ Shapes: B images, P width of the projection.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from teachers.heads import Outcome, directions, mlp_head
+from torch import Tensor
+
+from teachers.pretraining import (
+    HeadOptions,
+    LossOutput,
+    PretrainMethod,
+    TargetOptions,
+    directions,
+    mlp_head,
+    register_pretrain_method,
+)
 
 
-class BYOL(nn.Module):
+@register_pretrain_method("byol")
+class BYOL(PretrainMethod):
     """The regression of two views on each other's target.
 
     Args:
@@ -23,7 +34,9 @@ class BYOL(nn.Module):
         regression_weight: w, >= 0; multiplies the loss.
     """
 
-    has_target = True
+    @dataclass(frozen=True)
+    class Options(TargetOptions, HeadOptions):
+        """BYOL: one view predicts what a momentum copy makes of the other."""
 
     def __init__(
         self,
@@ -38,17 +51,23 @@ class BYOL(nn.Module):
         self.predictor = mlp_head(projection_dim, hidden_dim, projection_dim)
         self.regression_weight = regression_weight
 
-    def forward(self, hidden: Tensor, target: Tensor | None = None, **_: object) -> Outcome:
-        """Return the loss of a batch.
+    @classmethod
+    def build(cls, options: Options, embedding_dim: int) -> BYOL:
+        """Build it; see `PretrainMethod`."""
+        assert options.regression_weight is not None
+        return cls(
+            embedding_dim,
+            hidden_dim=options.hidden_dim,
+            projection_dim=options.projection_dim,
+            regression_weight=options.regression_weight,
+        )
 
-        Args:
-            hidden: What the head says, 2B x P: all first views, then all second views.
-            target: What the momentum copy says of the same views, 2B x P, without gradient.
-        """
+    def forward(self, hidden: Tensor, target: Tensor | None = None, **_: object) -> LossOutput:
+        """Return the loss of a batch; see `PretrainMethod`."""
         assert target is not None, "byol learns from a target"
         (y1, y2), (t1, t2) = self.predictor(hidden).chunk(2), target.chunk(2)
         first, second = regression(y1, t2), regression(y2, t1)
-        return Outcome(self.regression_weight * (first + second), {"byol_loss": first.detach()})
+        return LossOutput(self.regression_weight * (first + second), {"byol_loss": first.detach()})
 
     def projection(self, hidden: Tensor) -> Tensor:
         """Return the unit predictions, B x P, from what the head says."""

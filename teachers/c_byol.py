@@ -16,12 +16,14 @@ Shapes: B images, P width of the projection.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.config import Concentration
 from distill.losses.von_mises_fisher import (
     check_kappa,
     log_density,
@@ -29,11 +31,21 @@ from distill.losses.von_mises_fisher import (
     sample,
 )
 from teachers.byol import regression
-from teachers.heads import Outcome, directions, mlp_head
+from teachers.pretraining import (
+    CompressionOptions,
+    HeadOptions,
+    LossOutput,
+    PretrainMethod,
+    TargetOptions,
+    directions,
+    mlp_head,
+    register_pretrain_method,
+)
 from teachers.simclr import contrast
 
 
-class CBYOL(nn.Module):
+@register_pretrain_method("c-byol")
+class CBYOL(PretrainMethod):
     """The regression of two views on each other's target with a price on residual information.
 
     Args:
@@ -49,7 +61,17 @@ class CBYOL(nn.Module):
         DistillError: A concentration is not positive and finite.
     """
 
-    has_target = True
+    lars_rates = (0.35, 0.25)
+
+    @dataclass(frozen=True)
+    class Options(CompressionOptions, TargetOptions, HeadOptions):
+        """C-BYOL: BYOL with a price on residual information."""
+
+        kappa_e: Concentration = 16384.0
+        """Concentration of the forward encoder e(z|x)."""
+        backward_encoder: Literal["cross-view", "same-view"] = "cross-view"
+        """Which view's target makes b(z|y): the other one, as in the bound, or the same, as in the
+        released program."""
 
     def __init__(
         self,
@@ -73,22 +95,30 @@ class CBYOL(nn.Module):
         self.regression_weight = regression_weight
         self.backward_encoder = backward_encoder
 
+    @classmethod
+    def build(cls, options: Options, embedding_dim: int) -> CBYOL:
+        """Build it; see `PretrainMethod`."""
+        assert options.regression_weight is not None
+        return cls(
+            embedding_dim,
+            hidden_dim=options.hidden_dim,
+            projection_dim=options.projection_dim,
+            kappa_e=options.kappa_e,
+            kappa_b=options.kappa_b,
+            regression_weight=options.regression_weight,
+            backward_encoder=options.backward_encoder,
+        )
+
     def forward(
         self,
         hidden: Tensor,
         target: Tensor | None = None,
         *,
-        beta: float = 1.0,
+        beta: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Outcome:
-        """Return the loss of a batch.
-
-        Args:
-            hidden: What the head says, 2B x P: all first views, then all second views.
-            target: What the momentum copy says of the same views, 2B x P, without gradient.
-            beta: Weight of the residual information, >= 0.
-            generator: Draws z.
-        """
+    ) -> LossOutput:
+        """Return the loss of a batch; see `PretrainMethod`."""
+        beta = 1.0 if beta is None else beta
         assert target is not None, "c-byol learns from a target"
         mu = self.projection(hidden)
         z = sample(mu, self.kappa_e, generator=generator)
@@ -129,7 +159,7 @@ def c_byol_loss(
     kappa_b: float,
     regression_weight: float,
     beta: float,
-) -> Outcome:
+) -> LossOutput:
     """Return w (regressions) + beta (residuals); both directions summed, means over the batch.
 
     Args:
@@ -149,7 +179,7 @@ def c_byol_loss(
         loss = loss + regression_weight * byol_loss + beta * (log_e - log_b)
         logged.append((byol_loss.detach(), log_e.detach(), log_b.detach()))
     (byol_loss, log_e, log_b), (_, log_e_y, log_b_y) = logged
-    return Outcome(
+    return LossOutput(
         loss,
         {
             "byol_loss": byol_loss,

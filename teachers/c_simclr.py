@@ -13,22 +13,33 @@ Shapes: B images of this rank, N of all ranks, P width of the projection.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill import distributed
+from distill.config import Concentration
 from distill.losses.von_mises_fisher import (
     check_kappa,
     log_density,
     log_density_of_cosine,
     sample,
 )
-from teachers.heads import Outcome, directions, mlp_head
+from teachers.pretraining import (
+    CompressionOptions,
+    HeadOptions,
+    LossOutput,
+    PretrainMethod,
+    directions,
+    mlp_head,
+    register_pretrain_method,
+)
 from teachers.simclr import contrast
 
 
-class CSimCLR(nn.Module):
+@register_pretrain_method("c-simclr")
+class CSimCLR(PretrainMethod):
     """The contrastive loss of two views with a price on residual information.
 
     Args:
@@ -42,7 +53,12 @@ class CSimCLR(nn.Module):
         DistillError: A concentration is not positive and finite.
     """
 
-    has_target = False
+    @dataclass(frozen=True)
+    class Options(CompressionOptions, HeadOptions):
+        """C-SimCLR: SimCLR with a price on residual information."""
+
+        kappa_e: Concentration = 1024.0
+        """Concentration of the forward encoder e(z|x)."""
 
     def __init__(
         self,
@@ -59,22 +75,27 @@ class CSimCLR(nn.Module):
         self.head = mlp_head(embedding_dim, hidden_dim, projection_dim)
         self.kappa_e, self.kappa_b = kappa_e, kappa_b
 
+    @classmethod
+    def build(cls, options: Options, embedding_dim: int) -> CSimCLR:
+        """Build it; see `PretrainMethod`."""
+        return cls(
+            embedding_dim,
+            hidden_dim=options.hidden_dim,
+            projection_dim=options.projection_dim,
+            kappa_e=options.kappa_e,
+            kappa_b=options.kappa_b,
+        )
+
     def forward(
         self,
         hidden: Tensor,
         target: Tensor | None = None,
         *,
-        beta: float = 1.0,
+        beta: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Outcome:
-        """Return the loss of a batch.
-
-        Args:
-            hidden: What the head says, 2B x P: all first views, then all second views.
-            target: Not used.
-            beta: Weight of the residual information, >= 0.
-            generator: Draws z.
-        """
+    ) -> LossOutput:
+        """Return the loss of a batch; see `PretrainMethod`."""
+        beta = 1.0 if beta is None else beta
         mu = directions(hidden)
         z = sample(mu, self.kappa_e, generator=generator)
         return c_simclr_loss(mu, z, kappa_e=self.kappa_e, kappa_b=self.kappa_b, beta=beta)
@@ -84,7 +105,9 @@ class CSimCLR(nn.Module):
         return directions(hidden)
 
 
-def c_simclr_loss(mu: Tensor, z: Tensor, *, kappa_e: float, kappa_b: float, beta: float) -> Outcome:
+def c_simclr_loss(
+    mu: Tensor, z: Tensor, *, kappa_e: float, kappa_b: float, beta: float
+) -> LossOutput:
     """Return mean(beta * residual - information), both directions summed.
 
     Args:
@@ -109,7 +132,7 @@ def c_simclr_loss(mu: Tensor, z: Tensor, *, kappa_e: float, kappa_b: float, beta
         "h_e_zx_x": -log_e,
         "h_b_zx_y": -log_b,
     }
-    return Outcome(loss, {name: value.detach() for name, value in logged.items()})
+    return LossOutput(loss, {name: value.detach() for name, value in logged.items()})
 
 
 def _direction(

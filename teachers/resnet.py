@@ -26,7 +26,7 @@ from distill.errors import DistillError, UnknownNameError
 from distill.models.libraries import torchvision_models
 from distill.models.networks import EmbeddingNetwork, NetworkSpec, build_network
 from distill.registry import Registry
-from teachers.heads import mlp_head
+from teachers.pretraining import mlp_head
 
 _BLOCKS = {
     18: ("BasicBlock", (2, 2, 2, 2)),

@@ -10,16 +10,26 @@ Shapes: B images of this rank, N of all ranks, P width of the projection.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from distill import distributed
-from teachers.heads import Outcome, directions, mlp_head
+from distill.config import Concentration
+from teachers.pretraining import (
+    HeadOptions,
+    LossOutput,
+    PretrainMethod,
+    directions,
+    mlp_head,
+    register_pretrain_method,
+)
 
 
-class SimCLR(nn.Module):
+@register_pretrain_method("simclr")
+class SimCLR(PretrainMethod):
     """The contrastive loss of two views.
 
     Args:
@@ -29,7 +39,12 @@ class SimCLR(nn.Module):
         temperature: > 0; divides the cosines.
     """
 
-    has_target = False
+    @dataclass(frozen=True)
+    class Options(HeadOptions):
+        """SimCLR: two views of an image, contrasted with all others of a batch."""
+
+        kappa_b: Concentration = 10.0
+        """1 / temperature."""
 
     def __init__(
         self,
@@ -43,21 +58,26 @@ class SimCLR(nn.Module):
         self.head = mlp_head(embedding_dim, hidden_dim, projection_dim)
         self.temperature = temperature
 
-    def forward(self, hidden: Tensor, target: Tensor | None = None, **_: object) -> Outcome:
-        """Return the loss of a batch.
+    @classmethod
+    def build(cls, options: Options, embedding_dim: int) -> SimCLR:
+        """Build it; see `PretrainMethod`."""
+        return cls(
+            embedding_dim,
+            hidden_dim=options.hidden_dim,
+            projection_dim=options.projection_dim,
+            temperature=1 / options.kappa_b,
+        )
 
-        Args:
-            hidden: What the head says, 2B x P: all first views, then all second views.
-            target: Not used.
-        """
+    def forward(self, hidden: Tensor, target: Tensor | None = None, **_: object) -> LossOutput:
+        """Return the loss of a batch; see `PretrainMethod`."""
         return simclr_loss(hidden, temperature=self.temperature)
 
     def projection(self, hidden: Tensor) -> Tensor:
-        """Return the unit vectors that the loss compares, B x P, from what the head says."""
+        """Return the unit vectors that the loss compares; see `PretrainMethod`."""
         return directions(hidden)
 
 
-def simclr_loss(hidden: Tensor, *, temperature: float) -> Outcome:
+def simclr_loss(hidden: Tensor, *, temperature: float) -> LossOutput:
     """Return the mean over images of both directions' cross-entropies, summed.
 
     Args:
@@ -70,7 +90,7 @@ def simclr_loss(hidden: Tensor, *, temperature: float) -> Outcome:
     to_x = contrast(y @ all_x.T / temperature, y @ all_y.T / temperature)
     most = math.log(2 * len(all_x) - 1)
     logged = {"i_y_zx": most - to_y.detach(), "i_x_zy": most - to_x.detach()}
-    return Outcome(to_y + to_x, logged)
+    return LossOutput(to_y + to_x, logged)
 
 
 def contrast(across: Tensor, within: Tensor) -> Tensor:

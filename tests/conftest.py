@@ -208,10 +208,11 @@ def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes what a finished pre-training run of a tiny network leaves."""
     import safetensors.torch
 
-    from distill.config import PretrainConfig, updated
+    from distill.config import flattened
     from distill.models.weights import save_network
     from distill.run_directory import RunDirectory
-    from distill.training.pretrain import build_method
+    from distill.training.configuration import PretrainConfig, with_options
+    from teachers.pretraining import build_heads
     from teachers.resnet import backbone_name, build_backbone
 
     follows_method = {
@@ -224,14 +225,14 @@ def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str = "run", *, method: str = "c-byol", seed: int = 0, **options: Any) -> Path:
         tiny = {"width": 0.125, "stem": "small", "image_size": 16, "data": "digits"}
         heads = {"hidden_dim": 8, "projection_dim": 6, "method": method, **follows_method[method]}
-        config = updated(PretrainConfig(), {**tiny, **heads, **options}, source="the test")
+        config = with_options(PretrainConfig(), {**tiny, **heads, **options}, source="the test")
         run = RunDirectory(tmp_path / name, resume=False)
         run.write_config(config, command="pretrain")
         torch.manual_seed(seed)
         backbone = backbone_name(config.backbone.arch, width=config.backbone.width, stem="small")
         network = build_backbone(backbone, image_size=config.images.image_size)
         save_network(network, run.backbone)
-        tensors = build_method(config.method, network.embedding_dim).state_dict()
+        tensors = build_heads(flattened(config), network.embedding_dim).state_dict()
         run.heads.write_bytes(safetensors.torch.save(tensors))
         run.close()
         return run.path

@@ -12,13 +12,13 @@ import pytest
 
 import distill
 from distill.comparison.compare import CompareOptions
-from distill.config import CacheConfig, PretrainConfig, option_names
+from distill.config import CacheConfig, option_names
 from distill.errors import DistillError
 from distill.evaluation.base import EVALUATIONS, EvaluationOptions
 from distill.exports.export import ExportOptions
 from distill.losses import METHODS, CompRess
 from distill.reports.report import ReportOptions
-from distill.training.configuration import TrainConfig
+from distill.training.configuration import PretrainConfig, TrainConfig
 from distill.training.objects import split_objects
 from teachers.convert import ConvertOptions
 

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.config import PretrainConfig, updated
 from distill.errors import DistillError
 from distill.models.networks import EmbeddingNetwork
 from distill.models.weights import mismatches, read_state_dict, shapes
 from distill.run_directory import HEADS, read_config
-from teachers.heads import directions
 from teachers.load import load_trained
+from teachers.pretraining import build_heads, directions
 
 
 class Projection(nn.Module):
@@ -70,16 +69,13 @@ def through_heads(network: EmbeddingNetwork, run: Path) -> Projection:
             f"{run} has no {HEADS}, so it has no projection: only a finished run of `distill "
             "pretrain` has one; use --layer backbone"
         )
-    from distill.training.pretrain import build_method
-
     options = read_config(run, command="pretrain")
-    config = updated(PretrainConfig(), options, source=f"{run}/config.yaml")
-    method = build_method(config.method, network.embedding_dim)
+    method = build_heads(options, network.embedding_dim)
     heads = read_state_dict(run / HEADS)
     problems = mismatches(shapes(method.state_dict()), shapes(heads))
     if problems:
         raise DistillError(
-            f"{run / HEADS} does not fit {config.method.method} as config.yaml describes it: "
+            f"{run / HEADS} does not fit {options['method']} as config.yaml describes it: "
             f"{'; '.join(problems)}. Restore both from the same run, or use --layer backbone"
         )
     method.load_state_dict(heads, strict=False)  # what may be absent, `mismatches` allows

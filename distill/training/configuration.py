@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distill.config import (
-    COMPRESSING,
-    WITH_TARGET,
+    AccumulationOptions,
+    BackboneOptions,
     CacheConfig,
     ImageOptions,
     MethodChoice,
     NetworkOptions,
     OptimizationOptions,
-    PretrainConfig,
-    PretrainMethodOptions,
+    PretrainMethodChoice,
     RunOptions,
+    TwoViewOptions,
     ViewOptions,
     flattened,
     option_names,
@@ -36,9 +36,11 @@ from distill.config import (
 from distill.errors import DistillError
 from distill.losses import METHODS, CompRess, load_plugins
 from distill.losses.base import MethodFacts
-from distill.losses.compress import default_momentum
 from distill.recipes import read_recipe
+from distill.registry import Registry
 from distill.run_directory import holds_run, read_config, require_usable
+from teachers.c_byol import CBYOL
+from teachers.pretraining import LONG_RUN, PRETRAIN_METHODS
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,22 @@ class TrainConfig:
     run: RunOptions = field(default_factory=RunOptions)
 
 
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pre-training run; `loss` as in `TrainConfig`."""
+
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    views: TwoViewOptions = field(default_factory=TwoViewOptions)
+    method: PretrainMethodChoice = field(default_factory=PretrainMethodChoice)
+    loss: Any = field(default_factory=CBYOL.Options)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    accumulation: AccumulationOptions = field(default_factory=AccumulationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
 CONFIGS: dict[str, type[Any]] = {"train": TrainConfig, "pretrain": PretrainConfig}
+_METHODS: dict[type[Any], Registry[Any]] = {TrainConfig: METHODS, PretrainConfig: PRETRAIN_METHODS}
 Config = TypeVar("Config", TrainConfig, PretrainConfig)
 Value = TypeVar("Value")
 
@@ -84,11 +101,6 @@ _REMOVED_DEFAULTS: dict[str, Any] = {
 _OLD_SPELLINGS = {"teacher_view": {"centre": "center"}}
 
 
-def method_options() -> set[str]:
-    """Return the names of the options of all methods."""
-    return {option.name for _, loss in METHODS.items() for option in fields(loss.Options)}
-
-
 def foreign_option(name: str, config: Any) -> str | None:
     """Return the sentence that refuses an option of another method; None for no such option.
 
@@ -96,13 +108,7 @@ def foreign_option(name: str, config: Any) -> str | None:
         name: Of the option.
         config: Of the run, whose method it is compared with.
     """
-    if not isinstance(config, TrainConfig) or name in option_names(config):
-        return None
-    others = [
-        method
-        for method, loss in METHODS.items()
-        if name in {option.name for option in fields(loss.Options)}
-    ]
+    others = [] if name in option_names(config) else _holders(name, type(config))
     if not others:
         return None
     *most, last = others
@@ -110,6 +116,15 @@ def foreign_option(name: str, config: Any) -> str | None:
     return (
         f"{_flag(name)} goes with --method {names}, not with {config.method.method}; leave it out"
     )
+
+
+def _holders(name: str, config_type: type[Any]) -> list[str]:
+    """Return the methods that have an option."""
+    return [
+        method
+        for method, loss in _METHODS[config_type].items()
+        if name in {option.name for option in fields(loss.Options)}
+    ]
 
 
 def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> Config:
@@ -127,27 +142,25 @@ def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> 
             of range, an unknown method, or a plugin that cannot be imported.
     """
     options = {name.replace("-", "_"): value for name, value in options.items()}
-    if isinstance(config, TrainConfig):
-        if options.get("plugin"):
-            # Checked first as any option, then imported: what follows may need its methods.
-            chosen = {"plugin": options["plugin"]}
-            load_plugins(updated(config, chosen, source=source).method.plugin)
-        method = options.get("method", config.method.method)
-        if isinstance(method, str):
-            if method != config.method.method:
-                choice = replace(config.method, method=method)
-                config = replace(config, method=choice, loss=METHODS.get(method).Options())
-            foreign = [foreign_option(name, config) for name in options]
-            problems = [sentence for sentence in foreign if sentence is not None]
-            if problems:
-                raise DistillError(f"{source}: {'; '.join(problems)}")
+    if isinstance(config, TrainConfig) and options.get("plugin"):
+        # Checked first as any option, then imported: what follows may need its methods.
+        chosen = {"plugin": options["plugin"]}
+        load_plugins(updated(config, chosen, source=source).method.plugin)
+    method = options.get("method", config.method.method)
+    if isinstance(method, str) and method != config.method.method:
+        loss = _METHODS[type(config)].get(method).Options()
+        config = replace(config, method=replace(config.method, method=method), loss=loss)
+    foreign = [foreign_option(name, config) for name in options]
+    problems = [sentence for sentence in foreign if sentence is not None]
+    if problems:
+        raise DistillError(f"{source}: {'; '.join(problems)}")
     return updated(config, options, source=source)
 
 
-def default_options(command: str, method: str = "compress") -> dict[str, Any]:
+def default_options(command: str, method: str) -> dict[str, Any]:
     """Return every option of a command with its default, for a method, as plain YAML values."""
     config = CONFIGS[command]()
-    if command == "train" and method in METHODS:
+    if method in _METHODS[type(config)]:
         config = with_options(config, {"method": method}, source="defaults")
     return flattened(config)
 
@@ -181,23 +194,18 @@ def stored_config(options: Mapping[str, Any], command: str, *, source: str) -> A
         name: _OLD_SPELLINGS.get(name, {}).get(value, value) if isinstance(value, str) else value
         for name, value in _without_removed(options).items()
     }
+    config_type = CONFIGS[command]
     if command == "train":
         load_plugins([Path(path) for path in stored.get("plugin") or ()])
-        method = str(stored.get("method", "compress"))
-        loss = METHODS.get(method).Options
-        own = {option.name for option in fields(loss)}
-        stored = {
-            name: value
-            for name, value in stored.items()
-            if name not in method_options() or name in own
-        }
-        # None stood for a method's default.
-        defaults = {option.name: option.default for option in fields(loss)}
-        stored = {
-            name: defaults[name] if name in own and value is None else value
-            for name, value in stored.items()
-        }
-    return with_options(CONFIGS[command](), stored, source=source)
+    method = stored.get("method", config_type().method.method)
+    own = {one.name: one.default for one in fields(_METHODS[config_type].get(method).Options)}
+    stored = {
+        # None stood for a method's own default.
+        name: own[name] if name in own and value is None else value
+        for name, value in stored.items()
+        if name in own or not _holders(name, config_type)
+    }
+    return with_options(config_type(), stored, source=source)
 
 
 def _without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +269,7 @@ def base_config(
 def _without_stranded(config: Config, asked: Mapping[str, Any]) -> Config:
     """Return a recipe with the defaults of what goes with a value that is overridden."""
     said = flattened(config)
-    defaults = {**flattened(type(config)()), **vars(type(getattr(config, "loss", config))())}
+    defaults = {**flattened(type(config)()), **vars(type(config.loss)())}
     stranded = {
         name: defaults[name]
         for option, names in STANDS_WITH.items()
@@ -383,22 +391,11 @@ def _teacher_contradictions(networks: NetworkOptions, method: str) -> list[str]:
 
 
 def _pretraining_contradictions(config: PretrainConfig) -> list[str]:
-    method, optimization = config.method, config.optimization
+    optimization = config.optimization
     problems = _shared_contradictions(optimization, config.run)
-    for names, methods in (
-        (("beta", "beta_epochs", "kappa_e"), COMPRESSING),
-        (("regression_weight", "target_momentum"), WITH_TARGET),
-    ):
-        for name in names:
-            value = getattr(method, name)
-            if value is not None and method.method not in methods:
-                problems.append(
-                    f"{_flag(name)} {value} goes with --method {' or '.join(methods)}, not with "
-                    f"{method.method}; leave it out"
-                )
     if config.views.augmentation == "none":
         problems.append(
-            f"--augmentation none gives two equal views and {method.method} learns by comparing "
+            f"--augmentation none gives two equal views and {config.method.method} learns by comparing "
             "two different ones; use photo or glyph"
         )
     parts = config.accumulation.accumulate
@@ -566,13 +563,6 @@ def default_if_none(value: Any, fallback: Any) -> Any:
     return fallback if value is None else value
 
 
-LONG_RUN = 1000  # epochs; from here on the published settings of the long runs hold
-KAPPA_E = {"c-simclr": 1024.0, "c-byol": 16384.0}
-# LARS rate per 256 images, short and long runs.
-_LARS_RATES = {"c-byol": (0.35, 0.25)}
-_OTHER_LARS_RATES = (0.3, 0.2)
-_REGRESSION_WEIGHTS = (5.0, 2.0)
-_TARGET_MOMENTA = (0.99, 0.996)
 # AdamW must raise the gammas that start at zero within the run: they move by a rate at a time. On
 # small sets more steps did more than more negatives.
 _OTHER_RATES = {"sgd": 0.1, "adamw": 6e-3, "muon": 1e-3}
@@ -581,11 +571,15 @@ _MIN_STEPS = 128
 
 def resolve_pretraining(config: PretrainConfig, facts: DataFacts) -> PretrainConfig:
     """Return `config` with every option that follows method and data filled in."""
-    optimization = _resolve_optimization(config, facts.num_images)
-    epochs, batch_size = (
-        require_resolved(optimization.epochs),
-        require_resolved(optimization.batch_size),
+    method = PRETRAIN_METHODS.get(config.method.method)
+    epochs = default_if_none(config.optimization.epochs, 100 if facts.num_images >= 5_000 else 200)
+    optimization = resolve_optimization(
+        replace(config.optimization, epochs=epochs),
+        facts.num_images,
+        peaks={**_OTHER_RATES, "lars": method.lars_rates[epochs >= LONG_RUN]},
+        min_steps=_MIN_STEPS,
     )
+    batch_size = require_resolved(optimization.batch_size)
     images = resolve_images(config.images, facts)
     small = require_resolved(images.image_size) < 64
     return replace(
@@ -599,47 +593,12 @@ def resolve_pretraining(config: PretrainConfig, facts: DataFacts) -> PretrainCon
             config.views,
             augmentation=default_if_none(config.views.augmentation, facts.augmentation),
         ),
-        method=_resolve_method_resolve_pretraining(
-            config.method, epochs, num_steps=epochs * max(1, facts.num_images // batch_size)
+        loss=method.resolve(
+            config.loss, epochs=epochs, num_steps=epochs * max(1, facts.num_images // batch_size)
         ),
         optimization=optimization,
         run=resolve_run(config.run, epochs),
     )
-
-
-def _resolve_optimization(config: PretrainConfig, num_images: int) -> OptimizationOptions:
-    epochs = default_if_none(config.optimization.epochs, 100 if num_images >= 5_000 else 200)
-    lars = _LARS_RATES.get(config.method.method, _OTHER_LARS_RATES)[_is_long(epochs)]
-    return resolve_optimization(
-        replace(config.optimization, epochs=epochs),
-        num_images,
-        peaks={**_OTHER_RATES, "lars": lars},
-        min_steps=_MIN_STEPS,
-    )
-
-
-def _resolve_method_resolve_pretraining(
-    options: PretrainMethodOptions, epochs: int, *, num_steps: int
-) -> PretrainMethodOptions:
-    compresses, has_target = options.method in COMPRESSING, options.method in WITH_TARGET
-    momentum = default_momentum(num_steps, published=_TARGET_MOMENTA[_is_long(epochs)])
-    weight = _REGRESSION_WEIGHTS[_is_long(epochs)]
-    return replace(
-        options,
-        beta=default_if_none(options.beta, 1.0) if compresses else None,
-        beta_epochs=default_if_none(options.beta_epochs, math.ceil(epochs / 10))
-        if compresses
-        else None,
-        kappa_e=default_if_none(options.kappa_e, KAPPA_E[options.method]) if compresses else None,
-        regression_weight=default_if_none(options.regression_weight, weight)
-        if has_target
-        else None,
-        target_momentum=default_if_none(options.target_momentum, momentum) if has_target else None,
-    )
-
-
-def _is_long(epochs: int) -> bool:
-    return epochs >= LONG_RUN
 
 
 def require_same_run(config: Any) -> None:

@@ -13,10 +13,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
 
 from distill import distributed
-from distill.config import PretrainConfig, PretrainMethodOptions
 from distill.data.loader import Batch, TrainingViews, training_loader
 from distill.data.sources import ImageData, default_pretraining_augmentation, training_images
 from distill.data.views import two_views
@@ -30,6 +28,7 @@ from distill.run_directory import RunDirectory, read_metrics
 from distill.training.callbacks import Callback
 from distill.training.checkpoints import Progress
 from distill.training.configuration import (
+    PretrainConfig,
     check_pretraining,
     require_resolved,
     require_same_run,
@@ -61,56 +60,26 @@ from distill.training.setting import (
     open_data,
     require_room_for_loaders,
 )
-from teachers.byol import BYOL
-from teachers.c_byol import CBYOL
-from teachers.c_simclr import CSimCLR
+from teachers.pretraining import (
+    PRETRAIN_METHODS,
+    CompressionOptions,
+    PretrainMethod,
+    TargetOptions,
+)
 from teachers.resnet import backbone_name, build_backbone
-from teachers.simclr import SimCLR
 
 logger = logging.getLogger(__name__)
 
 
-def build_method(options: PretrainMethodOptions, embedding_dim: int) -> nn.Module:
-    """Build heads and loss of a method, with random weights (torch's global seed).
-
-    Args:
-        options: Resolved.
-        embedding_dim: Width of the backbone's embedding.
-    """
-    widths: dict[str, Any] = {
-        "hidden_dim": options.hidden_dim,
-        "projection_dim": options.projection_dim,
-    }
-    if options.method == "simclr":
-        return SimCLR(embedding_dim, temperature=1 / options.kappa_b, **widths)
-    if options.method == "byol":
-        weight = require_resolved(options.regression_weight)
-        return BYOL(embedding_dim, regression_weight=weight, **widths)
-    kappas: dict[str, Any] = {
-        "kappa_e": require_resolved(options.kappa_e),
-        "kappa_b": options.kappa_b,
-    }
-    if options.method == "c-simclr":
-        return CSimCLR(embedding_dim, **kappas, **widths)
-    return CBYOL(
-        embedding_dim,
-        regression_weight=require_resolved(options.regression_weight),
-        backward_encoder=options.backward_encoder,
-        **kappas,
-        **widths,
-    )
-
-
-def method_schedules(
-    options: PretrainMethodOptions, setting: TrainingSetting
-) -> tuple[Schedule | None, Schedule | None]:
+def _schedules(options: Any, setting: TrainingSetting) -> tuple[Schedule | None, Schedule | None]:
     """Return beta and the target's momentum as functions of the step; None where unused."""
     beta = momentum = None
-    if options.beta is not None:
+    if isinstance(options, CompressionOptions):
         rise = round(require_resolved(options.beta_epochs) * setting.batches_per_epoch)
         beta = beta_schedule(options.beta, kind=options.beta_schedule, num_steps=rise)
-    if options.target_momentum is not None:
-        momentum = target_momentum_schedule(options.target_momentum, num_steps=setting.num_steps)
+    if isinstance(options, TargetOptions):
+        first = require_resolved(options.target_momentum)
+        momentum = target_momentum_schedule(first, num_steps=setting.num_steps)
     return beta, momentum
 
 
@@ -127,7 +96,7 @@ class PretrainJob:
 
     config: PretrainConfig
     setting: TrainingSetting
-    method: nn.Module
+    method: PretrainMethod
     callbacks: Sequence[Callback] = ()
 
 
@@ -205,8 +174,9 @@ def prepare_pretraining(
         accumulate=config.accumulation.accumulate,
     )
     assert setting.batches_per_epoch  # refuses fewer images than a batch
-    method = build_method(config.method, backbone.embedding_dim).to(device)
-    return PretrainJob(config, setting, method, objects.callbacks)
+    method = PRETRAIN_METHODS.get(config.method.method)
+    heads = method.build(config.loss, backbone.embedding_dim).to(device)
+    return PretrainJob(config, setting, heads, objects.callbacks)
 
 
 def _require_divisible(config: PretrainConfig) -> None:
@@ -230,7 +200,7 @@ def _build_backbone(config: PretrainConfig, data: ImageData) -> EmbeddingNetwork
 
 
 def _build_objective(job: PretrainJob) -> Pretraining:
-    beta, target_momentum = method_schedules(job.config.method, job.setting)
+    beta, target_momentum = _schedules(job.config.loss, job.setting)
     return Pretraining(
         job.setting.network,
         job.method,

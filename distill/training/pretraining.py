@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from distill.device import autocast
 from distill.models.networks import EmbeddingNetwork
 from distill.training.batch_norm import synchronize_batch_norm
 from distill.training.distillation import MomentumCopy
+from teachers.pretraining import LossOutput, PretrainMethod
 
 Schedule = Callable[[int], float]
 
@@ -61,33 +62,23 @@ def target_momentum_schedule(first: float, *, num_steps: int) -> Schedule:
     return value
 
 
-class Outcome(Protocol):
-    """What a method returns: see `teachers.heads`."""
-
-    @property
-    def loss(self) -> Tensor:
-        """The loss of the batch, 0-d."""
-        ...
-
-    @property
-    def logged(self) -> dict[str, Tensor]:
-        """Numbers for the log, 0-d each."""
-        ...
-
-
 class Online(nn.Module):
     """Backbone and method, from distorted images to the loss.
 
     Args:
         backbone: Embeds images, (2B, 3, S, S) -> (2B, D).
-        method: Has a `head` that follows the backbone, `has_target`, and returns an `Outcome` for
-            what the head says.
+        method: With its heads.
         device: Where both lie.
         precision: `fp32` or `bf16`, of backbone and head; the method computes in float32.
     """
 
     def __init__(
-        self, backbone: EmbeddingNetwork, method: Any, *, device: torch.device, precision: str
+        self,
+        backbone: EmbeddingNetwork,
+        method: PretrainMethod,
+        *,
+        device: torch.device,
+        precision: str,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -105,7 +96,7 @@ class Online(nn.Module):
         target: Tensor | None,
         beta: float | None,
         generator: torch.Generator,
-    ) -> Outcome:
+    ) -> LossOutput:
         """Return the outcome of a batch; first views are followed by second views."""
         with autocast(self.device, self.precision):
             hidden = self.method.head(self.backbone(images))
@@ -129,7 +120,7 @@ class Pretraining:
     def __init__(
         self,
         backbone: EmbeddingNetwork,
-        method: Any,
+        method: PretrainMethod,
         *,
         beta: Schedule | None,
         target_momentum: Schedule | None,
