@@ -1,10 +1,10 @@
-"""A frozen network with a head that is fitted on clean training images, for images under any shift.
+"""A frozen network with a head that is fitted on clean training images, for robustness tests.
 
 The head `nn` predicts the class of the nearest training image (L2-normalized embeddings, exact
-search); `linear` is the logistic regression of `distill.evaluation.logistic` with a penalty of
-1 / N, which is scikit-learn's C = 1. A prediction can be restricted to some classes, as ImageNet-A
-and -R do: the logits of the others are left out, or their training images. Deliberate limit:
-everything is in memory on the CPU.
+search); `linear` is logistic regression on standardized embeddings with a penalty of 1 / N, which
+is scikit-learn's C = 1. Predictions can be restricted to a subset of the classes, as ImageNet-A and
+-R do: the logits, or the training images, of the other classes are ignored. Limit: everything is in
+memory on the CPU.
 
 Shapes: N training images, M queries, D width, C classes.
 """
@@ -28,8 +28,7 @@ from distill.embeddings.search import (
     require_same_width,
 )
 from distill.errors import DistillError
-from distill.evaluation.linear_heads import require_finite
-from distill.evaluation.logistic import LogisticRegression
+from distill.evaluation.linear_heads import fit_logistic, require_finite
 from distill.models.networks import EmbeddingNetwork
 
 HeadName = Literal["nn", "linear"]
@@ -73,22 +72,25 @@ class LinearHead:
 
     def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
         require_finite(features)
-        rows, num_classes = np.arange(len(features)), int(labels.max()) + 1
-        self._regression = LogisticRegression(
-            features, labels, rows, num_classes, max_iterations=_MAX_ITERATIONS
-        ).fit(1 / len(features))
+        self._heads, self._standardizer = fit_logistic(
+            features,
+            labels,
+            np.arange(len(features)),
+            num_classes=int(labels.max()) + 1,
+            penalties=[1 / len(features)],
+            max_iterations=_MAX_ITERATIONS,
+        )
         self._classes = np.unique(labels)
 
     def predict(self, features: np.ndarray, *, among: np.ndarray | None = None) -> np.ndarray:
         """See `NearestNeighborHead.predict`."""
-        standardizer = self._regression.standardizer
-        require_same_width(standardizer.mean[None], features)
+        require_same_width(self._standardizer.mean[None], features)
         require_finite(features)
         classes = self._classes
         if among is not None:
             classes = np.intersect1d(classes, among)
             _require_some(classes)
-        logits = self._regression.heads.logits(standardizer(torch.from_numpy(features)))[:, 0]
+        logits = self._heads.logits(self._standardizer(torch.from_numpy(features)))[:, 0]
         return classes[logits[:, torch.from_numpy(classes)].argmax(1).numpy()]
 
 
@@ -120,12 +122,12 @@ def _require_some(of_classes: np.ndarray) -> None:
 
 @dataclass
 class FrozenClassifier:
-    """Predicts classes of images that nothing was fitted on.
+    """A network with a head, which predicts classes of any images.
 
     Attributes:
-        cache: The network, its embeddings of clean images, and how it goes over others.
+        cache: The network with its embeddings of clean images and its inference settings.
         head_name: See `fit_head`.
-        val_index: The clean validation images that count, sorted.
+        val_index: The validation images to measure on, sorted.
     """
 
     cache: NetworkCache
@@ -144,12 +146,12 @@ class FrozenClassifier:
 
     @property
     def embedder(self) -> DatasetEmbedder:
-        """The images, and how networks go over them."""
+        """The images and the inference settings."""
         return self.cache.embedder
 
     @cached_property
     def head(self) -> NearestNeighborHead | LinearHead:
-        """The head; the first use embeds the training images, unless they lie on the disk.
+        """The head; the first use embeds the training images, unless they are cached.
 
         Raises:
             DistillError: See `fit_head`.
@@ -169,16 +171,16 @@ class FrozenClassifier:
         return self.embedder.data.val
 
     def error(self, view: NetworkView | None = None, *, description: str = "") -> float:
-        """Return the share of validation images that are taken for another class.
+        """Return the share of validation images that are classified wrongly.
 
         Args:
-            view: What the network is shown of them; None: the clean view.
-            description: Stands before the progress bar.
+            view: The view to classify; None: the clean view.
+            description: Shown before the progress bar.
 
         Raises:
             DistillError: No image can be read.
         """
-        head = self.head  # before the images of the first error, whose bar would come in between
+        head = self.head  # fitted first, so that progress bars do not mix
         embedded = self.clean
         if view is not None:
             embedded = self.embed(self.val, self.val_index, view=view, description=description)

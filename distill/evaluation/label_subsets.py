@@ -1,12 +1,12 @@
-"""Which training images have a label, when few have: a share of every class, or a published list.
+"""Subsets of labeled training images: a share of every class, or a published list.
 
-A share is class-balanced: every class gives its part of the images, rounded by largest remainders
-so that the total is right, and at least one image. Images of a class are taken in an order that
-follows from the seed alone, so that the 1 % of a seed lies in its 10 %. Deliberate limit: that one
-share lies in another is certain from about twice the share on; of nearly equal shares (0.10 and
-0.11) a class may give one image fewer to the larger.
+A share is class-balanced: each class contributes its part of the images, rounded by largest
+remainders so that the total is right, and at least one image. The images of a class are taken in an
+order that depends on the seed alone, so that the 1 % of a seed is contained in its 10 %. Limit:
+this holds from about twice the share on; of nearly equal shares (0.10 and 0.11) the larger may take
+one image fewer of a class.
 
-Lists are those of SimCLR (Chen et al., ICML 2020): one file name a line, `n01440764_10026.JPEG`.
+Lists are those of SimCLR (Chen et al., ICML 2020), one file name per line: `n01440764_10026.JPEG`.
 
 Shapes: N images, C classes.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from distill.data.sources import drawn_by_class
 from distill.errors import DistillError
 
-_SEVERAL = -1  # images of one file name
+_SEVERAL = -1  # several images have the file name
 
 
 def class_balanced_subset(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def class_balanced_subset(labels: np.ndarray, fraction: float, *, seed: int) -> 
     """
     if not 0 < fraction <= 1:
         raise DistillError(
-            f"--labels is {fraction:g}, it must be a share above 0 and at most 1, as 0.01 for "
+            f"--labels is {fraction:g}, it must be a share above 0 and at most 1, such as 0.01 for "
             "1 %, or a file of image names"
         )
     by_class, rank_in_class = drawn_by_class(labels, np.random.default_rng([seed, 0]))
@@ -54,23 +54,20 @@ def class_balanced_subset(labels: np.ndarray, fraction: float, *, seed: int) -> 
     quotas = fraction * counts
     shares = np.maximum(np.floor(quotas).astype(np.int64), np.minimum(counts, 1))
     num_left = max(0, round(fraction * len(labels)) - shares.sum())
-    # Who was given its one instead of less has no remainder left: it comes last.
+    # A class that was rounded up to one image has no remainder left and comes last.
     draws = np.random.default_rng([seed, 1]).random(len(counts))
     shares[np.lexsort((draws, shares - quotas))[:num_left]] += 1
     return np.sort(by_class[rank_in_class < shares[labels[by_class]]])
 
 
-def held_out_rows(
-    labels: np.ndarray, *, seed: int, fraction: float = 0.1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split labeled images for choosing a setting, the same for the same seed.
+def held_out_rows(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a tenth of every class to choose a setting on, the same for the same seed.
 
     A class with one image keeps it for fitting.
 
     Args:
         labels: (N,) classes, at least 0.
         seed: At least 0.
-        fraction: The share of every class to hold out.
 
     Returns:
         Positions to fit on and positions held out, int64, sorted, N together.
@@ -84,13 +81,13 @@ def held_out_rows(
             f"none of {len(labels)} labeled images can be held out to choose a setting on, since "
             "no class has two; give more labels, or leave out --sweep and --method logistic"
         )
-    chosen = class_balanced_subset(labels[divisible], fraction, seed=seed)
+    chosen = class_balanced_subset(labels[divisible], 0.1, seed=seed)
     held_out = divisible[chosen]
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 def read_names(file: Path) -> list[str]:
-    """Read a list of image names, one a line; empty lines do not count.
+    """Read a list of image names, one per line; empty lines are skipped.
 
     Raises:
         DistillError: A file that cannot be read as text, or without a name.
@@ -101,7 +98,7 @@ def read_names(file: Path) -> list[str]:
         reason = getattr(error, "strerror", None) or "not text"
         raise DistillError(
             f"--labels {file} is neither a number nor a list that can be read ({reason}); give a "
-            "share above 0 and at most 1, or a text file with an image name a line"
+            "share above 0 and at most 1, or a text file with one image name per line"
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
@@ -113,16 +110,16 @@ def named_images(names: Sequence[str], paths: Sequence[str], *, source: str) -> 
     """Find images by relative path, or by file name where it is the only one of that name.
 
     Args:
-        names: File names, as `n01440764_10026.JPEG`, or paths below the set's folder, as
+        names: File names such as `n01440764_10026.JPEG`, or paths below the set's folder such as
             `n01440764/n01440764_10026.JPEG`.
         paths: (N,) paths of the images below the set's folder, with "/" between their parts.
-        source: What to call the list in messages.
+        source: Name of the list, for messages.
 
     Returns:
         Positions in `paths`, int64, sorted, each once.
 
     Raises:
-        DistillError: Names that no image has, or that several have, naming the first.
+        DistillError: Names that no image has, or that several images have; the first is named.
     """
     position_of: dict[str, int] = {}
     for position, path in enumerate(paths):
@@ -140,6 +137,6 @@ def named_images(names: Sequence[str], paths: Sequence[str], *, source: str) -> 
         ambiguous = names[int(np.argmax(found == _SEVERAL))]
         raise DistillError(
             f"{source}: several training images are called {ambiguous}; give their paths below "
-            "train/, as CLASS/NAME"
+            "train/, such as CLASS/NAME"
         )
     return np.unique(found)

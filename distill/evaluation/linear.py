@@ -1,12 +1,14 @@
-"""Linear evaluation: how well one linear layer on frozen embeddings tells classes apart.
+"""Linear evaluation: the accuracy of one linear layer on frozen embeddings.
 
-Protocol (CompRess, NeurIPS 2020): rows of unit norm, standardized with the training rows' mean and
-variance, one linear layer, SGD (`distill.evaluation.linear_heads`). What counts is the head after
-the last epoch: the published program names the best epoch on the validation images, which choose
-nothing here. A sweep trains a head for each setting at once on nine tenths of the training rows,
-chooses on the rest, and trains the chosen setting anew on all rows beside the published one.
-Instead of SGD: logistic regression (`distill.evaluation.logistic`). Instead of all labels: few
-(`distill.evaluation.label_subsets`). Instead of the embedding: inner layers
+Protocol (CompRess, NeurIPS 2020): L2-normalized embeddings, standardized with the mean and variance
+of the training rows, one linear layer, SGD (`distill.evaluation.linear_heads`). The head after the
+last epoch is scored; the published program reports the best epoch on the validation images, which
+choose nothing here. A sweep trains a head for each setting at once on nine tenths of the training
+rows, chooses on the rest, and trains the chosen setting again on all rows, along with the published
+one.
+
+Options: logistic regression instead of SGD, whose penalty is chosen in the same way; few labels
+instead of all (`distill.evaluation.label_subsets`); inner layers instead of the embedding
 (`distill.evaluation.layers`).
 
 Shapes: N training rows, M validation rows, D width, C classes.
@@ -60,17 +62,20 @@ from distill.evaluation.linear_heads import (
     StandardizedRows,
     Standardizer,
     augmented_batches,
+    fit_logistic,
     fit_standardizer,
     initial_heads,
     require_finite,
     score_heads,
+    shuffled_batches,
     train_heads,
 )
-from distill.evaluation.logistic import logistic_evaluation
 from distill.models.networks import prepare_for_device
 
 MakeBatches = Callable[[np.ndarray, Standardizer], Iterator[HeadBatch]]
-"""From training rows and their statistics to all batches of all epochs."""
+"""From training rows and their standardizer to all batches of all epochs."""
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+_MAX_LOGISTIC_BYTES = 2 * 2**30  # of training rows as float32
 
 
 def linear_accuracy(
@@ -138,7 +143,7 @@ class LabeledEmbeddings:
         return int(max(self.train_labels.max(), self.val_labels.max())) + 1
 
     def rows(self, chosen: np.ndarray | None) -> np.ndarray:
-        """Return the training rows to learn from, all when none were chosen.
+        """Return the training rows to fit to; all for None.
 
         Raises:
             DistillError: They are of one class.
@@ -150,14 +155,14 @@ class LabeledEmbeddings:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What linear classifiers achieve on the validation images.
+    """Scores of linear classifiers on the validation images.
 
     Attributes:
-        scores: By what the metric's name gets: "" for the published setting, "_sweep" for the one
-            that a sweep chose, "_logistic".
-        chosen: The setting that a sweep chose; None without one.
-        held_out: What was chosen from, with the accuracy on held-out training rows: settings of a
-            sweep, or penalties.
+        scores: By suffix of the metric's name: "" for the published setting, "_sweep" for the one
+            that a sweep chose, "_logistic" for logistic regression.
+        chosen: The setting that a sweep chose; None without a sweep.
+        held_out: Accuracy on held-out training rows of each candidate: settings of a sweep, or
+            penalties.
     """
 
     scores: dict[str, ClassScores]
@@ -166,7 +171,7 @@ class LinearResult:
 
     @property
     def per_class(self) -> np.ndarray:
-        """Accuracy of each class, of what was chosen where there was a choice."""
+        """Accuracy of each class, by the chosen setting of a sweep."""
         return list(self.scores.values())[-1].per_class
 
     def metrics(self, suffix: str = "") -> dict[str, float]:
@@ -177,6 +182,18 @@ class LinearResult:
             if scores.top5_accuracy is not None:
                 metrics[f"linear_top5_accuracy{kind}{suffix}"] = scores.top5_accuracy
         return metrics
+
+
+_Fitted = tuple[LinearHeads, Standardizer]
+
+
+def _scores(
+    fitted: _Fitted, features: Rows, labels: np.ndarray, rows: np.ndarray
+) -> list[ClassScores]:
+    """Score heads on some rows, on the device of the heads."""
+    heads, standardizer = fitted
+    standardized = StandardizedRows(features, rows, standardizer, device=heads.weight.device)
+    return score_heads(heads, standardized, labels[rows])
 
 
 def linear_evaluation(
@@ -194,20 +211,18 @@ def linear_evaluation(
     Args:
         data: The embeddings.
         device: Where heads are trained.
-        rows: The training rows to learn from; None: all.
-        sweep: Settings to choose from besides the published one; none: no sweep.
+        rows: The training rows to fit to; None: all.
+        sweep: Settings to choose from besides the published one; empty: no sweep.
         seed: Of the heads' start, of the order of rows and of what the sweep holds out; from 0.
-        schedule: Epochs, batches, decay.
-        make_batches: Where batches come from; None: from `data.train_features`.
+        schedule: Epochs, batch size, decay, momentum.
+        make_batches: Makes the batches; None: shuffled rows of `data.train_features`.
 
     Raises:
         DistillError: Rows of one class, or a sweep over rows that cannot be split.
     """
     features, labels = data.train_features, data.train_labels
 
-    def trained(
-        rows: np.ndarray, settings: Sequence[HeadSetting]
-    ) -> tuple[LinearHeads, Standardizer]:
+    def trained(rows: np.ndarray, settings: Sequence[HeadSetting]) -> _Fitted:
         standardizer = fit_standardizer(features, rows, device=device)
         heads = initial_heads(
             len(settings),
@@ -229,41 +244,62 @@ def linear_evaluation(
     if sweep:
         candidates = list(dict.fromkeys([PUBLISHED_SETTING, *sweep]))
         fitted, held_out = held_out_rows(labels[rows], seed=seed)
-        heads, standardizer = trained(rows[fitted], candidates)
-        rest = StandardizedRows(features, rows[held_out], standardizer, device=device)
-        scores = score_heads(heads, rest, labels[rows[held_out]])
+        scores = _scores(trained(rows[fitted], candidates), features, labels, rows[held_out])
         best = max(range(len(scores)), key=lambda g: (scores[g].accuracy, -scores[g].loss))
         settings.append(candidates[best])
-        held_out_accuracy.update(
-            {setting: one.accuracy for setting, one in zip(candidates, scores, strict=True)}
-        )
-    heads, standardizer = trained(rows, settings)
+        held_out_accuracy = {
+            setting: one.accuracy for setting, one in zip(candidates, scores, strict=True)
+        }
     everything = np.arange(len(data.val_labels))
-    val = StandardizedRows(data.val_features, everything, standardizer, device=device)
-    scores = score_heads(heads, val, data.val_labels)
+    scores = _scores(trained(rows, settings), data.val_features, data.val_labels, everything)
     if not sweep:
         return LinearResult({"": scores[0]})
     return LinearResult({"": scores[0], "_sweep": scores[1]}, settings[1], held_out_accuracy)
 
 
-def shuffled_batches(
-    rows: StandardizedRows, labels: np.ndarray, schedule: LinearSchedule, *, seed: int
-) -> Iterator[HeadBatch]:
-    """Go through rows in a new order every epoch, which follows from the seed alone.
+def logistic_evaluation(
+    data: LabeledEmbeddings,
+    *,
+    rows: np.ndarray | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> LinearResult:
+    """Fit logistic regression to training rows and score it on the validation rows.
 
     Args:
-        rows: N standardized rows.
-        labels: (N,) classes, 0..C-1.
-        schedule: Its epochs and batch size.
-        seed: From 0.
+        data: The embeddings.
+        rows: The training rows to fit to; None: all.
+        penalties: Positive candidates; the most accurate one on held-out training rows is used, of
+            equally accurate ones the strongest.
+        seed: Of what is held out, from 0.
+
+    Raises:
+        DistillError: Rows of one class, too many rows, or rows that cannot be split.
     """
-    targets = torch.from_numpy(labels.astype(np.int64)).to(rows.device)
-    for epoch in range(schedule.num_epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-        for start in range(0, len(rows), schedule.batch_size):
-            # Sorted, so that a memory map is read forwards.
-            places = np.sort(order[start : start + schedule.batch_size])
-            yield HeadBatch(epoch, rows(places), targets[places])
+    features, labels, rows = data.train_features, data.train_labels, data.rows(rows)
+    num_bytes = 4 * len(rows) * features.shape[1]
+    if num_bytes > _MAX_LOGISTIC_BYTES:
+        raise DistillError(
+            f"logistic regression holds all training rows in memory, {num_bytes / 2**30:.1f} GiB "
+            f"of them, and takes at most {_MAX_LOGISTIC_BYTES / 2**30:.0f} GiB; use --method sgd, "
+            "the default, which reads them batch by batch"
+        )
+    penalties = sorted(penalties, reverse=True)
+    held_out_accuracy: dict[float, float] = {}
+    if len(penalties) > 1:
+        fitted, held_out = held_out_rows(labels[rows], seed=seed)
+        fit = fit_logistic(
+            features, labels, rows[fitted], num_classes=data.num_classes, penalties=penalties
+        )
+        scores = _scores(fit, features, labels, rows[held_out])
+        held_out_accuracy = {
+            penalty: one.accuracy for penalty, one in zip(penalties, scores, strict=True)
+        }
+    best = max(penalties, key=lambda penalty: held_out_accuracy.get(penalty, 0.0))
+    fit = fit_logistic(features, labels, rows, num_classes=data.num_classes, penalties=[best])
+    everything = np.arange(len(data.val_labels))
+    (score,) = _scores(fit, data.val_features, data.val_labels, everything)
+    return LinearResult({"_logistic": score}, held_out=held_out_accuracy)
 
 
 _KINDS = {
@@ -283,14 +319,14 @@ def _accuracy_meaning(name: re.Match[str]) -> str:
         words += f", at layer {name['layer']}"
     if name["labels"]:
         is_share = re.fullmatch(r"[\d.e-]+", name["labels"]) is not None
-        words += ", learned from " + (
+        words += ", trained with " + (
             f"a share of {name['labels']} of the labels"
             if is_share
             else f"the labels of {name['labels']}"
         )
     words += ", on random crops at every step" if name["augmented"] else ""
     if name["top5"]:
-        return f"share of the validation images whose class is among the five first of {words}"
+        return f"share of the validation images whose class is among the top five of {words}"
     return f"accuracy on the validation images of {words}"
 
 
@@ -316,7 +352,7 @@ def _std_meaning(name: re.Match[str]) -> str:
       weights of another origin, on random crops at every step""",
 )
 class Linear(Evaluation["Linear.Options"]):
-    """Measure a student: how well does one linear layer on its embeddings tell classes apart?"""
+    """Measure the accuracy of one linear layer on a student's embeddings."""
 
     is_shared = True
     METRICS = (
@@ -338,7 +374,7 @@ class Linear(Evaluation["Linear.Options"]):
 
     @dataclass(frozen=True)
     class Options(EvaluationOptions):
-        """How `distill linear` measures."""
+        """Options of `distill linear`."""
 
         method: Literal["sgd", "logistic"] = "sgd"
         """sgd: as published; logistic: L-BFGS, a fast check whose penalty is chosen on held-out
@@ -351,24 +387,24 @@ class Linear(Evaluation["Linear.Options"]):
         weight_decays: tuple[NonNegative, ...] = (0.0, 1e-5, 1e-4, 1e-3)
         """Of the sweep."""
         labels: str | None = None
-        """Learn from few labels: a share of every class (0.01, 0.1) or a file with an image name a
-        line."""
+        """Train with few labels: a share of every class (0.01, 0.1), or a file with one image name
+        per line."""
         label_seeds: AtLeast1 = 5
         """How many times to draw the share, for mean and standard deviation."""
         layers: tuple[str, ...] = ()
         """Inner layers instead of the embedding: all, conv1 ... fc7 (AlexNet), stage1 ... stage4
         (ResNets), or module paths."""
         augment: bool = False
-        """Learn from random crops and flips, embedded anew at every step, instead of one embedding
-        per image."""
+        """Train on random crops and flips, embedded again at every step, instead of on one
+        embedding per image."""
         seed: Seed = 0
         """Of the heads' start, of the order of images, and of what is held out or labeled."""
         per_class: bool = False
-        """Print the accuracy of every class, too."""
+        """Also print the accuracy of every class."""
 
         @property
         def fraction(self) -> float | None:
-            """The share that `labels` gives; None when it names a file, or without it."""
+            """The share in `labels`; None when it names a file or is not given."""
             try:
                 return None if self.labels is None else float(self.labels)
             except ValueError:
@@ -376,7 +412,7 @@ class Linear(Evaluation["Linear.Options"]):
 
     @classmethod
     def check(cls, options: Options) -> None:
-        """Refuse flags that contradict each other, and a share that is none."""
+        """Refuse flags that contradict each other, and a share out of range."""
         if options.sweep and not (options.learning_rates and options.weight_decays):
             raise DistillError(
                 "--sweep needs a value of --learning-rates and one of --weight-decays"
@@ -393,11 +429,11 @@ class Linear(Evaluation["Linear.Options"]):
         if problems:
             raise DistillError("; ".join(problems))
         if options.fraction is not None:
-            class_balanced_subset(np.arange(2), options.fraction, seed=0)  # refuses what is none
+            class_balanced_subset(np.arange(2), options.fraction, seed=0)
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
-        """Measure with all labels, with few, or layer by layer; names tell which."""
+        """Measure with all labels, with few labels, or layer by layer."""
         subject.require_labels()
         if options.layers:
             return _evaluate_layers(subject, options)
@@ -418,7 +454,7 @@ class Linear(Evaluation["Linear.Options"]):
                 for one, share in measured.held_out.items()
             ]
             header = ["learning rate", "weight decay"] if sweep else ["penalty"]
-            title = "accuracy on held-out training images, which chose"
+            title = "accuracy on held-out training images, used for the choice"
             result.tables.append(Table([*header, "held out"], rows, title))
         if options.per_class:
             result.tables.append(_class_table(subject, measured.per_class))
@@ -435,16 +471,13 @@ def _measure(
     rows: np.ndarray | None = None,
     seed: int,
 ) -> LinearResult:
-    """Measure some columns of the embeddings on some training rows; None takes all."""
+    """Measure a range of columns of the embeddings and a subset of the training rows."""
     of_train, of_val = train.features, val.features
     if columns is not None:
         of_train, of_val = of_train[:][:, columns], of_val[:][:, columns]
     data = LabeledEmbeddings(of_train, train.labels, of_val, val.labels)
     if options.method == "logistic":
-        scores, by_penalty = logistic_evaluation(
-            *vars(data).values(), rows=data.rows(rows), num_classes=data.num_classes, seed=seed
-        )
-        return LinearResult({"_logistic": scores}, held_out=by_penalty)
+        return logistic_evaluation(data, rows=rows, seed=seed)
     sweep = [
         HeadSetting(rate, decay)
         for rate in options.learning_rates
@@ -483,8 +516,8 @@ def _named_images(options: Linear.Options, images: Images) -> np.ndarray | None:
     names = read_names(Path(options.labels).expanduser())
     if not isinstance(images, FolderImages):
         raise DistillError(
-            f"--labels {options.labels} lists file names and {images.name} are not files; give a "
-            "share of every class, as 0.01"
+            f"--labels {options.labels} lists file names, but the images of {images.name} are not "
+            "files; give a share of every class, such as 0.01"
         )
     paths = [images.relative_path(i) for i in range(len(images))]
     return named_images(names, paths, source=f"--labels {options.labels}")
@@ -528,7 +561,7 @@ def _evaluate_few_labels(
 
 
 def _evaluate_layers(subject: Subject, options: Linear.Options) -> EvaluationResult:
-    """Measure layer by layer; all come out of one pass, which nothing keeps and nobody shares."""
+    """Measure layer by layer, all from one pass, which is not cached and runs in one process."""
     distributed.release_others()
     embedder = subject.embedder
     network = layer_network(subject.network.cpu(), options.layers)
@@ -538,7 +571,7 @@ def _evaluate_layers(subject: Subject, options: Linear.Options) -> EvaluationRes
     require_memory(
         2 * 4 * network.embedding_dim * num_images,  # the batches, and all of them together
         torch.device("cpu"),
-        what=f"what {len(layers.layers)} layers make of the images",
+        what=f"the features of {len(layers.layers)} layers",
         remedy="name fewer of them with --layers",
     )
     train, val = embedder.embed_both(
@@ -556,7 +589,7 @@ def _evaluate_layers(subject: Subject, options: Linear.Options) -> EvaluationRes
 
 
 def _class_table(subject: Subject, per_class: np.ndarray) -> Table:
-    # There may be classes beyond the last that has an image.
+    # Classes after the last one with an image have no accuracy.
     names = subject.embedder.data.train.classes or ()
     rows = [[name, f"{share:.4f}"] for name, share in zip(names, per_class, strict=False)]
     return Table(["class", "accuracy"], rows)

@@ -1,14 +1,14 @@
-"""Linear classifiers on standardized rows, trained by SGD, several settings on the same batches.
+"""Linear classifiers on standardized embeddings, trained by SGD or fitted by L-BFGS.
 
-Rows (CompRess, NeurIPS 2020): L2-normalized, then centered and divided by the standard deviation of
-the training rows, which stay fixed. As in the published program the variance is the unbiased one
-and `EPSILON` is added to it, which matters: a row of unit norm has a variance of at most 1 / D per
-dimension. Embeddings may lie on the disk, of any floating dtype; they are read in chunks or by
-index, and are held standardized only where that fits into memory.
+Rows (CompRess, NeurIPS 2020) are L2-normalized, centered and divided by the standard deviation of
+the training rows. As in the published program the variance is the unbiased one and `EPSILON` is
+added to it, which matters: a row of unit norm has a variance of at most 1 / D per dimension.
+Embeddings may lie on disk in any floating dtype; they are read in chunks or by index, and the
+standardized rows are kept only where they fit into memory.
 
-G heads are one tensor (G, C, D): a batch is read once and multiplied once for all of them, and a
-head is what it would be alone, up to the rounding of a matrix product of another size. All start
-from the same weights. The step is PyTorch's SGD written out, since its learning rate and weight
+SGD trains G heads on the same batches. They are one tensor (G, C, D), so that a batch is read and
+multiplied once for all of them; each head equals one that was trained alone, up to rounding. All
+start from the same weights. The step is PyTorch's SGD written out, since learning rate and weight
 decay differ by head:
 
     gradient = d cross-entropy / d weight + weight decay x weight
@@ -19,15 +19,20 @@ Published setting: learning rate 0.01, momentum 0.9, weight decay 1e-4 (of the b
 256, 40 epochs, learning rate x 0.1 after 15 and after 30. The published program embeds a random
 view (random resized crop and flip) of every image at every step: `augmented_batches`.
 
+`fit_logistic` minimizes by scikit-learn's L-BFGS, for one head after the other:
+
+    mean cross-entropy + penalty / 2 x |weight|^2      (the bias is not penalized)
+
 Shapes: N rows, B rows of a batch, D width, G heads, C classes.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +63,8 @@ class Standardizer:
 
     Attributes:
         mean: (D,) float32.
-        scale: (D,) float32, what is multiplied by; 0 for a dimension that is constant in training,
-            which then says nothing about any image.
+        scale: (D,) float32 factor; 0 for a dimension that is constant in training, so that it is
+            ignored.
     """
 
     mean: Tensor
@@ -93,16 +98,16 @@ def fit_standardizer(features: Rows, rows: np.ndarray, *, device: torch.device) 
 
 
 class StandardizedRows:
-    """Some rows of a set of embeddings, standardized, by their place among the chosen ones.
+    """Selected rows of a set of embeddings, standardized, by position in the selection.
 
-    They are computed once where they fit into memory on the device, else batch by batch; either way
-    they are the same.
+    They are computed once where they fit into memory on the device, else batch by batch, with the
+    same result.
 
     Args:
         features: (N, D), any scale and floating dtype, finite.
-        rows: The chosen ones.
+        rows: The selected row numbers.
         standardizer: On `device`.
-        device: Where rows are wanted.
+        device: Where the standardized rows are returned.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class StandardizedRows:
         return len(self.rows)
 
     def __call__(self, places: np.ndarray) -> Tensor:
-        """Return rows by place, float32 (B, D)."""
+        """Return the rows at some positions, float32 (B, D)."""
         if self._all is not None:
             return self._all[torch.from_numpy(places).to(self.device)]
         return self.standardizer(gathered(self.features, self.rows[places], device=self.device))
@@ -170,7 +175,7 @@ def require_finite(features: Rows) -> None:
 
 
 class HeadBatch(NamedTuple):
-    """What a step learns from.
+    """The batch of a training step.
 
     Attributes:
         epoch: From 0.
@@ -185,7 +190,7 @@ class HeadBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSetting:
-    """What one head is trained with.
+    """Hyperparameters of one head.
 
     Attributes:
         learning_rate: Of the first epoch; positive and finite.
@@ -198,13 +203,13 @@ class HeadSetting:
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """What all heads of a training share.
+    """Hyperparameters that all heads share.
 
     Attributes:
         num_epochs: Over the training rows.
         batch_size: Rows of a step.
         decay_epochs: After how many epochs the learning rate is multiplied by `decay_factor`.
-        decay_factor: See there.
+        decay_factor: Of the learning rate.
         momentum: Of SGD.
     """
 
@@ -215,7 +220,7 @@ class LinearSchedule:
     momentum: float = 0.9
 
     def factor(self, epoch: int) -> float:
-        """Return what the learning rate is multiplied by in an epoch, counted from 0."""
+        """Return the factor on the learning rate in an epoch, counted from 0."""
         return self.decay_factor ** sum(epoch >= end for end in self.decay_epochs)
 
 
@@ -266,14 +271,15 @@ def train_heads(
 ) -> LinearHeads:
     """Train heads in place, one with each setting, and return them.
 
-    A head whose learning rate is too large ends with weights that are not finite, and does not
-    disturb the others.
+    A head whose learning rate is too large ends with weights that are not finite; the other heads
+    are not affected.
 
     Args:
         heads: G heads to start from.
         settings: G settings.
         batches: All batches of all epochs.
-        schedule: Its momentum and its factors count; the batches are as they come.
+        schedule: Gives momentum and learning rate decay; epochs and batch size are those of
+            `batches`.
     """
     assert len(settings) == len(heads.weight)
     rates = [setting.learning_rate for setting in settings]
@@ -303,14 +309,64 @@ def _gradients(heads: LinearHeads, batch: HeadBatch) -> tuple[Tensor, Tensor]:
     return weight, surplus.sum(0)
 
 
+def fit_logistic(
+    features: Rows,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    *,
+    num_classes: int,
+    penalties: Sequence[float],
+    max_iterations: int = 200,
+) -> tuple[LinearHeads, Standardizer]:
+    """Fit a logistic regression for each penalty, each fit starting where the one before ended.
+
+    All rows are held in memory on the CPU. A fit ends after `max_iterations`, which weak penalties
+    on separable rows reach.
+
+    Args:
+        features: (N, D), any scale, finite.
+        labels: (N,) classes, 0..C-1.
+        rows: The rows to fit to, of two classes or more.
+        num_classes: C; a class without rows is never predicted.
+        penalties: G positive numbers; from strong to weak is fastest.
+        max_iterations: Of each fit.
+
+    Returns:
+        G heads and the standardizer of the rows, both on the CPU.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    cpu = torch.device("cpu")
+    standardizer = fit_standardizer(features, rows, device=cpu)
+    standardized = StandardizedRows(features, rows, standardizer, device=cpu)
+    inputs, targets = standardized(np.arange(len(rows))).numpy(), labels[rows]
+    is_binary = len(np.unique(targets)) == 2
+    model: Any = LogisticRegression(max_iter=max_iterations, warm_start=True, tol=1e-4)
+    weight = torch.zeros(len(penalties), num_classes, inputs.shape[1])
+    bias = torch.full((len(penalties), num_classes), -1e9)  # of a class without rows
+    for head, penalty in enumerate(penalties):
+        # Of two classes scikit-learn has one weight, their difference: half of the penalty.
+        model.C = (2 if is_binary else 1) / (penalty * len(rows))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(inputs, targets)
+        weight_of, bias_of = model.coef_, model.intercept_
+        if is_binary:
+            weight_of, bias_of = np.concatenate([0 * weight_of, weight_of]), [0.0, *bias_of]
+        weight[head, model.classes_] = torch.as_tensor(weight_of, dtype=torch.float32)
+        bias[head, model.classes_] = torch.as_tensor(bias_of, dtype=torch.float32)
+    return LinearHeads(weight, bias), standardizer
+
+
 @dataclass(frozen=True)
 class ClassScores:
-    """What a classifier achieves on some images.
+    """Accuracy and loss of a classifier on some images.
 
     Attributes:
-        accuracy: Share of images whose class it names, as a fraction of 1.
-        top5_accuracy: Share whose class is among its first five; None with five classes or fewer,
-            where it could not miss.
+        accuracy: Share of images that are classified correctly, as a fraction of 1.
+        top5_accuracy: Share whose class is among the five most likely ones; None with five classes
+            or fewer, where it is always 1.
         per_class: (C,) float64 accuracy on the images of each class, NaN for a class without any.
         loss: Mean cross-entropy in nats; infinite for weights that are not finite.
     """
@@ -325,10 +381,10 @@ class ClassScores:
 def score_heads(
     heads: LinearHeads, rows: StandardizedRows, labels: np.ndarray
 ) -> list[ClassScores]:
-    """Score G heads on standardized rows, a part of the rows at a time.
+    """Score G heads on standardized rows, in chunks.
 
     Args:
-        heads: Logits that are not finite never hit.
+        heads: Logits that are not finite count as wrong.
         rows: N rows, at least one.
         labels: (N,) classes, 0..C-1.
 
@@ -360,6 +416,26 @@ def score_heads(
         top5 = float(top_hit.mean()) if num_classes > _TOP else None
         scores.append(ClassScores(float(hit.mean()), top5, per_class, float(head_losses.mean())))
     return scores
+
+
+def shuffled_batches(
+    rows: StandardizedRows, labels: np.ndarray, schedule: LinearSchedule, *, seed: int
+) -> Iterator[HeadBatch]:
+    """Yield all batches of all epochs, in an order that depends on seed and epoch alone.
+
+    Args:
+        rows: N standardized rows.
+        labels: (N,) classes, 0..C-1.
+        schedule: Its epochs and batch size.
+        seed: From 0.
+    """
+    targets = torch.from_numpy(labels.astype(np.int64)).to(rows.device)
+    for epoch in range(schedule.num_epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+        for start in range(0, len(rows), schedule.batch_size):
+            # Sorted, so that a memory map is read in order.
+            places = np.sort(order[start : start + schedule.batch_size])
+            yield HeadBatch(epoch, rows(places), targets[places])
 
 
 def augmented_batches(

@@ -8,8 +8,9 @@ import torch
 from scipy.optimize import minimize
 
 from distill.errors import DistillError
-from distill.evaluation import logistic as module
-from distill.evaluation.logistic import LogisticRegression, logistic_evaluation
+from distill.evaluation import linear as module
+from distill.evaluation.linear import LabeledEmbeddings, logistic_evaluation
+from distill.evaluation.linear_heads import fit_logistic
 
 
 def made(noise: float = 1.5, classes: int = 4) -> list[np.ndarray]:
@@ -25,8 +26,10 @@ def made(noise: float = 1.5, classes: int = 4) -> list[np.ndarray]:
 @pytest.mark.parametrize("penalty", [0.1, 0.003])
 def test_the_minimum_of_the_formula(penalty: float, classes: int):
     features, labels, *_ = made(classes=classes)
-    regression = LogisticRegression(features, labels, np.arange(120), classes).fit(penalty)
-    rows = regression.standardizer(torch.from_numpy(features)).double()
+    heads, standardizer = fit_logistic(
+        features, labels, np.arange(120), num_classes=classes, penalties=[penalty]
+    )
+    rows = standardizer(torch.from_numpy(features)).double()
 
     def objective(flat):
         flat = torch.tensor(flat, requires_grad=True)
@@ -38,15 +41,15 @@ def test_the_minimum_of_the_formula(penalty: float, classes: int):
 
     found = minimize(objective, np.zeros(10 * classes), jac=True, method="L-BFGS-B", tol=1e-12).x
     expected = rows @ torch.from_numpy(found[:-classes]).view(classes, 9).T + found[-classes:]
-    logits = regression.heads.logits(rows.float())[:, 0]
+    logits = heads.logits(rows.float())[:, 0]
     torch.testing.assert_close(
         logits.log_softmax(1), expected.log_softmax(1).float(), atol=0.02, rtol=0
     )
 
 
 def evaluated(arguments, **options):
-    options = {"rows": np.arange(120), "num_classes": 4, **options}
-    return logistic_evaluation(*arguments, **options)
+    result = logistic_evaluation(LabeledEmbeddings(*arguments), **options)
+    return result.scores["_logistic"], result.held_out
 
 
 def test_the_penalty_is_chosen_on_held_out_rows_not_on_validation():
@@ -62,23 +65,23 @@ def test_the_penalty_is_chosen_on_held_out_rows_not_on_validation():
 
 
 def test_of_equal_penalties_the_stronger_is_chosen(monkeypatch):
-    fits, original = [], LogisticRegression.fit
+    fits = []
 
-    def record(self, penalty):
-        fits.append((penalty, len(self._labels)))
-        return original(self, penalty)
+    def record(features, labels, rows, *, penalties, **options):
+        fits.append((penalties, len(rows)))
+        return fit_logistic(features, labels, rows, penalties=penalties, **options)
 
-    monkeypatch.setattr(LogisticRegression, "fit", record)
+    monkeypatch.setattr(module, "fit_logistic", record)
     _, held_out = evaluated(made(noise=0.01), penalties=[1e-3, 1e-2])
     assert held_out == {1e-2: 1.0, 1e-3: 1.0}
-    assert fits == [(1e-2, 108), (1e-3, 108), (1e-2, 120)]
+    assert fits == [([1e-2, 1e-3], 108), ([1e-2], 120)]
 
 
 def test_only_the_chosen_rows_count():
     arguments, rows = made(), np.arange(0, 120, 3)
     part = [arguments[0][rows], arguments[1][rows], *arguments[2:]]
     scores, held_out = evaluated(arguments, rows=rows)
-    alone, same = evaluated(part, rows=np.arange(40))
+    alone, same = evaluated(part)
     assert held_out == same
     np.testing.assert_allclose(scores.loss, alone.loss, rtol=1e-4)
     with pytest.raises(DistillError, match="no class has two"):
@@ -93,11 +96,13 @@ def test_a_class_without_training_rows_is_never_predicted():
 
 
 def test_more_rows_than_memory_is_given():
-    many = SimpleNamespace(shape=(10**6, 2048))
+    many = SimpleNamespace(
+        train_features=SimpleNamespace(shape=(10**6, 2048)),
+        train_labels=None,
+        rows=lambda rows: rows,
+    )
     with pytest.raises(DistillError, match=r"7.6 GiB of them, .* at most 2 GiB; use --method sgd"):
-        logistic_evaluation(
-            many, np.zeros(1), many, np.zeros(1), rows=np.arange(10**6), num_classes=2
-        )
+        logistic_evaluation(many, rows=np.arange(10**6))
 
 
 def test_the_command(measure, capsys):
