@@ -308,7 +308,8 @@ def evaluate(
     name: str,
     run: str | Path | RunResult,
     *,
-    data: str | None = NOT_GIVEN,
+    module: nn.Module | None = None,
+    data: Data = NOT_GIVEN,
     student: str | None = NOT_GIVEN,
     image_size: int | None = NOT_GIVEN,
     output: str | Path | None = NOT_GIVEN,
@@ -326,6 +327,8 @@ def evaluate(
         name: `nn`, `clusters`, `linear`, `voc`, `robustness` or `measure`.
         run: What `train` returned, a run directory, a student.safetensors, or other weights with
             `student=`.
+        module: Your own module that was trained, for a run directory of one.
+        data: As for `train`; None: the data of the run.
         **evaluation_options: The evaluation's own options, as in `distill NAME --help`.
 
     Returns:
@@ -342,13 +345,15 @@ def evaluate(
     given = _given(locals(), "evaluation_options")
     from distill.evaluation.base import evaluate as evaluate_run
 
+    given["module"] = module or getattr(run, "own_module", None)
     return evaluate_run(given.pop("name"), given.pop("run"), **given)
 
 
 def measure(
     run: str | Path | RunResult,
     *,
-    data: str | None = NOT_GIVEN,
+    module: nn.Module | None = None,
+    data: Data = NOT_GIVEN,
     student: str | None = NOT_GIVEN,
     image_size: int | None = NOT_GIVEN,
     output: str | Path | None = NOT_GIVEN,
@@ -370,6 +375,8 @@ def measure(
 
     Args:
         run: As for `evaluate`.
+        module: As for `evaluate`.
+        data: As for `evaluate`.
 
     Returns:
         As `evaluate`; information in nats. `measure_definition` among the metrics says what the
@@ -386,6 +393,7 @@ def measure(
     given = _given(locals())
     from distill.evaluation.base import evaluate as evaluate_run
 
+    given["module"] = module or getattr(run, "own_module", None)
     return evaluate_run("measure", given.pop("run"), **given)
 
 
@@ -475,7 +483,7 @@ def export(
     output: str | Path | None = NOT_GIVEN,
     l2_normalize: bool = NOT_GIVEN,
     overwrite: bool = NOT_GIVEN,
-    data: str | None = NOT_GIVEN,
+    data: Data = NOT_GIVEN,
     license: str = NOT_GIVEN,
     timing: bool = NOT_GIVEN,
 ) -> Exported:
@@ -484,7 +492,8 @@ def export(
     Args:
         run: A run directory, or what `train` returned.
         format: What is written.
-        module: Your own module that was trained, if it was one.
+        module: Your own module that was trained, for a run directory of one.
+        data: Images to compare on, as for `train`; None: those of the run.
 
     Returns:
         Folder, files with size, SHA-256 and largest difference, and the model card.
@@ -502,10 +511,16 @@ def export(
     from distill.exports.export import ExportOptions
     from distill.exports.export import export as export_run
 
-    path, module = _path(run), given.pop("module")
-    del given["run"]
+    for name in ("run", "module"):
+        del given[name]
+    images = None
+    if not isinstance(given.get("data"), (str, Path, type(None))):
+        from distill.data.sources import open_data_object
+
+        images = open_data_object(given.pop("data"))
     options = as_options(ExportOptions, given, source="distill.export")
-    return export_run(path, options, module=module)
+    own = module or getattr(run, "own_module", None)
+    return export_run(_path(run), options, module=own, data=images)
 
 
 def convert(

@@ -109,6 +109,8 @@ def test_a_run_of_objects_alone(tmp_path: Path):
     assert config["student"] == "module:torch.nn.modules.container.Sequential"
     assert config["data"].startswith("dataset:")
     assert config["temperature"] == 0.05
+    found = distill.evaluate("nn", run, data=data(), num_workers=0).metrics
+    assert found["nn_accuracy"] == run.metrics["nn_accuracy"]
     again = distill.load_student(tmp_path / "run", module=student())
     pixels = torch.stack([image for image, _ in data()[1]])
     assert torch.equal(again(pixels), distill.load_student(run.output, module=module)(pixels))
