@@ -490,6 +490,14 @@ def test_what_decides_the_numbers_makes_another_cache(changed):
     assert network_cache(**changed()).task("train").folder != plain.folder
 
 
+def test_the_whole_view_is_part_of_the_key():
+    """Its names and values; that each of them changes the key is tested with the store."""
+    shown = InputSpec(SIDE + 1, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.5, "bicubic")
+    spec = NetworkSpec(name="counted", build=lambda size: Counted(), input=shown)
+    contents = network_cache(teacher=build_network(spec)).task("train").contents
+    assert {name: getattr(contents, name) for name in vars(shown)} == vars(shown)
+
+
 def test_a_module_of_ones_own_has_its_own_key():
     """Its class, its weights and what it makes of fixed images; nothing but names would be less."""
     flat, other = (wrap_module(module, image_size=SIDE) for module in (Counted(), Counted()))

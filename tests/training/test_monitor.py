@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ import torch
 from distill.data.sources import hold_out, open_images
 from distill.embeddings.embed import DatasetEmbedder
 from distill.errors import DistillError
+from distill.run_directory import RunDirectory
 from distill.training import fitting as monitor
+from distill.training.checkpoints import About, Progress, save_checkpoint
+from distill.training.configuration import TrainConfig, identity
 from teachers.load import load_teacher
 
 
@@ -57,3 +61,14 @@ def test_the_embedder_says_what_is_missing(embedder):
         without_val.embed_both(load_teacher("pixels"), what="teacher")
     one_class = dataclasses.replace(embedder, train_index=np.arange(20))
     assert "are of 1 class" in one_class.unavailable_reason()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run, config = RunDirectory(tmp_path / "run", resume=False), TrainConfig()
+    about = About(run={**identity(config), "seed": 7, "device": "cuda"})
+    save_checkpoint(run.checkpoints, Progress(step=3), {}, about=about)
+    message = (
+        r"step-000000003\.\w+ is of another run: --seed is 7 in the checkpoint and 0 in the run\. "
+    )
+    with pytest.raises(DistillError, match=message):
+        monitor.restore(SimpleNamespace(config=config), run, learner=None)
