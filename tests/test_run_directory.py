@@ -43,6 +43,21 @@ def test_metrics_are_added_to_not_replaced(run: RunDirectory):
     }
 
 
+def test_a_disk_that_refuses_leaves_configuration_and_numbers(run: RunDirectory, monkeypatch):
+    def fail(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    run.add_metrics({"nn_accuracy": 0.5})
+    names = ("config.yaml", "metrics.json")
+    before = [(run.path / name).read_bytes() for name in names]
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_config(TrainConfig(), command="pretrain")
+    with pytest.raises(OSError, match="No space left"):
+        run.add_metrics({"nn_accuracy": 0.75})
+    assert [(run.path / name).read_bytes() for name in names] == before
+
+
 def test_numbers_that_two_write_together_are_all_there(tmp_path, monkeypatch):
     def slow(path: Path):
         found = read_metrics(path)

@@ -303,6 +303,15 @@ def test_what_the_disk_refuses_is_one_sentence(make_store, monkeypatch, number):
     assert store.done().tolist() == [True, False, False, False]
 
 
+def test_a_manifest_that_the_disk_refuses_is_as_before(make_store, monkeypatch):
+    store, _ = make_store()
+    before = (store.folder / "manifest.json").read_bytes()
+    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
+    with pytest.raises(DistillError, match="No space left on device"):
+        store.name_bad_images({3: "a.png"})
+    assert (store.folder / "manifest.json").read_bytes() == before
+
+
 def test_a_full_disk_is_noticed_before_the_work(tmp_path, make_contents, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", fail(errno.ENOSPC), raising=False)

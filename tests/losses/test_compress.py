@@ -1,5 +1,6 @@
 """CompRess against twelve steps of the published program, for all three variants."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses.anchors import AnchorQueue
+from distill.losses.base import BuildContext
 from distill.losses.compress import CompRess
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "compress_loss_trace.npz"
@@ -82,6 +84,18 @@ def test_an_images_own_old_embedding_is_left_out():
     whole = CompRess(queue, mask_self=False)(teacher, student, index)
     assert CompRess(queue)(teacher, student, others).item() == whole.item()
     assert masked.item() != whole.item()
+
+
+def test_options_reach_the_loss():
+    assert CompRess.Options().mask_self
+    options = CompRess.Options("two-queue-momentum", "queue", 7, queue_dtype="bf16", momentum=0.7)
+    options = replace(options, temperature=0.3, student_temperature=0.2, regression_share=0.0)
+    context = BuildContext(student_dim=4, teacher_dim=6)
+    for mask_self in (True, False):
+        loss = CompRess.build(replace(options, mask_self=mask_self), context)
+        assert loss.mask_self is mask_self
+        assert (loss.temperature, loss.student_temperature, loss.momentum) == (0.3, 0.2, 0.7)
+        assert (loss.queue.size, loss.queue.num_valid, loss.queue.one_bank) == (7, 0, False)
 
 
 def test_the_scale_of_embeddings_does_not_matter():

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses.anchors import AnchorQueue
+from distill.losses.base import BuildContext
 from distill.losses.seed import SEED
 
 K = 10
@@ -102,6 +103,14 @@ def test_the_queue_is_part_of_the_state(rows):
     second.load_state_dict(first.state_dict())
     assert second(*rows).item() == first(*rows).item()
     assert second.queue.pointer == 7
+
+
+def test_options_reach_the_loss():
+    assert SEED.Options().mask_self
+    for mask_self in (True, False):
+        options = SEED.Options(queue_size=K, temperature=0.3, mask_self=mask_self)
+        loss = SEED.build(options, BuildContext(student_dim=4, teacher_dim=5))
+        assert (loss.mask_self, loss.temperature, loss.queue.size) == (mask_self, 0.3, K)
 
 
 def test_mistakes_are_told_at_once():

@@ -36,6 +36,20 @@ def test_held_out_images_are_looked_up_among_the_trained(embedder):
     assert check.accuracy(load_teacher("pixels")) == 1
 
 
+def test_held_out_images_do_not_find_themselves(embedder, monkeypatch):
+    sizes = []
+
+    def counted(*sides: np.ndarray) -> float:
+        sizes.extend(len(side) for side in sides)
+        return 0.5
+
+    monkeypatch.setattr(monitor, "nn_accuracy", counted)
+    trained, held_out = hold_out(embedder.data.train, 0.2, seed=0)
+    check = monitor.HoldoutMonitor(embedder, trained, held_out, seed=0)
+    assert check.accuracy(load_teacher("pixels")) == 0.5
+    assert sizes == [48, 48, 12, 12]  # embeddings and labels of both sides
+
+
 def test_both_sides_are_capped(embedder, monkeypatch):
     monkeypatch.setattr(monitor, "MAX_INDEXED", 10)
     monkeypatch.setattr(monitor, "MAX_QUERIES", 4)
