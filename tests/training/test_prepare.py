@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from distill import distributed
 from distill.data.sources import BadImages
@@ -10,6 +11,7 @@ from distill.errors import DistillError
 from distill.training import setup as job
 from distill.training.checkpoints import Progress
 from distill.training.configuration import TrainConfig, with_options
+from distill.training.objects import RunObjects
 
 CPU = torch.device("cpu")
 TINY = {"teacher": "pixels", "student": "timm:test_resnet", "data": "digits", "image_size": 32}
@@ -129,3 +131,14 @@ def test_the_seed_of_the_run_decides_hold_out_and_order(tmp_path):
     assert seen == seen_again
     both = set(seen) & set(others)
     assert [i for i in seen if i in both] != [i for i in others if i in both]
+
+
+def test_a_teacher_of_ones_own_is_frozen(tmp_path):
+    layers = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6)]
+    module = nn.Sequential(*layers)
+    options = {**TINY, "teacher": "module:mine", "output": tmp_path / "run", "num_workers": 0}
+    config = with_options(TrainConfig(), options, source="test")
+    made = job.prepare(config, CPU, RunObjects(teacher=module))
+    made.teacher.train()
+    assert not any(part.training for part in module.modules())
+    assert not any(parameter.requires_grad for parameter in module.parameters())
