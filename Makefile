@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := distill teachers students tools tests
+SOURCES := distill teachers students tools examples tests
 
 .PHONY: help demo install format lint test test-slow soak bench bench-gpu clean
 
@@ -10,7 +10,7 @@ help:
 	@echo "make demo       quick start: distill the shipped teacher on digits and print a table"
 	@echo "make install    create $(VENV) with the pinned development dependencies"
 	@echo "make format     rewrite the code with ruff"
-	@echo "make lint       check format, lint and types"
+	@echo "make lint       check format, lint, types and the layers of imports"
 	@echo "make test       run the default tests"
 	@echo "make test-slow  run the long tests; DISTILL_TEST_DATA and DISTILL_TEST_TEACHER name their input"
 	@echo "make soak       inject faults into running commands; about three hours on two cores"
@@ -35,6 +35,7 @@ lint: install
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	test ! -x $(BIN)/lint-imports || $(BIN)/lint-imports --no-cache
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu and not soak" -n 2 --dist loadfile

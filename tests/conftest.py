@@ -137,7 +137,7 @@ class Ranks:
         printed = [output.read_text(errors="replace") for output in outputs]
         if any(status != 0 for status in statuses):
             parts = [
-                f"--- rank {rank}: {'still running' if status is None else f'status {status}'}\n{text}"
+                f"--- rank {rank}: exit status {status} (None: still running)\n{text}"
                 for rank, (status, text) in enumerate(zip(statuses, printed, strict=True))
             ]
             pytest.fail("of the ranks, some failed or took too long\n" + "\n".join(parts))

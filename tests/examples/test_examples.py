@@ -71,7 +71,7 @@ def test_a_method_of_an_installed_package_is_found(own_registry, monkeypatch):
     sys.modules.pop("own_method")
     broken = EntryPoint("broken", "absent_module", base.ENTRY_POINTS)
     monkeypatch.setattr(base, "entry_points", lambda group: [broken])
-    with pytest.raises(DistillError, match="installed method broken .* cannot be imported"):
+    with pytest.raises(DistillError, match=r"installed method broken .* cannot be imported"):
         load_plugins()
 
 
