@@ -30,6 +30,7 @@ def test_the_mean_is_of_unit_vectors():
     mean = mean_direction(rows, np.array([0, 1]), seed=0)
     torch.testing.assert_close(mean, torch.tensor([0.5, 0.5]))
     loss = CompRess(AnchorQueue(2, 2), teacher_mean=mean)
+    assert "teacher_mean" not in loss.state_dict()  # nothing of the teacher is saved
     loss.enqueue(rows.values[:2])
     half = 0.5**0.5
     torch.testing.assert_close(

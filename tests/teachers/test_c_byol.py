@@ -98,3 +98,14 @@ def test_everything_but_the_head_learns():
     learning = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
     assert learning == {"projector", "predictor", "backward_projector"}
     assert hidden.grad is not None
+
+
+def test_a_generator_decides_the_samples():
+    torch.manual_seed(0)
+    method = CBYOL(8, hidden_dim=4, projection_dim=4, kappa_e=10.0)
+    hidden, target = torch.randn(6, 4), torch.randn(6, 4)
+    losses = [
+        method(hidden, target, generator=torch.Generator().manual_seed(seed)).loss.item()
+        for seed in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]

@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from distill.data.loader import Batch
-from distill.training.teacher import CachedTeacher
+from distill.models.networks import wrap_module
+from distill.training.teacher import CachedTeacher, OnlineTeacher
 
 CPU = torch.device("cpu")
 
@@ -32,3 +34,13 @@ def test_the_rows_of_the_images():
     index = [7, 29, 0, 7]
     assert torch.equal(teacher(batch(index, epoch=3)), view.table[index])
     assert teacher(batch([])).shape == (0, 5)
+
+
+def test_a_network_that_runs_gives_no_gradient():
+    network = wrap_module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), image_size=2)
+    views = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
+    rows = OnlineTeacher(network, CPU, precision="fp32", batch_size=2)(
+        batch([0, 1, 2])._replace(view=views)
+    )
+    assert rows.shape == (3, 5)
+    assert not rows.requires_grad
