@@ -89,7 +89,7 @@ def _command(command: str, options: Mapping[str, Any]) -> str | None:
         if name in _NOT_REPEATED or value is None:
             continue
         if name == "method":
-            is_default = value == default_options(command)["method"]
+            is_default = value == CONFIGS[command]().method.method
         elif name in defaults:
             is_default = value == defaults[name]
         else:  # of a plugin's method, or of other methods, in an older run
