@@ -1,11 +1,11 @@
-"""How much of the teacher's neighborhoods a student keeps: the quantity that CompRess optimizes.
+"""Neighbor agreement: the share of the teacher's nearest neighbors that the student has, too.
 
-Agreement at k is the mean over images of |kNN_teacher(i) and kNN_student(i)| / k, where both look
-for the k nearest other images of the same set, by cosine similarity. Neighbors drawn by chance
-agree by k / (N - 1). Needs no labels.
+Agreement at k is the mean over images of |kNN_teacher(i) and kNN_student(i)| / k, where kNN are the
+k nearest other images of the same set by cosine similarity; random neighbors give k / (N - 1). It
+is what CompRess optimizes, and needs no labels.
 
-Both sets are read in blocks, so that memory does not grow with the number of images; a seeded
-sample of the images may stand for all, compared with all.
+Embeddings are read in blocks, so that memory does not grow with the number of images. The mean may
+be over a seeded sample of the images, whose neighbors are still searched among all.
 
 Shapes: N images, Dt and Ds widths, k neighbors.
 """
@@ -37,7 +37,7 @@ def neighbor_agreement(
     seed: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[int, float]:
-    """Compare neighborhoods for several k, from one search each for the largest.
+    """Compare neighborhoods for several k, from one search in each set.
 
     Args:
         teacher: (N, Dt), any scale; an array or a memory map.
@@ -69,7 +69,7 @@ def neighbor_agreement(
         )
     if num_images < 2:
         raise DistillError(
-            f"there is {num_images} image, neighbors need 2 or more; embed more images"
+            f"there is {num_images} image and neighbors need at least 2; embed more images"
         )
     if num_sampled is not None and num_sampled < 1:
         raise DistillError(f"the number of sampled images is {num_sampled}, it must be 1 or more")

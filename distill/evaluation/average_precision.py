@@ -1,4 +1,4 @@
-"""Average precision of ranked images and of ranked boxes, as PASCAL VOC counts it.
+"""Average precision of ranked images and of ranked boxes, as PASCAL VOC defines it.
 
 Source: Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010, and the
 challenge's development kit. Two rules for the area under a precision-recall curve:
@@ -12,9 +12,9 @@ monotone, and takes equal scores as one step; it is therefore at most `area` whe
 equal, and the same where precision never rises with recall (at the hits). Here equal scores keep
 the order they come in.
 
-What is difficult is neither hit nor miss and does not count as an object. A box hits the object
-of its image that it overlaps most, if by at least 0.5 and if no better box hit it before; every
-further box on the same object is a false positive.
+Difficult objects are neither hits nor misses and do not count as objects. A box is a hit if its
+overlap with the object of the image that it overlaps most is at least 0.5 and no box with a larger
+score hit that object; every further box on the same object is a false positive.
 
 Shapes: M ranked items (images or boxes), N images, G objects.
 """
@@ -57,11 +57,11 @@ def average_precision(verdicts: np.ndarray, num_objects: int, *, rule: Rule) -> 
 
     Args:
         verdicts: (M,) of `HIT`, `MISS` or `NEITHER`, best first.
-        num_objects: That there are to be found, at least the number of hits.
+        num_objects: Number of objects, at least the number of hits.
         rule: `voc07` or `area`.
 
     Returns:
-        NaN when there is no object to be found.
+        NaN when there is no object.
     """
     if num_objects == 0:
         return float("nan")
@@ -81,7 +81,7 @@ def classification_ap(scores: np.ndarray, labels: np.ndarray, *, rule: Rule) -> 
     """Return the average precision of one class's scores.
 
     Args:
-        scores: (N,), larger for images that rather show the class.
+        scores: (N,), larger for images that more likely show the class.
         labels: (N,) of `PRESENT`, `ABSENT`, or `DIFFICULT`: only difficult objects, not counted.
         rule: `voc07` or `area`.
 
@@ -104,7 +104,7 @@ def detection_ap(
 
     Args:
         detected: M boxes, in any order.
-        scores: (M,), larger for boxes that rather hold an object.
+        scores: (M,), larger for boxes that more likely hold an object.
         objects: G objects.
         difficult: bool (G,).
         rule: `voc07` or `area`.

@@ -1,11 +1,11 @@
 """What the evaluations of a trained network share: interface, options, opening, registry.
 
 An evaluation is one file of this package: a subclass of `Evaluation` with its options, its `run`
-and the meanings of its numbers, registered by name. `distill NAME`, `distill.evaluate(NAME, run)`,
+and the meanings of its metrics, registered by name. `distill NAME`, `distill.evaluate(NAME, run)`,
 the model card and the report read everything from there.
 
-Numbers go to metrics.json. `teacher_NAME` and `untrained_NAME` are those of the teacher and of the
-student before training; `NAME@DATA` was measured on other data than the run's.
+Metrics are written to metrics.json. `teacher_NAME` and `untrained_NAME` are those of the teacher
+and of the student before training; `NAME@DATA` was measured on other data than the run's.
 """
 
 from __future__ import annotations
@@ -54,40 +54,39 @@ Seed = Annotated[int, Ge(0), Le(2**31 - 1)]  # FAISS keeps seeds in a C int
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated, on which images and where; every evaluation adds its own options."""
+    """Options that all evaluations share; every evaluation adds its own."""
 
     data: str | None = None
     """As for training; None: the data of the run, else $DISTILL_DATA, else digits."""
     student: str | None = None
-    """Architecture, for a weights file that does not say it."""
+    """Architecture, for a weights file that does not name it."""
     image_size: AtLeast1 | None = None
-    """Side of the view in pixels, for a weights file that does not say it; None: 224."""
+    """Side of the view in pixels, for a weights file that does not record it; None: 224."""
     output: Path | None = None
-    """Directory whose metrics.json receives the numbers; None: the run's, if it is a run."""
+    """Directory whose metrics.json receives the metrics; None: the run directory, if it is one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do about a file that cannot be decoded."""
+    """What to do with a file that cannot be decoded."""
     max_bad_images: AtLeast0 | None = None
-    """How many may be skipped; None: a hundredth of the images, and at least ten."""
+    """Largest number of skipped images; None: 1 % of the images, and at least ten."""
     num_workers: AtLeast0 | None = None
     """Processes that load images; None: by cores and data."""
     cache: Path | None = None
-    """Folder that keeps the embeddings; None: in the cache folder, $DISTILL_CACHE or
-    ~/.cache/distill."""
+    """Folder for the embeddings; None: in the cache folder, $DISTILL_CACHE or ~/.cache/distill."""
     cache_dtype: CacheDtype = "fp16"
-    """Storage of the embeddings."""
+    """Data type of the stored embeddings."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A family of numbers in metrics.json.
+    """A family of metrics in metrics.json.
 
     Attributes:
         pattern: Regular expression that whole names match.
-        meaning: What the number is, in words; a function of the match where the name has parts.
+        meaning: What the metric is, in words; a function of the match where the name has parts.
         unit: `share of 1`, `nats`, `seconds`, `count`, ...
-        larger_is_better: None where neither is.
+        larger_is_better: None where neither direction is better.
     """
 
     pattern: str
@@ -98,7 +97,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class MetricMeaning:
-    """What one number of metrics.json says; see `Metric`."""
+    """Meaning of one metric in metrics.json; see `Metric`."""
 
     words: str
     unit: str
@@ -107,7 +106,7 @@ class MetricMeaning:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, to print below a title."""
+    """A table of text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -116,13 +115,13 @@ class Table:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
-        metrics: What metrics.json receives, by name. A number that is None is not defined, and
-            one of that name from before is removed.
+        metrics: For metrics.json, by name. None: the metric is not defined, and an earlier value is
+            removed.
         tables: Details for people.
-        notes: Sentences that a reader of the numbers should know.
+        notes: Remarks on the metrics, as sentences.
     """
 
     metrics: dict[str, Any]
@@ -137,9 +136,9 @@ class Subject:
     Attributes:
         path: The run directory or weights file that it was loaded from.
         network: On the device of `embedder`.
-        embedder: Images, device and precision.
+        embedder: Images, device, precision.
         cache: The network's embeddings on disk.
-        output: Directory whose metrics.json receives the numbers; None: they are not kept.
+        output: Directory whose metrics.json receives the metrics; None: they are not kept.
         other_data: Name of the data, when it is not what the run was trained on.
     """
 
@@ -151,7 +150,7 @@ class Subject:
     other_data: str | None = None
 
     def require_labels(self) -> None:
-        """Refuse data without what an accuracy needs.
+        """Refuse data on which no accuracy can be measured.
 
         Raises:
             DistillError: No validation images, no labels, or one class.
@@ -161,12 +160,12 @@ class Subject:
             raise DistillError(reason)
 
     def embeddings(self) -> tuple[StoredEmbeddings, StoredEmbeddings]:
-        """Return the embeddings of training and validation images, computed once, kept on disk.
+        """Return the embeddings of training and validation images, computed once, cached on disk.
 
-        Several processes share the computation; after it the first goes on alone.
+        Several processes share the computation; afterwards only the first one continues.
 
         Raises:
-            DistillError: The data has no labels (`require_labels`), or the disk no room.
+            DistillError: The data has no labels (`require_labels`), or the disk is full.
         """
         self.require_labels()
         both = self.cache.stored("train"), self.cache.stored("val")
@@ -174,7 +173,7 @@ class Subject:
         return both
 
     def keep(self, result: EvaluationResult) -> EvaluationResult:
-        """Add the numbers to metrics.json, and return the result with the names they have there."""
+        """Add the metrics to metrics.json; return the result with the names they have there."""
         suffix = "" if self.other_data is None else f"@{self.other_data}"
         metrics = {name + suffix: value for name, value in result.metrics.items()}
         if self.output is not None:
@@ -193,12 +192,12 @@ class Evaluation(ABC, Generic[OptionsT]):
     Attributes:
         name: As it is registered.
         summary: One line for lists.
-        examples: Command lines with what they do, for the help.
+        examples: Command lines with explanations, for the help.
         Options: A frozen dataclass; its fields are flags and keywords, their docstrings the help.
-        METRICS: What the numbers mean.
+        METRICS: Meanings of the metrics.
         accepts_several_runs: Whether one call may name several runs.
-        is_shared: Whether processes that torchrun started share its work.
-        tables_show_metrics: Whether the tables hold every number, so that none is printed twice.
+        is_shared: Whether processes started by torchrun share the work.
+        tables_show_metrics: Whether the tables show all metrics, which are then not printed again.
     """
 
     name: ClassVar[str]
@@ -226,15 +225,15 @@ class Evaluation(ABC, Generic[OptionsT]):
     @classmethod
     @abstractmethod
     def run(cls, subject: Subject, options: OptionsT) -> EvaluationResult:
-        """Evaluate; the caller writes the numbers to metrics.json.
+        """Evaluate; the caller writes the metrics to metrics.json.
 
         Raises:
-            DistillError: The data cannot be evaluated on.
+            DistillError: Data that this evaluation cannot use.
         """
 
     @classmethod
     def combine(cls, results: Sequence[EvaluationResult], options: OptionsT) -> EvaluationResult:
-        """Return what is shown of several runs; only where `accepts_several_runs`."""
+        """Return the result to show for several runs; only where `accepts_several_runs`."""
         (result,) = results
         return result
 
@@ -250,7 +249,7 @@ def register_evaluation(name: str, *, summary: str, examples: str) -> Callable[[
     Args:
         name: Of the command.
         summary: One line for lists.
-        examples: Command lines with what they do, for the help.
+        examples: Command lines with explanations, for the help.
     """
 
     def register(cls: _Class) -> _Class:
@@ -276,7 +275,7 @@ def evaluate(
         **options: Fields of the evaluation's `Options`.
 
     Returns:
-        Its `metrics` are in metrics.json, too, where there is a place for it.
+        The result; its `metrics` are also in metrics.json, where there is an output directory.
 
     Raises:
         DistillError: An unknown evaluation or option, no such run, weights that do not fit, data
@@ -331,7 +330,7 @@ def run_evaluation(
     return evaluation.combine(results, options)
 
 
-# Numbers that training itself writes, see `distill.training`.
+# Metrics that training itself writes, see `distill.training`.
 _TRAINING_METRICS = (
     Metric("train_seconds", "seconds of training", "seconds", False),
     Metric("num_steps", "optimizer steps", "count", None),
@@ -350,7 +349,7 @@ _PREFIXES = {
 
 
 def describe_metric(name: str) -> MetricMeaning | None:
-    """Return what a number of metrics.json means; None for a name that no evaluation writes.
+    """Return what a metric of metrics.json means; None for a name that no evaluation writes.
 
     Example:
         >>> describe_metric("teacher_nn_accuracy_k5@flowers").words
@@ -387,7 +386,7 @@ def open_evaluation(
     Args:
         run_or_weights: A run directory, the .safetensors file that it holds, or other weights with
             `options.student`.
-        options: What to evaluate on; data and precision are those of the run by default.
+        options: Images and device; data and precision are those of the run by default.
         data: The images; None: those that `options.data` names.
         module: Your own module that was trained; None for a network that is built by name.
 
@@ -427,7 +426,7 @@ def open_evaluation(
 
 
 def _data_name(data: str | None) -> str:
-    """Return what a set is called, wherever it lies, in small letters."""
+    """Return the lowercase name of a dataset, independent of its folder."""
     if data is not None and data.startswith("dataset:"):  # a torch Dataset, by its class
         return data.rpartition(".")[2].lower()
     return Path(abspath(expanduser(data or "digits"))).name.lower()
@@ -439,13 +438,13 @@ def _load(
     if options.student is None:
         if options.image_size is not None:
             raise DistillError(
-                "--image-size goes with --student: a run and a student.safetensors know their own; "
-                "leave it out"
+                "--image-size goes with --student, since a run and a student.safetensors record "
+                "their own; leave it out"
             )
         return load_trained(run_or_weights, module=module)
     if run_or_weights.is_dir() or read_description(run_or_weights) is not None:
         raise DistillError(
-            f"{run_or_weights} brings its own architecture and size; leave out --student"
+            f"{run_or_weights} records its own architecture and size; leave out --student"
         )
     return build_student(
         options.student, image_size=options.image_size, weights=run_or_weights
@@ -454,10 +453,10 @@ def _load(
 
 @dataclass(frozen=True)
 class ReferenceTeacherOptions(EvaluationOptions):
-    """The options of an evaluation that puts a teacher beside the student."""
+    """Options of an evaluation that also measures a teacher, for comparison."""
 
     teacher: str | None = None
-    """Teacher beside the student; None: the one of the run, if it is a run."""
+    """Teacher to compare with; None: the one of the run, if it is a run."""
     teacher_weights: Path | None = None
     """Weights of the teacher; None: those of the run, or the published ones of --teacher."""
     teacher_image_size: AtLeast1 | None = None
@@ -468,13 +467,13 @@ class ReferenceTeacherOptions(EvaluationOptions):
 def reference_teacher(
     run_or_weights: Path, options: ReferenceTeacherOptions
 ) -> TeacherOptions | None:
-    """Return how to load the teacher that was asked for, else the one of the run.
+    """Return how to load the teacher of the options, else the one of the run.
 
     Returns:
         None without either.
 
     Raises:
-        DistillError: Options of a teacher, and there is none that they could be of.
+        DistillError: Weights or size of a teacher are given, and no teacher.
     """
     given = (options.teacher, options.teacher_weights, options.teacher_image_size)
     if options.teacher is not None:
@@ -498,7 +497,7 @@ def reference_teacher(
 
 
 def teacher_of_run(run_options: Mapping[str, Any]) -> TeacherOptions | None:
-    """Return how to load a run's teacher; None for a run without, as pre-training is one."""
+    """Return how to load a run's teacher; None for a run without one, such as pre-training."""
     given = {
         field.name: run_options[field.name]
         for field in fields(TeacherOptions)
@@ -516,7 +515,7 @@ def teacher_of_run(run_options: Mapping[str, Any]) -> TeacherOptions | None:
 
 
 def teacher_cache(teacher: TeacherOptions, embedder: DatasetEmbedder) -> NetworkCache:
-    """Load a teacher; its embeddings of these images lie where training left them.
+    """Load a teacher; embeddings that training cached are used again.
 
     Raises:
         DistillError: A teacher that cannot be loaded.
@@ -525,7 +524,7 @@ def teacher_cache(teacher: TeacherOptions, embedder: DatasetEmbedder) -> Network
         network=prepare_for_device(load_teacher_of(teacher), embedder.device),
         what="teacher",
         embedder=embedder,
-        # The student's pass has refused them, if they are to be.
+        # The student's pass has already refused them, where they are to be refused.
         bad_images=BadImages("skip", most=sys.maxsize),
         folder=teacher.teacher_cache,
         dtype=teacher.cache_dtype,

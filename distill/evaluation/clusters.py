@@ -1,15 +1,15 @@
-"""Cluster alignment: do the clusters that embeddings fall into agree with classes?
+"""Cluster alignment: how well k-means clusters of embeddings agree with classes.
 
 Protocol (CompRess, NeurIPS 2020): k-means on the L2-normalized training embeddings, as many
 clusters as classes (`distill.evaluation.kmeans`); every image belongs to its nearest centroid. A
 cluster and a class score |cluster and class| / |cluster|, and the one-to-one mapping with the
-largest sum of scores is found by the Hungarian algorithm on the training images. The number is the
-accuracy of that mapping on the validation images. Scores by count, |cluster and class|, are an
-option: they find the mapping that is right for most training images.
+largest sum of scores is found by the Hungarian algorithm on the training images. Cluster alignment
+is the accuracy of that mapping on the validation images. With `matching="count"` the score is
+|cluster and class|, which finds the mapping that is right for most training images.
 
-Beside it, whatever the clusters stand for: normalized mutual information (over the arithmetic mean
-of the entropies), adjusted Rand index (both scikit-learn's) and purity, the share of images that
-are of the commonest class of their cluster, which grows with the number of clusters.
+Also measured, independent of the mapping: normalized mutual information (over the arithmetic mean
+of the entropies), adjusted Rand index (both scikit-learn's) and purity, the share of images in the
+commonest class of their cluster, which grows with the number of clusters.
 
 Shapes: N training images, M validation images, D width, K clusters, C classes.
 """
@@ -56,7 +56,7 @@ def cluster_alignment(
     seed: int = 0,
     restarts: int = NUM_RESTARTS,
 ) -> float:
-    """Return the share of validation images whose class is the one that their cluster stands for.
+    """Return the share of validation images in the class that their cluster is mapped to.
 
     Args:
         train_features: (N, D), any scale.
@@ -92,7 +92,7 @@ def cluster_alignment(
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which class every cluster stands for, fitted on training images, and how right that is.
+    """Mapping of clusters to classes, fitted on training images, and its accuracy.
 
     Attributes:
         accuracy: Share of validation images whose class is that of their cluster.
@@ -123,13 +123,13 @@ class Alignment:
 
     @property
     def matched_share(self) -> np.ndarray:
-        """(K,) float64, the share of the class that every cluster stands for; 0 for none."""
+        """(K,) float64, share of each cluster in the class it is mapped to; 0 for none."""
         columns = np.searchsorted(self.classes, np.maximum(self.mapping, self.classes[0]))
         counts = self.contingency[np.arange(len(self.mapping)), columns]
         return np.where(self.mapping >= 0, counts, 0) / np.maximum(self.sizes, 1)
 
     def notes(self) -> list[str]:
-        """Return a sentence for everything that a reader of the accuracy should know."""
+        """Return remarks on the mapping, as sentences."""
         num_clusters, num_classes = self.contingency.shape
         unmatched, empty = self.mapping < 0, self.sizes == 0
         forced = ~unmatched & ~empty & (self.matched_share == 0)
@@ -148,13 +148,13 @@ class Alignment:
             ),
             (
                 empty.sum(),
-                f"of {num_clusters} clusters hold no training image, so that no image says what "
-                "they stand for",
+                f"of {num_clusters} clusters hold no training image, so that their class is "
+                "arbitrary",
             ),
             (
                 forced.sum(),
                 f"of {num_clusters} clusters stand for a class that none of their training images "
-                "is of: the mapping is one to one, and nothing better was left",
+                "has, because the mapping is one to one",
             ),
         )
         return [f"{count} {text}" for count, text in notes if count]
@@ -169,7 +169,7 @@ def align(
     num_clusters: int,
     matching: Matching = "purity",
 ) -> Alignment:
-    """Map clusters to classes on the training images and count on the validation images.
+    """Map clusters to classes on the training images and score on the validation images.
 
     Args:
         train_clusters: (N,) of every training image, 0..K-1.
@@ -228,7 +228,7 @@ def contingency(
 
 
 def match_clusters(contingency: np.ndarray, *, matching: Matching = "purity") -> np.ndarray:
-    """Map clusters to classes one to one, so that the sum of scores is the largest.
+    """Map clusters to classes one to one, with the largest sum of scores.
 
     Args:
         contingency: (K, C) counts.
@@ -236,7 +236,7 @@ def match_clusters(contingency: np.ndarray, *, matching: Matching = "purity") ->
             published; an empty cluster scores 0. `count`: they score |cluster and class|.
 
     Returns:
-        The column of every cluster (K,) int64; -1 where classes did not suffice.
+        The column of every cluster (K,) int64; -1 for clusters without a class.
 
     Example:
         >>> import numpy as np
@@ -283,18 +283,18 @@ def _meaning(name: re.Match[str]) -> str:
     summary="measure how a student's clusters agree with classes",
     examples="""\
   distill clusters runs/first --data photos
-      as many clusters as classes, each of which stands for one class
+      as many clusters as classes, matched one to one
   distill clusters runs/first --data photos --num-clusters 100 --per-cluster
-      of which at most as many as there are classes can stand for one
+      more clusters than classes: some are matched to no class
   distill clusters runs/first --data photos --restarts 1 --seed 1
       k-means once, as published, from other starting points
   distill clusters runs/first --data imagenet --minibatch 65536
-      with so many embeddings in memory at a time
+      mini-batch k-means, for embeddings beyond memory
   distill clusters alexnet.pth --student alexnet --data photos
-      weights of another origin""",
+      weights from another source""",
 )
 class Clusters(Evaluation["Clusters.Options"]):
-    """Measure a student: do the clusters of its embeddings agree with classes?"""
+    """Measure how well k-means clusters of a student's embeddings agree with classes."""
 
     is_shared = True
     METRICS = (
@@ -307,29 +307,29 @@ class Clusters(Evaluation["Clusters.Options"]):
 
     @dataclass(frozen=True)
     class Options(EvaluationOptions):
-        """How `distill clusters` measures."""
+        """Options of `distill clusters`."""
 
         num_clusters: AtLeast1 | None = None
-        """Clusters to look for; None: as many as there are classes."""
+        """Number of clusters; None: as many as there are classes."""
         matching: Matching = "purity"
-        """What the mapping of clusters to classes makes largest: the sum of the clusters' purities,
-        as published, or the count of images that are right."""
+        """What the mapping of clusters to classes maximizes: the sum of the clusters' purities, as
+        published, or the number of correct images."""
         restarts: AtLeast1 = NUM_RESTARTS
-        """Times that k-means starts; the start with the least distances counts. Published: 1."""
+        """Starts of k-means; the one with the smallest distances is kept. Published: 1."""
         iterations: AtLeast1 = NUM_ITERATIONS
         """Of k-means."""
         spherical: bool = False
         """Scale centroids to unit norm after every iteration."""
         minibatch: AtLeast1 | None = None
-        """Images that k-means holds at a time, for embeddings beyond memory; None: all."""
+        """Batch size of mini-batch k-means, for embeddings beyond memory; None: k-means."""
         seed: Seed = 0
         """Picks the images that k-means starts from."""
         per_cluster: bool = False
-        """Print what every cluster holds, too."""
+        """Also print the contents of every cluster."""
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
-        """Measure; what differs from the published protocol is added to the numbers' names."""
+        """Measure; departures from the published protocol are part of the metrics' names."""
         embedder = subject.embedder
         num_images = len(embedder.train_index)
         require_clusters(options.num_clusters, num_images=num_images, seed=options.seed)
@@ -373,7 +373,7 @@ class Clusters(Evaluation["Clusters.Options"]):
 
 
 def _cluster_table(alignment: Alignment, names: Sequence[str]) -> Table:
-    """Return a row for every cluster; an empty one has no commonest class."""
+    """Return a row for every cluster."""
     rows = []
     for number, (label, counts) in enumerate(
         zip(alignment.mapping, alignment.contingency, strict=True)

@@ -1,20 +1,30 @@
-"""Errors under corruption, and the mean corruption error (mCE).
+"""Errors under corruption, the mean corruption error (mCE), and the file that keeps the errors.
 
 Source: Hendrycks & Dietterich (ICLR 2019), section 4. The corruption error of a corruption is the
-sum of the errors at its five severities over the same sum for AlexNet, mCE its mean over the
+sum of the errors at its five severities over the same sum for AlexNet; mCE is its mean over the
 fifteen corruptions, so that AlexNet scores 1. Errors are fractions of 1; the paper prints percent.
-AlexNet's errors are those of ImageNet's 1,000 classes at 224 px: nowhere else is mCE defined.
+AlexNet's errors are those of ImageNet's 1,000 classes at 224 px: mCE is defined nowhere else.
 
 As in the published set, images are resized and cropped first and corrupted then. A corruption
-depends on (seed, corruption, severity, image) alone, not on the order or number of loaders, and is
-the same for all networks that look at the same crop.
+depends on (seed, corruption, severity, image) alone, not on the order or number of loader
+processes, and is the same for all networks with the same crop.
+
+Errors are written to robustness.json as they are measured, so that a run can be continued:
+
+    {KEY: {"network": "student", "settings": {...}, "clean_error": 0.2,
+           "errors": {"fog": {"1": 0.3, ...}, ...}}, ...}
+
+KEY is a hash of the settings, which hold everything that the errors depend on: weights, input,
+head, seed, images, labels, precision and the package that corrupts. Other settings are other
+entries; the last entry of a network is the newest one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from distill.data.corruptions import (
     CORRUPTIONS,
@@ -37,8 +48,11 @@ from distill.data.views import View
 from distill.embeddings.embed import NetworkView
 from distill.errors import DistillError
 from distill.evaluation.frozen_classifier import FrozenClassifier
-from distill.evaluation.robustness_record import RobustnessRecord
+from distill.files import atomic_write, file_lock
 from distill.models.weights import module_key
+from distill.parsing import checked, parse_json
+
+ROBUSTNESS_FILE = "robustness.json"
 
 Errors = Mapping[str, Mapping[int, float]]
 """Error by corruption and severity."""
@@ -63,13 +77,15 @@ def corruption_means(errors: Errors) -> dict[str, float]:
 
 
 def mean_error(errors: Errors) -> float:
-    """Return the mean over corruptions of `corruption_means`: every corruption counts alike.
+    """Return the mean over corruptions of `corruption_means`.
 
     Raises:
         DistillError: There are none.
     """
     if not errors:
-        raise DistillError("no corruption was measured, a mean needs one; name one or more")
+        raise DistillError(
+            "no corruption was measured and a mean needs at least one; name one or more"
+        )
     return float(np.mean(list(corruption_means(errors).values())))
 
 
@@ -90,7 +106,7 @@ def mean_corruption_error(errors: Errors) -> float:
     ]
     if missing:
         raise DistillError(
-            f"mCE needs all fifteen corruptions at five severities, {missing[0]} is missing; "
+            f"mCE needs all fifteen corruptions at five severities and {missing[0]} is missing; "
             "leave out --corruptions and --severities"
         )
     means = corruption_means(errors)
@@ -133,12 +149,12 @@ class CorruptedView(NetworkView):
 
     @property
     def draw(self) -> tuple[int, int]:
-        """Seed and number for the loader, which mixes the image in."""
+        """Seed and number for the loader, which adds the image's index."""
         position = CORRUPTIONS.index(self.corruption)
         return self.seed, position * len(SEVERITIES) + self.severity - 1
 
     def build(self) -> View:
-        """Return the function from an image to the view; it draws from torch's generator."""
+        """Return the function from an image to the view; it uses torch's generator."""
         return _Corrupted(super().build(), self.corruption, self.severity)
 
 
@@ -155,16 +171,121 @@ class _Corrupted:
         return torch.from_numpy(corrupted).permute(2, 0, 1).contiguous()
 
 
+class Entry(TypedDict):
+    """One network under one setting in the file; see `RobustnessRecord`."""
+
+    network: str
+    settings: dict[str, Any]
+    clean_error: float | None
+    errors: dict[str, dict[str, float]]
+
+
+@dataclass
+class RobustnessRecord:
+    """The measured errors of one network under one setting.
+
+    Attributes:
+        folder: Of the file; None: nothing is kept.
+        network: `student` or `teacher`.
+        settings: Everything that the errors depend on, as JSON.
+        clean_error: None until it is measured.
+        errors: By corruption and severity, as far as measured.
+    """
+
+    folder: Path | None
+    network: str
+    settings: dict[str, Any]
+    clean_error: float | None = None
+    errors: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        entry = None if self.folder is None else read_robustness(self.folder).get(self.key)
+        if entry is None:
+            return
+        self.clean_error = entry["clean_error"]
+        self.errors = {
+            name: {int(severity): error for severity, error in by.items()}
+            for name, by in entry["errors"].items()
+        }
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings and of the network's role."""
+        content = json.dumps([self.network, self.settings], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def has(self, corruption: str, severity: int) -> bool:
+        """Return whether an error is known."""
+        return severity in self.errors.get(corruption, {})
+
+    def set_clean(self, error: float) -> None:
+        """Keep the error on clean images."""
+        self.clean_error = error
+        self._write()
+
+    def set(self, corruption: str, severity: int, error: float) -> None:
+        """Keep an error, in the standard order whatever the order of measuring."""
+        self.errors.setdefault(corruption, {})[severity] = error
+        self.errors = {
+            name: dict(sorted(self.errors[name].items()))
+            for name in CORRUPTIONS
+            if name in self.errors
+        }
+        self._write()
+
+    def _write(self) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.folder / ROBUSTNESS_FILE):
+            everything = read_robustness(self.folder)
+            everything.pop(self.key, None)  # the newest one comes last
+            everything[self.key] = {
+                "network": self.network,
+                "settings": self.settings,
+                "clean_error": self.clean_error,
+                "errors": {
+                    name: {str(severity): error for severity, error in by.items()}
+                    for name, by in self.errors.items()
+                },
+            }
+            atomic_write(
+                self.folder / ROBUSTNESS_FILE, (json.dumps(everything, indent=2) + "\n").encode()
+            )
+
+
+def read_robustness(folder: Path) -> dict[str, Entry]:
+    """Read robustness.json of a folder; empty when there is none yet.
+
+    Raises:
+        DistillError: When the file is damaged.
+    """
+    file = folder / ROBUSTNESS_FILE
+    if not file.exists():
+        return {}
+    try:
+        content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Entry])
+        for entry in content.values():
+            for severity in (one for by in entry["errors"].values() for one in by):
+                if not severity.isdecimal():
+                    raise ValueError(f"a severity is not an integer: {severity[:20]!r}")
+    except ValueError as error:
+        raise DistillError(
+            f"{file} is damaged ({error}); move it away and measure again"
+        ) from error
+    return content
+
+
 @dataclass(frozen=True)
 class CorruptionResult:
-    """What one network does under corruption.
+    """Errors of one network under corruption.
 
     Attributes:
         role: `student` or `teacher`.
         clean_error: On the same images without corruption.
-        errors: By corruption and severity, those that were asked for.
+        errors: By corruption and severity, as requested.
         why_no_mce: Why mCE is not defined; None when it is.
-        definition: What the numbers are of, in words.
+        definition: Images, corruptions and head, in words.
     """
 
     role: str
@@ -192,11 +313,11 @@ class CorruptionResult:
         return {prefix + name: value for name, value in numbers.items()}
 
     def notes(self, image_size: int) -> list[str]:
-        """Return what to know about the numbers of a network with views of a size."""
+        """Return remarks on the numbers of a network with views of a size."""
         notes = [f"{self.role}: {self.definition}"]
         if image_size != PUBLISHED_IMAGE_SIZE:
             notes.append(
-                f"{self.role}: corrupted at {image_size} px, by the strengths that are meant for "
+                f"{self.role}: corrupted at {image_size} px, with the strengths defined for "
                 f"{PUBLISHED_IMAGE_SIZE} px"
             )
         if self.why_no_mce is not None:
@@ -219,8 +340,7 @@ def corruption_errors(
         corruptions: Which.
         severities: How strong.
         seed: Of the corruptions.
-        folder: Where robustness.json lies, whose errors are not measured again; None: nothing is
-            kept.
+        folder: Of robustness.json, whose errors are not measured again; None: nothing is kept.
 
     Raises:
         DistillError: The package that corrupts is not installed, or robustness.json is damaged.
@@ -252,7 +372,7 @@ def corruption_errors(
 
 
 def _settings(classifier: FrozenClassifier, seed: int) -> dict[str, Any]:
-    """Return all that errors depend on, as JSON."""
+    """Return everything that the errors depend on, as JSON."""
     network, embedder = classifier.network, classifier.embedder
     given = vars(network.input)
     return {

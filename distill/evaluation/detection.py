@@ -1,15 +1,14 @@
-"""Fine-tunes a detector on a VOC split, finds boxes with it and scores them.
+"""Fine-tunes a detector on a VOC split, detects objects and scores the boxes.
 
-VOC counts pixels from 1 and the last one belongs to the box; a detector measures from the image's
-left and upper edge, in lengths: (xmin - 1, ymin - 1, xmax, ymax). Images keep their size; a
-detector scales them itself. For training half of the images are mirrored; which ones depends on
-(seed, draw) alone. As usual on VOC, difficult objects are not learned, nor are images without any
-other.
+VOC counts pixels from 1 and includes the last one; a detector uses continuous coordinates from the
+upper left corner of the image: (xmin - 1, ymin - 1, xmax, ymax). Images keep their size; a detector
+scales them itself. In training half of the images are mirrored, depending on (seed, draw) alone. As
+usual on VOC, difficult objects are not trained on, nor are images without any other object.
 
 Schedule: SGD with momentum, learning rate 0.02 for 16 images and in proportion for fewer, warmed up
-linearly over 100 steps, a tenth after three quarters of the steps and another after eleven
-twelfths, as in the VOC transfer of MoCo (He et al., CVPR 2020). Deliberate limits: one process, in
-float32; a run that is stopped starts again.
+linearly over 100 steps, multiplied by 0.1 after three quarters and after eleven twelfths of the
+steps, as in the VOC transfer of MoCo (He et al., CVPR 2020). Limits: one process, float32; an
+interrupted run starts again.
 
 Shapes: N images, G objects, H x W pixels, C classes, M boxes found.
 """
@@ -38,7 +37,7 @@ _FROM_VOC = np.array([-1.0, -1.0, 0.0, 0.0])
 
 
 class BoxedImage(NamedTuple):
-    """An image with the objects that are to be found in it.
+    """An image with its objects.
 
     Attributes:
         pixels: uint8 (3, H, W).
@@ -62,7 +61,7 @@ class BoxedBatch:
 
 
 class _BoxedImages(Dataset):
-    """The images at keys (number, mirrored); those that cannot be read are a description."""
+    """Images by key (number, mirrored); a description for an image that cannot be read."""
 
     def __init__(self, images: VocImages) -> None:
         self.images = images
@@ -98,20 +97,20 @@ def training_batches(
 
     Args:
         images: A split.
-        index: The images to learn from; those without an object to learn are left out.
+        index: The images to train on; those without an object to train on are left out.
         num_batches: Batches in all.
         batch_size: Images in each.
         seed: Of order and mirroring.
         num_workers: Loader processes.
 
     Raises:
-        DistillError: No image has an object to learn.
+        DistillError: No image has an object to train on.
     """
     useful = np.array([i for i in index if not images.objects[i].difficult.all()], dtype=np.int64)
     if len(useful) == 0:
         raise DistillError(
             f"no image of {images.name} has an object that is not difficult, so that there is "
-            "nothing to learn; name another list with --train-split"
+            "nothing to train on; name another list with --train-split"
         )
     generator = np.random.default_rng(seed)
     num_rounds = -(-num_batches * batch_size // len(useful))
@@ -125,7 +124,7 @@ def training_batches(
 def evaluation_batches(
     images: VocImages, index: np.ndarray, *, batch_size: int, num_workers: int | None
 ) -> DataLoader[BoxedBatch]:
-    """Return a loader over images in order, each once and as it is."""
+    """Return a loader over images in order, each once, not mirrored."""
     keys = [(int(i), False) for i in index]
     starts = range(0, len(keys), batch_size)
     return _loader(images, [keys[start : start + batch_size] for start in starts], num_workers)
@@ -188,10 +187,10 @@ def fine_tune(
     Args:
         detector: On the device of `inference`.
         images: A split.
-        index: The images to learn from.
+        index: The images to train on.
         inference: Device and loading.
         steps: Steps of the optimizer.
-        batch_size: Images a step.
+        batch_size: Images per step.
         learning_rate: Peak; None: 0.02 x batch_size / 16.
         weight_decay: Of all parameters.
         seed: Of the order, mirroring and sampling of regions.
@@ -201,7 +200,7 @@ def fine_tune(
 
     Raises:
         NonFiniteLossError: A loss that is not finite, with its step.
-        DistillError: No image has an object to learn.
+        DistillError: No image has an object to train on.
     """
     batches = training_batches(
         images,
@@ -232,7 +231,7 @@ def fine_tune(
 
 
 def learning_rate_factor(steps: int) -> Callable[[int], float]:
-    """Return the share of the peak learning rate at a step, counted from 0."""
+    """Return the factor on the peak learning rate by step, counted from 0."""
     warmup = min(_WARMUP_STEPS, steps // 10)
 
     def factor(step: int) -> float:
@@ -270,7 +269,7 @@ def _step(
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in a set of images.
+    """Detections in a set of images.
 
     Attributes:
         boxes: Of all classes, M in all, corners as VOC writes them.
@@ -289,7 +288,7 @@ class Detections:
 def detect(
     detector: Detector, images: VocImages, index: np.ndarray, inference: InferenceConfig
 ) -> Detections:
-    """Find the objects in images, in evaluation mode; the detector stays in it."""
+    """Detect objects in images; leaves the detector in evaluation mode."""
     detector.eval()
     batches = evaluation_batches(
         images, index, batch_size=_IMAGES_PER_PASS, num_workers=inference.num_workers
@@ -318,7 +317,7 @@ def detection_aps(found: Detections, images: VocImages) -> dict[Rule, np.ndarray
 
     Args:
         found: Of `images`, whose unreadable ones do not count.
-        images: With the objects that are there.
+        images: With the annotated objects.
 
     Returns:
         By rule (C,), NaN for classes without an object.

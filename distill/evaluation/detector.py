@@ -3,9 +3,9 @@
 Source: Ren et al., NeurIPS 2015; for ResNets with a feature pyramid over the four stages (Lin et
 al., CVPR 2017); for AlexNet and VGG as in Fast R-CNN (Girshick, ICCV 2015): the map before the last
 max-pool, and the network's own fc6 and fc7 on the regions; for other convolutional networks the
-last map, narrowed to 256 channels, and two new layers on the regions. All layers learn; BatchNorm
-keeps the statistics it came with, since a batch of a detector has few images, but learns its scale
-and shift. Deliberate limit: networks without a feature map (vision transformers) are refused.
+last map, reduced to 256 channels, and two new layers on the regions. All layers are trained;
+BatchNorm keeps its statistics, since a batch of a detector has few images, but its scale and shift
+are trained. Limit: networks without a feature map (vision transformers) are refused.
 
 Shapes: B images, C channels, D width of fc7.
 """
@@ -76,7 +76,7 @@ class _Parts:
 def build_detector(
     network: EmbeddingNetwork, num_classes: int, *, image_size: int, regions_per_image: int = 512
 ) -> Detector:
-    """Build a detector that starts from the weights of `network`, which stays as it is.
+    """Build a detector with the weights of `network`, which is not changed.
 
     Args:
         network: Its backbone is copied; new layers are drawn from torch's global seed.
@@ -98,7 +98,7 @@ def build_detector(
 
     parts = _parts(network, image_size)
     num_maps = len(parts.anchor_sizes)
-    # A pyramid's coarsest map proposes regions and is not read.
+    # A pyramid's coarsest map is used for proposals only.
     read = [str(level) for level in range(max(1, num_maps - 1))]
     model = FasterRCNN(
         parts.backbone,
@@ -204,7 +204,7 @@ def _with_width(module: nn.Module, width: int) -> nn.Module:
 
 def _no_map(network: EmbeddingNetwork) -> DistillError:
     return DistillError(
-        f"{network.spec.name} gives no feature map of images of any size, which a detector needs; "
+        f"{network.spec.name} has no feature map for images of any size, which a detector needs; "
         "use a convolutional network such as resnet18, alexnet or mobilenetv2, or --task "
         "classification"
     )

@@ -1,15 +1,15 @@
-"""How much of an image an encoder keeps, from its unit vectors of two views, in nats.
+"""Information that an encoder keeps of an image, from unit vectors of two views, in nats.
 
-The definitions of Lee et al., Compressive Visual Representations, NeurIPS 2021, section 2, put to
-any encoder f with unit vectors: z ~ e(.|x) = vMF(f(x), kappa_e) stands for the first view x, and
-b(.|y) = vMF(f(y), kappa_b) is what the second view y foretells of it. The kappas are given, not
-those that a method was trained with, and b is f itself, whatever a method foretells with, so that
-numbers of different methods compare where D is the same.
+Definitions of Lee et al., Compressive Visual Representations, NeurIPS 2021, section 2, applied to
+any encoder f with unit vectors: z ~ e(.|x) = vMF(f(x), kappa_e) represents the first view x, and
+b(.|y) = vMF(f(y), kappa_b) predicts it from the second view y. The kappas are arguments, not those
+of training, and b uses f itself, not a method's predictor, so that numbers of different methods can
+be compared where D is the same.
 
 Expectations over z are exact (`distill.losses.von_mises_fisher`), except in I(Y;Z), whose z are
 sampled from a seed. Everything is computed in float64.
 
-Shapes: N images, D width of f, B images that a view is told apart from.
+Shapes: N images, D width of f, B images of a contrastive batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONTRAST = 256
 def measure_information(
     first: Tensor, second: Tensor, *, kappa_e: float, kappa_b: float, seed: int = 0
 ) -> dict[str, float]:
-    """Measure an encoder by its unit vectors of two views of every image.
+    """Measure an encoder from its unit vectors of two views of every image.
 
     Args:
         first: f of the first views, N x D with D >= 2, unit, any float dtype, on the CPU.
@@ -85,9 +85,9 @@ def contrastive_information(
 ) -> Tensor:
     """Return log(2B - 1) + log softmax of kappa_b z . f, whose mean bounds I(Y;Z) from below.
 
-    z of an image is told apart, by its other view, from both views of B images, its own first view
-    left out. B = min(contrast, N) is the same for every image: the batches are cut in the given
-    order, and the last one reaches back for as many as it lacks.
+    The positive of z is the second view of its image; the candidates are both views of B images,
+    without its own first view. B = min(contrast, N) for every image: batches are consecutive, and
+    the last one is filled up with the images before it.
 
     Args:
         z: Samples around `first`, N x D.

@@ -2,14 +2,14 @@
 
 As published (CompRess, NeurIPS 2020): Euclidean distance, 20 iterations, every image takes part.
 Spherical k-means scales centroids to unit norm after every iteration (Dhillon and Modha, 2001).
-Departure: k-means starts ten times and the start with the least distances counts, since one start
+Departure: k-means starts ten times and the result with the smallest distances is kept: one start
 gave from 0.61 to 0.79 on scikit-learn's digits, by seed alone. The first start begins at random
 images, as published, the others at images that the greedy k-means++ picks (Arthur and
 Vassilvitskii, 2007), which end near the least distances several times as often
 (docs/evaluation.md).
 
 Embeddings beyond memory are clustered a batch at a time by scikit-learn (Sculley, Web-scale k-means
-clustering, WWW 2010), from what k-means makes of the first batch.
+clustering, WWW 2010), initialized by k-means on the first batch.
 
 Shapes: N images, D width, K clusters.
 """
@@ -57,7 +57,7 @@ def kmeans(
         num_clusters: K, from 1 to N.
         seed: Picks the first centroids; from 0 to 2^31 - 1.
         num_iterations: At least 1.
-        restarts: Times to begin from other centroids; those with the least distances win. 1 as
+        restarts: Number of starts; the result with the smallest distances is returned. 1 as
             published.
         spherical: Whether centroids are scaled to unit norm.
         batch_size: Images in memory at a time, at least K; `num_iterations` and `restarts` are
@@ -92,7 +92,7 @@ def kmeans(
     starts = (_far_apart(features, num_clusters, rng) for _ in range(restarts - 1))
     ends = (
         kmeans_once(features, num_clusters, start=start, **settings)
-        for start in chain([None], starts)  # one at a time: many wide centroids are gigabytes
+        for start in chain([None], starts)  # lazily: wide centroids take gigabytes
     )
     return min(ends, key=lambda end: end[0])[1]
 
@@ -106,15 +106,15 @@ def kmeans_once(
     spherical: bool = False,
     start: np.ndarray | None = None,
 ) -> tuple[float, np.ndarray]:
-    """Run k-means from one start; arguments in range are taken for granted.
+    """Run k-means from one start, without checking arguments.
 
     Args:
         features: (N, D) float32, L2-normalized.
         num_clusters: From 1 to N.
-        seed: Picks the random images to begin at.
+        seed: Picks the random images to start at.
         num_iterations: At least 1.
         spherical: Whether centroids are scaled to unit norm.
-        start: (K, D) centroids to begin at; None: random images.
+        start: (K, D) initial centroids; None: random images.
 
     Returns:
         The sum of squared distances before the last iteration's move (negative similarities if
@@ -133,7 +133,7 @@ def kmeans_once(
         gpu=gpu_is_seen(),
     )
     clustering.train(features, init_centroids=start)
-    # Spherical k-means counts similarities.
+    # The objective of spherical k-means is a sum of similarities.
     distances = clustering.obj[-1]
     return -distances if spherical else distances, clustering.centroids
 
@@ -152,7 +152,7 @@ def _far_apart(features: np.ndarray, num_clusters: int, rng: np.random.Generator
 def _kmeans_in_batches(
     features: Rows, num_clusters: int, batch_size: int, settings: dict[str, Any]
 ) -> np.ndarray:
-    """Go over random batches of one size, each read in the order of the file."""
+    """Run mini-batch k-means; each random batch is read in the order of the file."""
     from sklearn.cluster import MiniBatchKMeans
 
     if batch_size < num_clusters:
@@ -167,7 +167,7 @@ def _kmeans_in_batches(
         init=kmeans(first, num_clusters, **settings),
         n_init=1,
         random_state=settings["seed"],
-        reassignment_ratio=0,  # k-means on the first batch has found where images are
+        reassignment_ratio=0,  # the initial centroids already cover the data
     )
     shape = -(-len(features) // len(first)), len(first)
     for _ in range(_NUM_PASSES):
@@ -180,7 +180,7 @@ def _kmeans_in_batches(
 
 
 def require_clusters(num_clusters: int | None, *, num_images: int, seed: int) -> None:
-    """Refuse what k-means cannot do; no number of clusters is as good as any.
+    """Refuse a number of clusters, or a seed, out of range; None for clusters is allowed.
 
     Raises:
         DistillError: A number of clusters outside 1..`num_images`, a seed outside 0..2^31 - 1.

@@ -1,10 +1,10 @@
-"""What a network's inner layers make of an image, for evaluating each ("best layer").
+"""Features of a network's inner layers, to evaluate each of them ("best layer").
 
 Maps are averaged in space to the largest s x s with C s^2 <= `MAX_DIM`, about 9,000 as in Zhang et
 al. (Colorful Image Colorization, ECCV 2016) and later work, and flattened; tokens (B, T, C) are
-averaged over T; vectors stay. All layers of a network are taken from one pass: `layer_network`
-gives their vectors side by side. Deliberate limits: maps are (B, C, H, W); of a module that runs
-several times in a pass the last output counts.
+averaged over T; vectors are unchanged. One pass gives all layers: `layer_network` concatenates
+their vectors. Limits: maps are (B, C, H, W); of a module that runs several times in a pass the last
+output is used.
 
 Shapes: B images, C channels, H x W map, s side after pooling, T tokens.
 """
@@ -41,7 +41,7 @@ def standard_layers(backbone: nn.Module) -> dict[str, str]:
     """Return the layers that are evaluated by default: module paths by name, in order.
 
     AlexNet's conv1 to conv5, fc6 and fc7; a ResNet's stage1 to stage4; of another network the
-    modules below its top, of which containers are opened once.
+    top-level modules, with `nn.Sequential` expanded once.
     """
     paths = dict(backbone.named_modules())
     if type(backbone).__name__ == "AlexNet":
@@ -82,7 +82,7 @@ def chosen_layers(backbone: nn.Module, names: Sequence[str]) -> dict[str, str]:
 
 
 class LayerBackbone(nn.Module):
-    """A backbone whose output is what some of its layers give, pooled, side by side.
+    """A backbone whose output is the pooled features of some of its layers, concatenated.
 
     Args:
         backbone: Takes images (B, 3, S, S).
@@ -123,7 +123,7 @@ class LayerBackbone(nn.Module):
         return torch.cat(vectors, dim=1)
 
     def columns(self) -> dict[str, slice]:
-        """Return which columns of the output are of which layer."""
+        """Return the columns of the output by layer."""
         columns, start = {}, 0
         for name, width in self.widths.items():
             columns[name] = slice(start, start + width)
@@ -143,9 +143,9 @@ class LayerBackbone(nn.Module):
 
 
 def layer_network(network: EmbeddingNetwork, names: Sequence[str]) -> EmbeddingNetwork:
-    """Return a network whose embedding is what some layers of `network` give, side by side.
+    """Return a network whose embedding is the features of some layers of `network`, concatenated.
 
-    Its `backbone` is a `LayerBackbone`, which knows the columns.
+    Its `backbone` is a `LayerBackbone`, whose `columns` belong to the layers.
 
     Args:
         network: On the CPU; hooks stay on its modules.
@@ -153,13 +153,13 @@ def layer_network(network: EmbeddingNetwork, names: Sequence[str]) -> EmbeddingN
 
     Raises:
         UnknownNameError: An unknown layer.
-        DistillError: A layer that cannot be taken, see `LayerBackbone`.
+        DistillError: A layer that cannot be used, see `LayerBackbone`.
     """
     network.eval()
     layers = LayerBackbone(network.backbone, chosen_layers(network.backbone, names)).eval()
     side = network.input.image_size
     with torch.no_grad():
-        layers(torch.zeros(1, 3, side, side))  # what cannot be taken is not the image's fault
+        layers(torch.zeros(1, 3, side, side))  # refuses unusable layers before the data is read
     return EmbeddingNetwork(layers, network.spec).eval()
 
 

@@ -1,18 +1,18 @@
-"""Lower bounds on how fast an encoder changes: Lipschitz constants of f and of the KL divergence.
+"""Lower bounds on the Lipschitz constants of an encoder f and of the KL divergence.
 
 For pairs of images x and x' the ratios are |f(x) - f(x')| / |x - x'| and KL / |x - x'|, where KL =
 kappa A_D(kappa) (1 - f(x) . f(x')) is that of the von Mises-Fisher distributions around f(x) and
 f(x') (Lee et al., Compressive Visual Representations, NeurIPS 2021). Pixels are in [0, 1], norms
-are Euclidean. Every ratio is a lower bound on the constant over all images; the largest of those
-that were found is reported, of pairs that were drawn (two distinct images, or an image and itself
-plus noise) and of pairs that gradient ascent on log |f(x) - f(x')|^p / |x - x'| made of them.
+are Euclidean. Every ratio is a lower bound on the constant over all images. The largest one is
+reported, once over sampled pairs (two distinct images, or an image and the same image plus noise)
+and once after gradient ascent on log |f(x) - f(x')|^p / |x - x'| from the best sampled pairs.
 
-Ascent moves x' alone. Were x free to move too, it would walk to where f is about to be normalized
-from almost nothing: the ratio has no bound there, of whatever encoder, and no image is near. A step
-turns and stretches d = x' - x by |d|^2 times the gradient of the log ratio, which for a linear f is
-power iteration. A pair keeps a step only if its ratio grows; the next one is then longer, else
-shorter. x' stays in [0, 1] and at least `MIN_DISTANCE` from x: closer, the rounding of float32
-would pass for a change of f.
+Ascent moves x' only. If x could move too, it would reach inputs, far from any image, whose vector
+before normalization is almost zero; there the ratio is unbounded for every encoder. A step turns
+and stretches d = x' - x by |d|^2 times the gradient of the log ratio, which for a linear f is
+power iteration. A step is kept only if the ratio grows; the next step is then longer, else shorter.
+x' stays in [0, 1] and at least `MIN_DISTANCE` from x: at smaller distances the rounding of float32
+would dominate the change of f.
 
 Shapes: N images of side S, P pairs, D width of f.
 """
@@ -38,7 +38,7 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images with what they score.
+    """Pairs of images with their scores.
 
     Attributes:
         first: x, P x 3 x S x S, float32 in [0, 1].
@@ -92,12 +92,12 @@ def ascend(encode: Encode, starts: Pairs, *, power: int, num_steps: int = NUM_ST
 
     Args:
         encode: f, float32 images -> P x D, differentiable, each row by itself.
-        starts: Where to begin, on the device of `encode`.
+        starts: Initial pairs, on the device of `encode`.
         power: p.
-        num_steps: Steps, each of one pass forward and back.
+        num_steps: Steps, each one forward and one backward pass.
 
     Returns:
-        The pairs that were reached, none with a lower score than at its start but for rounding.
+        The final pairs; up to rounding, no score is lower than at the start.
     """
     x = starts.first
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _scored(
 
 
 def _moved(x: Tensor, other: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-    """Turn d by a gradient step and stretch it by what the gradient says along d."""
+    """Turn d by a gradient step, and stretch it by the gradient's component along d."""
     d = other - x
     distance = _norm(d)
     turned = d + length * distance.square() * gradient
@@ -158,9 +158,9 @@ def lipschitz_bounds(
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Search for the pair of images that f changes fastest between.
+    """Search for the pair of images with the largest ratio.
 
-    The caller sees to evaluation mode and to full float32 (`distill.device.full_float32`).
+    The caller sets evaluation mode and full float32 (`distill.device.full_float32`).
 
     Args:
         encode: f, images float32 in [0, 1] on `device` -> unit vectors, differentiable, each row by
@@ -174,9 +174,9 @@ def lipschitz_bounds(
     Returns:
         The largest ratios, each a lower bound on the constant, by name:
 
-        - lipschitz_sampled: |f(x) - f(x')| / |x - x'| over pairs that were drawn; 1 / pixel range.
+        - lipschitz_sampled: |f(x) - f(x')| / |x - x'| over sampled pairs; 1 / pixel range.
         - lipschitz_ascended: The same after gradient ascent; never lower.
-        - kl_lipschitz_sampled: KL / |x - x'| over pairs that were drawn; nats / pixel range.
+        - kl_lipschitz_sampled: KL / |x - x'| over sampled pairs; nats / pixel range.
         - kl_lipschitz_ascended: The same after gradient ascent; never lower.
     """
     assert len(images) > 1
@@ -195,7 +195,7 @@ def lipschitz_bounds(
 def _bounds(encode: Encode, starts: Pairs, power: int) -> tuple[float, float]:
     """Return the largest ratio before and after ascent."""
     sampled = math.exp(starts.score.max())
-    # Whether an image comes in a large or a small batch changes the last digit of its f.
+    # The batch size changes the last digit of f.
     return sampled, max(sampled, math.exp(ascend(encode, starts, power=power).score.max()))
 
 
@@ -204,7 +204,7 @@ def _best_drawn_pairs(
 ) -> tuple[Pairs, Pairs, int]:
     """Return the pairs to ascend from, by change and by divergence, and D.
 
-    Pairs of distinct images and pairs by noise are ranked apart, so that both are among them.
+    Pairs of distinct images and pairs with noise are ranked separately, so that both are kept.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -250,8 +250,8 @@ def _noisy(
 
 
 def _with_noise(images: Tensor, norm: float, generator: torch.Generator) -> Tensor:
-    """Add noise of a Euclidean norm; where it would leave [0, 1] its sign is turned."""
-    # Image by image, so that the number of images in a pass does not matter.
+    """Add noise of a Euclidean norm, with its sign flipped where it would leave [0, 1]."""
+    # Drawn image by image, independent of the batch size.
     draws = [torch.randn(image.shape, generator=generator) for image in images]
     noise = torch.stack(draws).to(images.device)
     noise = norm * noise / noise.flatten(1).norm(dim=1)[:, None, None, None]

@@ -1,34 +1,32 @@
 """How much trained encoders compress: information in nats, lower bounds on Lipschitz constants.
 
-Two views of pre-training of a set of images, which follow from a seed alone, are embedded as unit
-vectors (`distill.evaluation.projection`); numbers are those of `distill.evaluation.information` and
-`distill.evaluation.lipschitz`. What they are of is a `Definition`, which is printed and kept with
-them: numbers compare where definitions agree.
+Two views of each image, made as in pre-training and dependent on a seed alone, are embedded as unit
+vectors (`distill.evaluation.projection`) and measured by `distill.evaluation.information` and
+`distill.evaluation.lipschitz`. A `Definition` records what was measured; it is printed and kept
+with the numbers, and numbers of several runs can be compared where their definitions agree.
 
-Shapes: N images of side S, D width of the encoder.
+`--plot` draws residual information and Lipschitz bound against beta, the weight of the residual
+information in training.
+
+Shapes: D width of the encoder.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from distill.config import Concentration
-from distill.data.distortions import distort
-from distill.data.images import Images
-from distill.data.loader import Batch, TrainingViews, training_loader
 from distill.data.sources import default_pretraining_augmentation
-from distill.data.views import two_views
-from distill.data.workers import guarded_batches
 from distill.device import full_float32, images_per_pass
 from distill.errors import DistillError
 from distill.evaluation.base import (
@@ -44,16 +42,14 @@ from distill.evaluation.base import (
 )
 from distill.evaluation.information import CONTRAST, measure_information
 from distill.evaluation.lipschitz import MIN_DISTANCE, lipschitz_bounds
-from distill.evaluation.projection import Projection, has_heads, through_heads
-from distill.evaluation.sweep import SweepPoint, plot_sweep, require_plot_path
+from distill.evaluation.projection import Projection, embed_views, has_heads, through_heads
 from distill.losses.von_mises_fisher import entropy, mean_cosine, residual_constant
 from distill.run_directory import read_config
-from distill.terminal import progress_bar
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Everything that two runs must share for their numbers to compare.
+    """What was measured; numbers of two runs are comparable where these agree.
 
     Attributes:
         layer: `projection` or `backbone`.
@@ -78,7 +74,7 @@ class Definition:
     kappa_b: float
 
     def lines(self) -> list[str]:
-        """Return the definition in words, a line for each part."""
+        """Return the definition in words, one line per part."""
         kappas, contrast = (self.kappa_e, self.kappa_b), min(CONTRAST, self.num_images)
         layer = "projection" if self.layer == "projection" else "embedding of the backbone"
         return [
@@ -100,7 +96,7 @@ class Definition:
 
 
 def why_not_comparable(definitions: Sequence[Definition]) -> str | None:
-    """Say in what the definitions of several runs differ; None when they agree."""
+    """Return how the definitions of several runs differ; None when they agree."""
     differing = []
     for name in ("layer", "width", "image_size", "images", "num_images", "augmentation"):
         values = sorted({getattr(definition, name) for definition in definitions})
@@ -108,94 +104,6 @@ def why_not_comparable(definitions: Sequence[Definition]) -> str | None:
             words = name.replace("_", " ").replace("num ", "number of ")
             differing.append(f"{words} ({', '.join(map(str, values))})")
     return f"these runs differ in {' and '.join(differing)}" if differing else None
-
-
-@dataclass(frozen=True)
-class EmbeddedViews:
-    """Two views of N images; rows belong together, in an order that follows from the seed.
-
-    Attributes:
-        images: The first views, float32 N x 3 x S x S in [0, 1], on the CPU.
-        first: The encoder's vectors of the first views, float32 N x D, on the CPU.
-        second: The encoder's vectors of the second views, likewise.
-    """
-
-    images: Tensor
-    first: Tensor
-    second: Tensor
-
-
-@torch.no_grad()
-def embed_views(
-    encode: Callable[[Tensor], Tensor],
-    images: Images,
-    indices: np.ndarray,
-    *,
-    image_size: int,
-    augmentation: str,
-    seed: int,
-    device: torch.device,
-    num_workers: int | None = None,
-    description: str = "embed",
-    on_bad_images: Callable[[Sequence[str]], None] | None = None,
-) -> EmbeddedViews:
-    """Embed two views of every image, in full float32.
-
-    Args:
-        encode: Float32 images in [0, 1] on `device` -> B x D.
-        images: The set.
-        indices: The images of the set to embed.
-        image_size: S.
-        augmentation: As `distill.data.views` knows them.
-        seed: Of the order and of everything random in the views.
-        device: Where `encode` computes.
-        num_workers: Processes that load images; None: by cores and data.
-        description: Shown before the progress bar.
-        on_bad_images: Told of images that cannot be read, as they come; raises to end the pass.
-
-    Raises:
-        DistillError: An unknown augmentation, fewer than two images that can be read, or vectors
-            that are not finite.
-    """
-    pair = two_views(image_size, augmentation)
-    shown = TrainingViews(
-        images, indices, pair.view, pair.second_view, distortion=pair.draw, seed=seed
-    )
-
-    def batches() -> Iterable[Batch]:
-        return training_loader(
-            shown,
-            batch_size=images_per_pass(image_size, device),
-            num_epochs=1,
-            num_workers=num_workers,
-        )
-
-    pixels, first, second = [], [], []
-    with full_float32(device), progress_bar(len(indices), description=description) as bar:
-        for batch in guarded_batches(batches):
-            if batch.bad and on_bad_images is not None:
-                on_bad_images(batch.bad)
-            bar.update(len(batch.index) + len(batch.bad))
-            if not len(batch.index):
-                continue
-            assert batch.second_view is not None
-            assert batch.distortion is not None
-            # On the CPU, so that every device sees the same pixels.
-            x = distort(batch.view, batch.distortion[:, 0])
-            y = distort(batch.second_view, batch.distortion[:, 1])
-            pixels.append(x)
-            first.append(encode(x.to(device)).cpu())
-            second.append(encode(y.to(device)).cpu())
-    if sum(map(len, first)) < 2:
-        raise DistillError(f"fewer than two of the chosen images of {images.name} can be read")
-    views = EmbeddedViews(torch.cat(pixels), torch.cat(first), torch.cat(second))
-    finite = (views.first.isfinite() & views.second.isfinite()).all(dim=1)
-    if not finite.all():
-        raise DistillError(
-            f"{int((~finite).sum())} of {len(finite)} embeddings are not finite; the network's "
-            "weights are damaged or its training diverged"
-        )
-    return views
 
 
 _COLUMNS = (
@@ -220,23 +128,23 @@ def _metric(name: str, words: str, unit: str, larger_is_better: bool | None = No
     return Metric(f"(?P<backbone>backbone_)?{name}", meaning, unit, larger_is_better)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureResult(EvaluationResult):
-    """What was measured of one run.
+    """The numbers of one run, for the table and the plot of several.
 
     Attributes:
         path: As it was given.
         method: The run's method, `distilled` for CompRess, `weights` for a bare file.
         beta: The run's weight of the residual information; None without.
-        definition: What the numbers are of.
+        definition: What was measured.
         numbers: By name, without prefix.
     """
 
-    path: Path = Path()
-    method: str = ""
-    beta: float | None = None
-    definition: Definition | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
+    path: Path
+    method: str
+    beta: float | None
+    definition: Definition
+    numbers: dict[str, float]
 
 
 @register_evaluation(
@@ -251,10 +159,10 @@ class MeasureResult(EvaluationResult):
       the embedding itself, which a distilled student has too""",
 )
 class Measure(Evaluation["Measure.Options"]):
-    """Measure what networks compress: information between two views, and Lipschitz bounds.
+    """Measure how much networks compress: information between two views, and Lipschitz bounds.
 
-    Information is in nats; Lipschitz constants are bounded from below. The definition is fixed and
-    printed: runs of one width and image size compare, whatever trained them.
+    Information is in nats; Lipschitz constants are bounded from below. The definition is printed:
+    runs of the same width and image size can be compared, however they were trained.
     """
 
     accepts_several_runs = True
@@ -262,7 +170,7 @@ class Measure(Evaluation["Measure.Options"]):
     METRICS = (
         _metric(
             "residual_information",
-            "nats that one view of an image tells beyond the other",
+            "nats of the embedding of one view that the other view does not explain",
             "nats",
             larger_is_better=False,
         ),
@@ -273,12 +181,16 @@ class Measure(Evaluation["Measure.Options"]):
         ),
         _metric(
             "information_y_z",
-            "lower bound in nats on what the embedding of one view tells of the other",
+            "lower bound in nats on the information of the embedding about the other view",
             "nats",
             larger_is_better=True,
         ),
-        _metric("entropy_e", "entropy of the embedding's own distribution", "nats"),
-        _metric("entropy_b", "cross-entropy of the embedding under the other view's", "nats"),
+        _metric("entropy_e", "entropy of the distribution around the embedding", "nats"),
+        _metric(
+            "entropy_b",
+            "cross-entropy of that distribution under the one around the other view",
+            "nats",
+        ),
         _metric(
             "view_kl",
             "mean KL divergence of the distributions of two views of an image",
@@ -307,24 +219,24 @@ class Measure(Evaluation["Measure.Options"]):
                 ("ascended", "that gradient ascent found"),
             )
         ),
-        _metric("measure_definition", "what information and slopes are of", "text"),
+        _metric("measure_definition", "images, layer and distributions that were measured", "text"),
     )
 
     @dataclass(frozen=True)
     class Options(EvaluationOptions):
-        """How `distill measure` measures."""
+        """Options of `distill measure`."""
 
         layer: Literal["projection", "backbone"] | None = None
-        """What is measured, L2-normalized: the output of the heads of pre-training, or the
+        """What to measure, L2-normalized: the output of the heads of pre-training, or the
         embedding; None: the projection where the run has one."""
         kappa_e: Concentration = 1024.0
         """Concentration of e(z|x), the same for all runs."""
         kappa_b: Concentration = 10.0
         """Concentration of b(z|y), the same for all runs."""
         num_images: Annotated[int, Ge(2)] = 1024
-        """Images to measure on, of the validation images where there are any."""
+        """Images to measure on, from the validation images where there are any."""
         augmentation: Literal["photo", "glyph"] | None = None
-        """How the two views differ, as in pre-training; None: by data."""
+        """Augmentation of the two views, as in pre-training; None: by data."""
         seed: Seed = 0
         """Picks images, views, samples, pairs and noise."""
         plot: Path | None = None
@@ -339,14 +251,14 @@ class Measure(Evaluation["Measure.Options"]):
 
     @classmethod
     def open(cls, run_or_weights: Path, options: Options, **objects: Any) -> Subject:
-        """Open a run; that it lacks the wanted layer shows before others are measured."""
+        """Open a run, and refuse one without the layer before any run is measured."""
         subject = open_evaluation(run_or_weights, options, **objects)
         _encoder(subject, options)
         return subject
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
-        """Measure one run; names tell the backbone's numbers."""
+        """Measure one run; the backbone's numbers have a prefix."""
         embedder = subject.embedder
         layer, encoder = _encoder(subject, options)
         augmentation = options.augmentation or default_pretraining_augmentation(embedder.data)
@@ -355,7 +267,8 @@ class Measure(Evaluation["Measure.Options"]):
             images, usable = embedder.data.val, embedder.val_index
         if len(usable) < 2:
             raise DistillError(
-                f"{images.name} has {len(usable)} images that can be read, at least 2 are needed"
+                f"{images.name} has {len(usable)} images that can be read, and 2 are needed; name "
+                "other --data"
             )
         number = min(options.num_images, len(usable))
         chosen = np.random.default_rng(options.seed).choice(usable, size=number, replace=False)
@@ -402,13 +315,20 @@ class Measure(Evaluation["Measure.Options"]):
         described = {**numbers, "measure_definition": "; ".join(definition.lines())}
         metrics: dict[str, Any] = {prefix + name: value for name, value in described.items()}
         method, beta = _method_and_beta(subject.path)
-        return MeasureResult(metrics, [], [], subject.path, method, beta, definition, numbers)
+        return MeasureResult(
+            metrics,
+            path=subject.path,
+            method=method,
+            beta=beta,
+            definition=definition,
+            numbers=numbers,
+        )
 
     @classmethod
     def combine(cls, results: Sequence[EvaluationResult], options: Options) -> EvaluationResult:
-        """Return a row for each run under the definitions, and draw the plot."""
+        """Return a table with a row for each run, below the definitions; draw the plot."""
         measured = [result for result in results if isinstance(result, MeasureResult)]
-        definitions = [one.definition for one in measured if one.definition is not None]
+        definitions = [one.definition for one in measured]
         title = "\n\n".join("\n".join(one.lines()) for one in dict.fromkeys(definitions))
         rows = [
             [
@@ -424,16 +344,7 @@ class Measure(Evaluation["Measure.Options"]):
         if problem is not None:
             notes.append(f"not comparable: {problem}")
         if options.plot is not None:
-            points = [
-                SweepPoint(
-                    method=one.method,
-                    beta=one.beta,
-                    residual_information=one.numbers["residual_information"],
-                    lipschitz=one.numbers["lipschitz_ascended"],
-                )
-                for one in measured
-            ]
-            plot_sweep(points, options.plot)
+            plot_sweep(measured, options.plot)
             notes.append(f"the plot is in {options.plot}")
         metrics = results[0].metrics if len(results) == 1 else {}
         return EvaluationResult(metrics, [Table(header, rows, title + "\n")], notes)
@@ -453,3 +364,103 @@ def _method_and_beta(path: Path) -> tuple[str, float | None]:
     config = read_config(path)
     method = config.get("method", "compress")  # before there were baselines
     return "distilled" if method == "compress" else method, config.get("beta")
+
+
+PLOT_SUFFIXES = (".png", ".svg")
+# Okabe and Ito's colors, which people with any color vision tell apart, without the yellow.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_PLOT_PANELS = (
+    ("residual_information", "Residual information I(X;Z|Y)", "nats, without the constant"),
+    (
+        "lipschitz_ascended",
+        "Lipschitz constant of f, lower bound",
+        "|f(x) - f(x')| / |x - x'|, pixels in [0, 1]",
+    ),
+)
+
+
+def require_plot_path(path: Path) -> None:
+    """Refuse a path that no plot can be written to.
+
+    Raises:
+        DistillError: A suffix other than .png and .svg, or a folder that is not there.
+    """
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise DistillError(f"--plot {path} must end in {' or '.join(PLOT_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise DistillError(f"--plot {path}: there is no folder {path.parent}; make it first")
+
+
+def plot_sweep(results: Sequence[MeasureResult], path: Path) -> None:
+    """Plot residual information and Lipschitz bound against beta.
+
+    Runs without a beta, or with 0, which has no place on a logarithmic axis, are dashed lines.
+
+    Args:
+        results: Of at least one run.
+        path: Ends in .png or .svg.
+
+    Raises:
+        DistillError: A path that cannot be written to.
+    """
+    require_plot_path(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(_PLOT_PANELS))
+    for axes, (name, title, unit) in zip(panels, _PLOT_PANELS, strict=True):
+        _draw(axes, results, name)
+        axes.set(title=title, xlabel="beta, weight of the residual information", ylabel=unit)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise DistillError(f"--plot {path} cannot be written: {error.strerror}") from error
+
+
+def _draw(axes: Any, results: Sequence[MeasureResult], name: str) -> None:
+    for number, method in enumerate(dict.fromkeys(result.method for result in results)):
+        mine = [result for result in results if result.method == method]
+        style = {"color": _COLORS[number % len(_COLORS)]}
+        _draw_curve(axes, method, mine, name, marker=_MARKERS[number % len(_MARKERS)], **style)
+        _draw_levels(axes, method, mine, name, **style)
+    if any(result.beta for result in results):
+        axes.set_xscale("log")
+    else:
+        axes.set_xticks([])
+    axes.set_ylim(0, 1.08 * max(result.numbers[name] for result in results) or 1)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_curve(
+    axes: Any, method: str, results: Sequence[MeasureResult], name: str, *, marker: str, color: str
+) -> None:
+    """Draw runs with a beta as markers, joined by a line through the mean of each beta."""
+    by_beta: dict[float, list[float]] = defaultdict(list)
+    for result in results:
+        if result.beta:
+            by_beta[result.beta].append(result.numbers[name])
+    betas = sorted(by_beta)
+    if not betas:
+        return
+    means = [mean(by_beta[beta]) for beta in betas]
+    axes.plot(betas, means, marker=marker, color=color, label=method)
+    for beta in betas:
+        if len(by_beta[beta]) > 1:
+            values = by_beta[beta]
+            axes.plot([beta] * len(values), values, marker, color=color, alpha=0.4, markersize=4)
+
+
+def _draw_levels(
+    axes: Any, method: str, results: Sequence[MeasureResult], name: str, *, color: str
+) -> None:
+    """Draw runs without a beta, and those with 0, as dashed lines at their mean."""
+    for beta, label, dashes in ((None, method, (4, 2)), (0, f"{method}, beta 0", (1, 2))):
+        values = [result.numbers[name] for result in results if result.beta == beta]
+        if values:
+            axes.axhline(mean(values), color=color, linestyle=(0, dashes), label=label)

@@ -1,7 +1,7 @@
-"""Nearest-neighbor accuracy: is an image of the class that its nearest training images are of?
+"""Nearest-neighbor accuracy: a vote of the nearest training images gives the class.
 
 Protocol (CompRess, NeurIPS 2020): L2-normalized embeddings, k = 1, exact search over the training
-set. For larger k the neighbors vote, each with one voice or weighted by exp(similarity / 0.07)
+set. For larger k the neighbors vote, with equal weights or weighted by exp(similarity / 0.07)
 (Wu et al., CVPR 2018). Search is FAISS's exact inner product, on the GPU when FAISS sees one.
 
 Shapes: N training images, M validation images, D width, k neighbors, C classes.
@@ -65,7 +65,7 @@ def nn_accuracy(
         val_features: (M, D), any scale.
         val_labels: (M,) classes, at least 0.
         k: Neighbors that vote, from 1 to N.
-        vote: One voice each, or weighted by similarity.
+        vote: Equal weights, or weights by similarity.
 
     Raises:
         DistillError: Labels that are missing, of one class or not one per embedding; k outside
@@ -97,7 +97,7 @@ def nn_predictions(
         train_labels: (N,) classes, at least 0.
         val_features: (M, D), any scale; read in blocks.
         ks: Numbers of neighbors that vote, each from 1 to N.
-        vote: One voice each, or weighted by similarity.
+        vote: Equal weights, or weights by similarity.
 
     Returns:
         Predicted classes (M,) by k, in the order of k.
@@ -119,27 +119,27 @@ def nn_predictions(
 
 
 def winners(neighbor_labels: np.ndarray, similarities: np.ndarray, *, vote: Vote) -> np.ndarray:
-    """Return the class (M,) that every row votes for; a draw goes to the class that is nearer.
+    """Return the class (M,) that every row votes for; a tie goes to the nearer class.
 
     Args:
         neighbor_labels: (M, k) classes, nearest first.
         similarities: (M, k) cosine similarities.
-        vote: One voice each, or weighted by similarity.
+        vote: Equal weights, or weights by similarity.
     """
     weights = np.ones_like(similarities, dtype=np.float64)
     if vote == "weighted":
         nearest = similarities[:, :1].astype(np.float64)  # subtracted, so that exp cannot overflow
         weights = np.exp((similarities - nearest) / VOTE_TEMPERATURE)
     votes = np.zeros_like(weights)
-    for j in range(neighbor_labels.shape[1]):  # M x k at a time: k x k voices a row would not fit
+    for j in range(neighbor_labels.shape[1]):  # M x k at a time; M x k x k would not fit
         votes += weights[:, j : j + 1] * (neighbor_labels == neighbor_labels[:, j : j + 1])
-    # Summation order makes equal votes differ in the last digit; rounding keeps them equal.
+    # Rounded, since the order of summation makes equal votes differ in the last digit.
     winner = np.argmax(np.round(votes, 9), axis=1)
     return neighbor_labels[np.arange(len(winner)), winner]
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count which class was taken for which.
+    """Return the confusion matrix.
 
     Args:
         labels: (M,) true classes.
@@ -171,16 +171,16 @@ def _accuracy_meaning(name: re.Match[str]) -> str:
   distill nn runs/first --data photos
       the number that training printed, from the run's student
   distill nn runs/first --data photos --k 1 5 20 --vote weighted
-      several numbers of neighbors, of which nearer ones count more
+      several numbers of neighbors, weighted by similarity
   distill nn runs/first --data photos --per-class --confusion confusion.csv
-      class by class, and which was taken for which
+      accuracy by class, and the confusion matrix
   distill nn runs/first --data photos --k 1 5 20 --agreement
-      and how many of the teacher's neighbors the student keeps
+      and the share of the teacher's neighbors that the student keeps
   distill nn alexnet.pth --student alexnet --data photos
-      weights of another origin""",
+      weights from another source""",
 )
 class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
-    """Measure a student: is an image of the class of its nearest training image?"""
+    """Measure a student's nearest-neighbor accuracy."""
 
     is_shared = True
     METRICS = (
@@ -201,21 +201,21 @@ class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
 
     @dataclass(frozen=True)
     class Options(ReferenceTeacherOptions):
-        """How `distill nn` measures."""
+        """Options of `distill nn`."""
 
         k: tuple[AtLeast1, ...] = (1,)
-        """Neighbors that vote; several numbers come from one search."""
+        """Neighbors that vote; several values share one search."""
         vote: Vote = "majority"
-        """One voice each, or weighted by exp(similarity / 0.07)."""
+        """Equal weights, or weights exp(similarity / 0.07)."""
         agreement: bool = False
-        """Also measure how many of the k nearest images are those that the teacher sees; the one
-        number that needs no labels."""
+        """Also measure which share of the teacher's k nearest images the student has, too; needs no
+        labels."""
         agreement_images: AtLeast1 = 10_000
-        """Images whose neighbors are compared, at most; drawn by the seed."""
+        """Largest number of images whose neighbors are compared; drawn by the seed."""
         seed: Seed = 0
         """Draws the images of the agreement."""
         per_class: bool = False
-        """Print the accuracy of every class and what it is taken for, at the first --k."""
+        """Print the accuracy and the commonest confusion of every class, at the first --k."""
         confusion: Path | None = None
         """CSV file for the counts of true (rows) and predicted classes (columns) at the first --k;
         up to 20 classes are printed, too."""
@@ -228,7 +228,7 @@ class NearestNeighbor(Evaluation["NearestNeighbor.Options"]):
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
-        """Measure accuracies, where there are labels, and the agreement, where it is asked for."""
+        """Measure accuracies, where there are labels, and the agreement, where requested."""
         require_ks(options.k, most=len(subject.embedder.train_index))  # before they are embedded
         teacher = reference_teacher(subject.path, options)
         if options.agreement and teacher is None:
@@ -275,7 +275,7 @@ def _measure_accuracy(
 
 
 def _class_table(names: Sequence[str], counts: np.ndarray, *, k: int) -> Table:
-    """Return a row for every class that validation images are of."""
+    """Return a row for every class with validation images."""
     rows = []
     for row, (name, taken) in enumerate(zip(names, counts, strict=True)):
         if not (total := taken.sum()):
@@ -284,7 +284,7 @@ def _class_table(names: Sequence[str], counts: np.ndarray, *, k: int) -> Table:
         most = int(wrong.argmax())
         taken_for = f"{names[most]} ({wrong[most] / total:.4f})" if wrong[most] else ""
         rows.append([name, str(total), f"{taken[row] / total:.4f}", taken_for])
-    return Table(["class", "images", f"k = {k}", "most often taken for"], rows)
+    return Table(["class", "images", f"k = {k}", "most often confused with"], rows)
 
 
 def _measure_agreement(
@@ -293,7 +293,7 @@ def _measure_agreement(
     options: NearestNeighbor.Options,
     result: EvaluationResult,
 ) -> None:
-    """Compare neighbors among the validation images, or among the training images without any."""
+    """Compare neighbors among the validation images, else among the training images."""
     embedder = subject.embedder
     split: Literal["train", "val"] = "val" if embedder.data.val is not None else "train"
     images, _ = embedder.split(split)

@@ -1,9 +1,8 @@
-"""Errors on images that are not as those of training: corrupted ones, and ones from elsewhere.
+"""Errors under distribution shift: corrupted images, and images of other datasets.
 
-Corruptions: `distill.evaluation.corruption`; what is measured under them is kept in robustness.json
-(`distill.evaluation.robustness_record`) and not measured again. Images from elsewhere:
-`distill.evaluation.shifts`. Predictions are those of a head on clean training images
-(`distill.evaluation.frozen_classifier`).
+Corruptions: `distill.evaluation.corruption`; their errors are kept in robustness.json and not
+measured again. Other datasets and video frames: `distill.evaluation.shifts`. Classes are predicted
+by a head that is fitted on clean training images (`distill.evaluation.frozen_classifier`).
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def _frames_meaning(name: re.Match[str]) -> str:
 
 @register_evaluation(
     "robustness",
-    summary="measure a student on corrupted and on other images",
+    summary="measure a student on corrupted images and on other datasets",
     examples="""\
   distill robustness runs/first --data photos --num-images 1000
       ImageNet-C's fifteen corruptions at five severities, of 1,000 validation images
@@ -76,12 +75,12 @@ def _frames_meaning(name: re.Match[str]) -> str:
   distill robustness runs/first --data photos --head linear --no-teacher
       with a logistic regression instead of nearest neighbors, of the student alone
   distill robustness runs/first --data imagenet --corruptions none --shifted imagenet-a imagenet-r
-      images from elsewhere only
+      other datasets only
   distill robustness runs/first --data imagenet --corruptions none --frames vid/frames.csv
-      video frames that all must be right with their neighbors""",
+      video frames, each counted as right only with its neighboring frames""",
 )
 class Robustness(Evaluation["Robustness.Options"]):
-    """Measure a student, and its teacher, on images that are not as those of training."""
+    """Measure a student, and its teacher, under distribution shift."""
 
     tables_show_metrics = True
     METRICS = (
@@ -108,7 +107,7 @@ class Robustness(Evaluation["Robustness.Options"]):
         ),
         Metric(
             "robustness_definition",
-            "which images, corruptions and head the errors are of",
+            "images, corruptions and head that the errors belong to",
             unit="text",
             larger_is_better=None,
         ),
@@ -124,26 +123,26 @@ class Robustness(Evaluation["Robustness.Options"]):
 
     @dataclass(frozen=True)
     class Options(ReferenceTeacherOptions):
-        """How `distill robustness` measures."""
+        """Options of `distill robustness`."""
 
         corruptions: tuple[str, ...] = ()
-        """Names of ImageNet-C; none given: all fifteen; `none`: none of them."""
+        """Corruptions of ImageNet-C; default: all fifteen; `none`: none of them."""
         severities: tuple[Annotated[int, Ge(1), Le(5)], ...] = ()
-        """From 1 to 5; none given: all five."""
+        """From 1 to 5; default: all five."""
         head: HeadName = "nn"
-        """What predicts from embeddings, fitted on clean training images: nearest neighbor or
+        """Classifier on the embeddings, fitted on clean training images: nearest neighbor or
         logistic regression."""
         num_images: AtLeast1 | None = None
         """Validation images to corrupt, drawn by the seed; None: all."""
         seed: Seed = 0
-        """Of the drawn images and of the corruptions."""
+        """Draws the images and the corruptions."""
         no_teacher: bool = False
         """Leave the run's teacher out."""
         shifted: tuple[Path, ...] = ()
         """Folders of class folders of other images: ImageNet-A, -R, -v2, ObjectNet."""
         class_map: Path | None = None
-        """JSON or CSV file that says which training classes the names of --shifted and --frames
-        stand for; None: they are training classes."""
+        """JSON or CSV file that maps the class names of --shifted and --frames to training classes;
+        None: they are training classes."""
         frames: Path | None = None
         """CSV file of neighboring video frames: anchor,frame,label and optionally offset."""
         frames_k: AtLeast0 = 10
@@ -151,7 +150,7 @@ class Robustness(Evaluation["Robustness.Options"]):
 
         @property
         def wanted_corruptions(self) -> tuple[str, ...]:
-            """Names of the corruptions to measure, maybe none."""
+            """Names of the corruptions to measure; may be empty."""
             return () if self.corruptions == (NONE,) else self.corruptions or CORRUPTIONS
 
         @property
@@ -177,11 +176,13 @@ class Robustness(Evaluation["Robustness.Options"]):
             )
         given = (options.teacher, options.teacher_weights, options.teacher_image_size)
         if options.no_teacher and any(one is not None for one in given):
-            raise DistillError("--no-teacher leaves the teacher out; leave out --teacher... or it")
+            raise DistillError(
+                "--no-teacher contradicts the other --teacher options; leave out one or the other"
+            )
 
     @classmethod
     def run(cls, subject: Subject, options: Options) -> EvaluationResult:
-        """Measure the student, then its teacher; what robustness.json knows is not repeated."""
+        """Measure the student, then its teacher, except for errors in robustness.json."""
         subject.require_labels()
         corruptions = options.wanted_corruptions
         index = sample_images(subject.embedder.val_index, options.num_images, seed=options.seed)
@@ -197,7 +198,7 @@ class Robustness(Evaluation["Robustness.Options"]):
         result.notes.extend([_ON_THE_FLY] if corruptions else [])
         corrupted: list[CorruptionResult] = []
         shifted: dict[str, list[Shift]] = {}
-        while caches:  # the embeddings of one make room for those of the next
+        while caches:  # so that the embeddings of one network at a time are in memory
             classifier = FrozenClassifier(caches.pop(0), options.head, index)
             if corruptions:
                 errors = corruption_errors(
@@ -227,20 +228,20 @@ def sample_images(index: np.ndarray, number: int | None, *, seed: int) -> np.nda
     """Return some of the images at `index`, drawn by the seed, in order; None: all.
 
     Raises:
-        DistillError: There are not so many.
+        DistillError: There are fewer images than `number`.
     """
     if number is None:
         return index
     if number > len(index):
         raise DistillError(
-            f"--num-images is {number}, there are {len(index)} validation images; leave it out to "
-            "take all of them"
+            f"--num-images is {number} and there are {len(index)} validation images; leave it out "
+            "to take all of them"
         )
     return np.sort(np.random.default_rng(seed).choice(index, number, replace=False))
 
 
 def _teacher(subject: Subject, options: Robustness.Options) -> NetworkCache | None:
-    """Load the teacher that was asked for, else the one of the run, if there is one."""
+    """Load the teacher of the options, else the one of the run, if there is one."""
     teacher = None if options.no_teacher else reference_teacher(subject.path, options)
     if teacher is None:
         return None

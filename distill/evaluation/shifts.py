@@ -1,4 +1,4 @@
-"""Accuracy on images that nature, not a program, has shifted, and on groups of video frames.
+"""Accuracy on other datasets with some of the training classes, and on groups of video frames.
 
 Sources: Hendrycks et al., "Natural Adversarial Examples" (CVPR 2021) and "The Many Faces of
 Robustness" (ICCV 2021) for predictions among the classes that are present only; Shankar et al.,
@@ -31,7 +31,7 @@ from distill.evaluation.frozen_classifier import FrozenClassifier
 def frame_accuracy(
     right: np.ndarray, anchor: np.ndarray, offset: np.ndarray, *, k: int
 ) -> tuple[float, float]:
-    """Return the share of anchors that are right, and that are so with all their neighbors.
+    """Return the share of anchors that are right, and that are right with all their neighbors.
 
     Args:
         right: bool (R,), whether a frame is right.
@@ -59,16 +59,15 @@ def frame_accuracy(
 
 @dataclass(frozen=True)
 class OpenShifts:
-    """The images from elsewhere: each folder a set of images, and groups of frames."""
+    """Other datasets, one per folder, and groups of video frames."""
 
     folders: Sequence[ShiftedImages]
     frames: FrameGroups | None
 
     def notes(self) -> list[str]:
-        """Return what to know about the numbers."""
+        """Return remarks on the numbers."""
         return [
-            f"{one.name}: {one.num_left_out} class folders stand for no training class and are "
-            "left out"
+            f"{one.name}: {one.num_left_out} class folders match no training class and are left out"
             for one in self.folders
             if one.num_left_out
         ]
@@ -77,16 +76,16 @@ class OpenShifts:
 def open_shifts(
     train: Images, shifted: Sequence[Path], frames: Path | None, class_map: Path | None
 ) -> OpenShifts:
-    """Open the images from elsewhere.
+    """Open other datasets and video frames.
 
     Args:
         train: Training images, whose classes are predicted.
         shifted: Folders of class folders.
-        frames: CSV file of groups of frames.
-        class_map: File that says what their names and the labels of frames stand for.
+        frames: CSV file of groups of video frames.
+        class_map: File that maps their class names to training classes; None: they are the same.
 
     Raises:
-        DistillError: What is not there or not understood; two folders of one name.
+        DistillError: Files that are missing or cannot be parsed, or two folders of the same name.
     """
     classes = train.classes or ()
     mapping = None if class_map is None else read_class_map(class_map)
@@ -94,8 +93,8 @@ def open_shifts(
     names = [_metric_name(one.name) for one in folders]
     if len(set(names)) < len(names):
         raise DistillError(
-            f"two folders of --shifted are called alike ({', '.join(names)}); metrics.json needs a "
-            "name for each, measure them one after the other with different --output"
+            f"two folders of --shifted have the same name ({', '.join(names)}) and metrics.json "
+            "needs one name for each; measure them one after the other with different --output"
         )
     groups = None if frames is None else read_frame_groups(frames, classes, mapping)
     return OpenShifts(folders, groups)
@@ -121,7 +120,7 @@ class Shift:
 def measure_shifts(
     classifier: FrozenClassifier, shifts: OpenShifts, *, frames_k: int
 ) -> list[Shift]:
-    """Measure a network on images from elsewhere.
+    """Measure a network on other datasets and video frames.
 
     Returns:
         For a folder its accuracy, and that on the clean validation images of its classes where
@@ -138,7 +137,9 @@ def _folder(classifier: FrozenClassifier, shifted: ShiftedImages) -> list[Shift]
     head = classifier.head
     embedded = classifier.embed(shifted.images, shifted.index, description=shifted.name)
     if len(embedded.labels) == 0:
-        raise DistillError(f"no image of {shifted.name} can be read; name other images")
+        raise DistillError(
+            f"no image of {shifted.name} can be read; name another folder with --shifted"
+        )
     metric, choices = f"robustness_{_metric_name(shifted.name)}_accuracy", (None, shifted.present)
     accuracies = [
         float(

@@ -1,13 +1,13 @@
 """Transfer to PASCAL VOC, or to a dataset in its layout: classification and detection.
 
-Classification (CompRess, NeurIPS 2020, names it; the details are those of Goyal et al., "Scaling
-and Benchmarking Self-Supervised Visual Representation Learning", ICCV 2019, as far as they apply):
-one linear classifier per class on embeddings that are never trained further; a support vector
-machine with squared hinge loss, whose cost C is chosen by three-fold cross-validation on the
-training images; here by average precision (area rule), with both signs of a class weighing the
-same. Images that show a class only in difficult objects take no part in learning it. Embeddings are
-L2-normalized, then standardized by the training images, and divided by sqrt(D): a row is then about
-1 long whatever D is, so that one list of costs suits all networks. scikit-learn fits.
+Classification (mentioned by CompRess, NeurIPS 2020; details as in Goyal et al., "Scaling and
+Benchmarking Self-Supervised Visual Representation Learning", ICCV 2019): one linear classifier per
+class on frozen embeddings, a support vector machine with squared hinge loss, fitted by
+scikit-learn. Its cost C is chosen by three-fold cross-validation on the training images, here by
+average precision (area rule); positive and negative images of a class have equal weight. Images
+that show a class only in difficult objects are not used for that class. Embeddings are
+L2-normalized, then standardized by the training images, and divided by sqrt(D): the norm of a row
+is then about 1 for any D, so that one list of costs suits all networks.
 
 Detection: Faster R-CNN on a copy of the network (`distill.evaluation.detector`), all layers
 fine-tuned (`distill.evaluation.detection`).
@@ -61,10 +61,10 @@ from distill.terminal import progress_bar
 
 Classifier = Literal["svm", "logistic"]
 COSTS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
-_DEFAULT_COST = 1.0  # of a class that is too rare to choose by
+_DEFAULT_COST = 1.0  # of a class with too few images for cross-validation
 _NUM_FOLDS = 3
 _MAX_ITERATIONS = 1000
-_MAX_THREADS = 4  # the fitters copy all embeddings each
+_MAX_THREADS = 4  # each fit copies all embeddings
 
 
 def classify(
@@ -87,8 +87,8 @@ def classify(
         seed: Of the folds, from 0 to 2^32 - 1.
 
     Returns:
-        Scores (M, C) float64, larger for images that rather show the class, and the cost (C,) that
-        was chosen for every class.
+        Scores (M, C) float64, larger for images that more likely show the class, and the chosen
+        cost (C,) of every class.
 
     Raises:
         DistillError: Embeddings that are not finite or of different widths, or a class that all
@@ -109,12 +109,12 @@ def classify(
     scores = np.zeros((len(test), len(classes)))
     costs = np.zeros(len(classes))
     with (
-        # Filters are the process's: entered once, around all threads.
+        # Warning filters are global: entered once, around all threads.
         warnings.catch_warnings(),
         ThreadPoolExecutor(min(num_usable_cores(), _MAX_THREADS)) as pool,
         progress_bar(len(classes), description="fit", unit="class") as bar,
     ):
-        # Large costs cause them, whose last digits no ranking needs.
+        # Large costs cause them; the ranking does not depend on the last digits.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for label, (of_class, cost) in enumerate(pool.map(fit, range(len(classes)))):
             scores[:, label], costs[label] = of_class, cost
@@ -159,16 +159,16 @@ def standardized(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
 def choose_cost(
     rows: np.ndarray, is_present: np.ndarray, *, classifier: Classifier, seed: int
 ) -> float:
-    """Return the cost among `COSTS` whose classifiers rank left-out images best.
+    """Choose a cost from `COSTS` by cross-validated average precision.
 
     Args:
         rows: (N, D) standardized.
-        is_present: bool (N,), of both signs.
+        is_present: bool (N,), of both values.
         classifier: Squared hinge loss or logistic loss.
         seed: Of the folds.
 
     Returns:
-        The smallest of the best; 1 where either sign has fewer than two images.
+        The smallest of the best; 1 where there are fewer than two positive or negative images.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -184,7 +184,7 @@ def choose_cost(
             model = _fitted(rows[learned], is_present[learned], cost, classifier)
             scores = model.decision_function(rows[left_out])
             precision[i] += classification_ap(scores, truth, rule="area")
-    # Rounded, so that equal rankings are equal whatever the order of summation.
+    # Rounded, so that equal rankings compare as equal in spite of summation order.
     return COSTS[int(np.argmax(np.round(precision, 9)))]
 
 
@@ -193,7 +193,7 @@ def _fitted(rows: np.ndarray, is_present: np.ndarray, cost: float, classifier: C
     from sklearn.svm import LinearSVC
 
     kind: Any = LinearSVC if classifier == "svm" else LogisticRegression
-    # The dual of the hinge loss is fitted in a random order; the primal has none.
+    # The dual solver of the hinge loss is random, the primal is not.
     options = {"dual": False} if classifier == "svm" else {}
     model = kind(C=cost, class_weight="balanced", max_iter=_MAX_ITERATIONS, **options)
     return model.fit(rows, is_present)
@@ -207,9 +207,9 @@ def _require_both_signs(presence: np.ndarray, classes: Sequence[str]) -> None:
         ):
             if not (presence[:, label] == sign).any():
                 raise DistillError(
-                    f"{verb} a {name} (images with nothing but difficult ones do not count), so "
-                    "that there is nothing to tell apart; name another list with --train-split, or "
-                    "take the class out of the annotations"
+                    f"{verb} a {name} (images with only difficult ones do not count), so that no "
+                    "classifier can be fitted; name another list with --train-split, or remove the "
+                    "class from the annotations"
                 )
 
 
@@ -225,7 +225,7 @@ def _task(name: re.Match[str]) -> str:
 
 def _map_meaning(name: re.Match[str]) -> str:
     return (
-        f"mean average precision of {_task(name)} on PASCAL VOC or a set in its layout, "
+        f"mean average precision of {_task(name)} on PASCAL VOC or a dataset in its layout, "
         f"{_RULES[name['area'] or '']}"
     )
 
@@ -252,7 +252,7 @@ class Voc(Evaluation["Voc.Options"]):
         ),
         Metric(
             _TASK + "_definition",
-            lambda name: f"which images the numbers of {_task(name)} are of",
+            lambda name: f"training and test images of {_task(name)}",
             unit="text",
             larger_is_better=None,
         ),
@@ -260,7 +260,7 @@ class Voc(Evaluation["Voc.Options"]):
 
     @dataclass(frozen=True)
     class Options(EvaluationOptions):
-        """How `distill voc` measures."""
+        """Options of `distill voc`."""
 
         data: str | None = None
         """A VOCdevkit folder, a year's folder in it (VOC2007), or any folder in that layout."""
@@ -268,9 +268,9 @@ class Voc(Evaluation["Voc.Options"]):
         """classification: linear classifiers on the frozen student; detection: Faster R-CNN on it,
         all layers fine-tuned."""
         train_split: str = "trainval"
-        """List in ImageSets/Main that is learned from."""
+        """List of training images in ImageSets/Main."""
         test_split: str = "test"
-        """List in ImageSets/Main that is measured on."""
+        """List of test images in ImageSets/Main."""
         classifier: Classifier = "svm"
         """Classification. svm: squared hinge loss; logistic: logistic loss."""
         seed: Seed = 0
@@ -278,22 +278,22 @@ class Voc(Evaluation["Voc.Options"]):
         steps: AtLeast1 = 18_000
         """Detection: steps of fine-tuning."""
         batch_size: AtLeast1 = 8
-        """Detection: images a step."""
+        """Detection: images per step."""
         learning_rate: Positive | None = None
-        """Detection: peak; None: 0.02 x batch size / 16."""
+        """Detection: peak learning rate; None: 0.02 x batch size / 16."""
         detector_size: Annotated[int, Ge(32)] = 600
         """Detection: shorter side in pixels that images are scaled to, unless the longer one would
         exceed 5/3 of it."""
 
     @classmethod
     def check(cls, options: Options) -> None:
-        """Refuse to guess the data: those of the run are in another layout."""
+        """Require --data: the images of the run are in another layout."""
         if options.data is None:
             raise DistillError("--data is missing: name a VOCdevkit folder, or one in its layout")
 
     @classmethod
     def open(cls, run_or_weights: Path, options: Options, **objects: Any) -> Subject:
-        """Load the network and open both lists of images; the names of the numbers say VOC."""
+        """Load the network and open both lists of images."""
         assert options.data is not None
         splits = {"train_split": options.train_split, "test_split": options.test_split}
         objects["data"] = open_voc(options.data, **splits)
@@ -305,7 +305,7 @@ class Voc(Evaluation["Voc.Options"]):
         """Measure the average precision of every class, and its mean, by both rules.
 
         Raises:
-            DistillError: Classes that cannot be learned, or without a test object.
+            DistillError: A class without positive or negative training images, or no test object.
             NonFiniteLossError: The detector's loss is not finite.
         """
         train, test = subject.embedder.data.train, subject.embedder.data.val
@@ -313,7 +313,7 @@ class Voc(Evaluation["Voc.Options"]):
         assert isinstance(test, VocImages)
         name = f"voc_{options.task}"
         definition = (
-            f"{len(test):,} images of {test.name}, learned from {len(train):,} of {train.name}"
+            f"{len(test):,} images of {test.name}, trained on {len(train):,} of {train.name}"
         )
         if options.task == "classification":
             name += "" if options.classifier == "svm" else f"_{options.classifier}"
@@ -330,13 +330,13 @@ class Voc(Evaluation["Voc.Options"]):
 def voc_result(
     name: str, classes: Sequence[str], per_class: dict[Rule, np.ndarray], definition: str
 ) -> EvaluationResult:
-    """Return the numbers by name and the table of classes.
+    """Return the metrics and the table of classes.
 
     Args:
         name: What the metrics begin with, `voc_detection` for example.
         classes: C names.
         per_class: By rule (C,), NaN for classes without a test object.
-        definition: What the numbers are of, in words.
+        definition: Training and test images, in words.
 
     Raises:
         DistillError: No class has a test object.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation.robustness_record import read_robustness
+from distill.evaluation.corruption import read_robustness
 from distill.losses import METHODS
 from distill.parsing import parse_json
 from distill.reports.content import Curves, RunContent, Series

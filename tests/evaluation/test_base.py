@@ -138,7 +138,7 @@ def test_foreign_weights_are_seen_as_their_authors_evaluate_them(
     assert build_student("alexnet").input.crop_fraction == 0.875
     assert build_student("timm:resnet18", crop_fraction=1.0).input.crop_fraction == 1.0
     own = make_student(tmp_path)  # says by itself what it is
-    with pytest.raises(DistillError, match="brings its own architecture and size; leave out"):
+    with pytest.raises(DistillError, match="records its own architecture and size; leave out"):
         metrics_of("nn", own, student="timm:test_resnet", data=str(make_folder()))
 
 

@@ -78,9 +78,7 @@ def test_an_empty_cluster_is_not_forced():
     found = aligned([(0, 0), (0, 0), (1, 1), (1, 2)], num_clusters=3)
     assert found.mapping[2] in (1, 2)
     (note,) = found.notes()
-    assert (
-        note == "1 of 3 clusters hold no training image, so that no image says what they stand for"
-    )
+    assert note == "1 of 3 clusters hold no training image, so that their class is arbitrary"
 
 
 def test_labels_that_mean_nothing():

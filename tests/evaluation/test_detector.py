@@ -116,5 +116,5 @@ def test_other_networks_give_one_map(name, side):
 @pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:swin_t"])
 def test_networks_without_a_map(name):
     network = build_student(name, image_size=160)
-    with pytest.raises(DistillError, match=f"{name} gives no feature map of images"):
+    with pytest.raises(DistillError, match=f"{name} has no feature map for images"):
         build_detector(network, 3, image_size=64)

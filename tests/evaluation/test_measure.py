@@ -73,8 +73,9 @@ def test_the_numbers_are_those_of_the_two_views(make_pretraining_run, monkeypatc
     from distill.data.loader import TrainingViews
     from distill.data.sources import open_images
     from distill.data.views import two_views
-    from distill.evaluation.projection import load_projection
+    from distill.evaluation.projection import through_heads
     from distill.losses.von_mises_fisher import mean_cosine
+    from teachers.load import load_trained
 
     path = make_pretraining_run()
     found = measure(path, **{**FEW_OPTIONS, "num_images": 10_000}, kappa_e=64.0)
@@ -83,7 +84,7 @@ def test_the_numbers_are_those_of_the_two_views(make_pretraining_run, monkeypatc
         digits, np.arange(360), views.view, views.second_view, distortion=views.draw, seed=0
     )
     items = [everything[0, i] for i in range(360)]
-    encode = load_projection(path)
+    encode = through_heads(load_trained(path), path)
     with torch.no_grad():
         x, y = (
             encode(distort(torch.stack(view), torch.stack([i.distortion[k] for i in items])))

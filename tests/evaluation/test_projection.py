@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.errors import DistillError
-from distill.evaluation.projection import Projection, load_projection
+from distill.evaluation.projection import Projection, through_heads
 from teachers.load import load_trained
 
 
@@ -40,14 +40,15 @@ def test_the_projection_is_what_the_method_compares(make_pretraining_run, method
     tensors = safetensors.torch.load_file(run / "heads.safetensors")
     for name in names:
         expected = head(tensors, name, expected)
-    found = load_projection(run)(images())
+    found = through_heads(load_trained(run), run)(images())
     assert found.dtype == torch.float32
     assert found.shape == (5, 6)
     torch.testing.assert_close(found, F.normalize(expected).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_it_is_frozen_and_only_images_take_a_gradient(make_pretraining_run):
-    encoder = load_projection(make_pretraining_run())
+    run = make_pretraining_run()
+    encoder = through_heads(load_trained(run), run)
     assert not any(module.training for module in encoder.modules())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     x = (images().float() / 255).requires_grad_()
@@ -67,7 +68,7 @@ def test_a_run_without_heads_has_no_projection(make_pretraining_run):
     run = make_pretraining_run()
     (run / "heads.safetensors").unlink()
     with pytest.raises(DistillError, match="has no projection: only a finished run of `distill"):
-        load_projection(run)
+        through_heads(load_trained(run), run)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +85,4 @@ def test_heads_fit_exactly(make_pretraining_run, change, message: str):
     change(heads)
     safetensors.torch.save_file(heads, run / "heads.safetensors")
     with pytest.raises(DistillError, match=message):
-        load_projection(run)
+        through_heads(load_trained(run), run)

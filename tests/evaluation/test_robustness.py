@@ -199,11 +199,11 @@ def test_mce_is_given_where_it_is_defined(make_folder, weights, tmp_path, monkey
     [
         (["--corruptions", "fogg"], "unknown corruption 'fogg': did you mean 'fog'"),
         (["--severities", "6"], "--severities is (6,), each must be between 1 and 5"),
-        (["--num-images", "13"], "--num-images is 13, there are 12 validation images"),
+        (["--num-images", "13"], "--num-images is 13 and there are 12 validation images"),
         (["--num-images", "0"], "--num-images is 0, it must be at least 1"),
         (["--seed", "-1"], "--seed is -1, it must be between 0 and"),
         (["--image-size", "31"], "the student's view has 31 x 31 pixels"),
-        (["--no-teacher", "--teacher", "pixels"], "--no-teacher leaves the teacher out"),
+        (["--no-teacher", "--teacher", "pixels"], "--no-teacher contradicts the other"),
         (["--teacher-image-size", "32"], "names none; add --teacher"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distill.errors import DistillError
-from distill.evaluation.robustness_record import RobustnessRecord, read_robustness
+from distill.evaluation.corruption import RobustnessRecord, read_robustness
 
 
 def record(folder, network="student", **settings):

@@ -105,7 +105,7 @@ def test_a_class_map_says_what_names_mean(shifts, complaint, other, tmp_path, ca
     class_map.write_text("name,class\nchair,class0\nchair,class1\nspoon,class2\n")
     flags = ["--shifted", str(other), "--class-map", str(class_map), "--corruptions", "none"]
     assert shifts(*flags)["teacher_robustness_other_set_accuracy"] == 1
-    assert "1 class folders stand for no training class" in capsys.readouterr().out
+    assert "1 class folders match no training class" in capsys.readouterr().out
 
 
 def test_frames_with_their_neighbors(shifts, complaint, tmp_path, capsys):
@@ -184,6 +184,6 @@ def test_mistakes_are_one_sentence(complaint, tmp_path, flags, message):
 def test_two_folders_of_one_name(complaint, other, tmp_path):
     more = tmp_path / "more" / "other set"
     paint(more / "class0" / "0.png", RED)
-    assert "two folders of --shifted are called alike" in complaint(
+    assert "two folders of --shifted have the same name" in complaint(
         "--shifted", str(other), str(more)
     )

@@ -4,23 +4,31 @@ import pytest
 from PIL import Image
 
 from distill.errors import DistillError
-from distill.evaluation import sweep
-from distill.evaluation.sweep import SweepPoint, plot_sweep, require_plot_path
+from distill.evaluation import measure
+from distill.evaluation.measure import MeasureResult, plot_sweep, require_plot_path
+
+
+def point(method, beta, residual, lipschitz) -> MeasureResult:
+    numbers = {"residual_information": residual, "lipschitz_ascended": lipschitz}
+    return MeasureResult(
+        {}, path=Path(), method=method, beta=beta, definition=None, numbers=numbers
+    )
+
 
 POINTS = [
-    *(SweepPoint("c-byol", beta, 3 - beta, 2 - beta) for beta in (1.0, 0.01, 0.1)),
-    SweepPoint("c-byol", 1.0, 1.0, 0.5),
-    SweepPoint("c-byol", 0.0, 3.5, 2.5),
-    SweepPoint("simclr", None, 4.0, 3.0),
+    *(point("c-byol", beta, 3 - beta, 2 - beta) for beta in (1.0, 0.01, 0.1)),
+    point("c-byol", 1.0, 1.0, 0.5),
+    point("c-byol", 0.0, 3.5, 2.5),
+    point("simclr", None, 4.0, 3.0),
 ]
 
 
-def drawn(points: list[SweepPoint], name: str = "residual_information"):
+def drawn(points: list[MeasureResult], name: str = "residual_information"):
     """Return the axes of one panel."""
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    sweep._draw(axes, points, name)
+    measure._draw(axes, points, name)
     return axes
 
 
@@ -42,7 +50,7 @@ def test_the_curve_runs_through_the_mean_of_each_beta_in_order():
     assert list(curve.get_xdata()) == [0.01, 0.1, 1.0]
     assert list(curve.get_ydata()) == pytest.approx([2.99, 2.9, 1.5])
     lipschitz = next(
-        line for line in drawn(POINTS, "lipschitz").lines if line.get_label() == "c-byol"
+        line for line in drawn(POINTS, "lipschitz_ascended").lines if line.get_label() == "c-byol"
     )
     assert list(lipschitz.get_ydata()) == pytest.approx([1.99, 1.9, 0.75])
 

@@ -201,7 +201,7 @@ def test_classification_is_printed_kept_and_the_same_from_python(measure, weight
         "voc_classification_definition",
     ]
     definition = measured["voc_classification_definition"]
-    assert re.fullmatch(r"12 images of .*test.*, learned from 24 of .*trainval.*", definition)
+    assert re.fullmatch(r"12 images of .*test.*, trained on 24 of .*trainval.*", definition)
     by_class = measured["voc_classification_ap"]
     assert list(by_class) == ["blue", "green", "red"]
     for name, rule in (("map", "voc07"), ("map_area", "area")):

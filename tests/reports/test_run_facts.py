@@ -8,7 +8,7 @@ import pytest
 from distill.cli.main import run as command_line
 from distill.config import updated
 from distill.errors import DistillError
-from distill.evaluation.robustness_record import RobustnessRecord
+from distill.evaluation.corruption import RobustnessRecord
 from distill.reports.run_facts import read_run
 from distill.run_directory import RunDirectory
 from distill.training.configuration import TrainConfig
