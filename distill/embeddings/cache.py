@@ -1,13 +1,11 @@
-"""A network's embeddings of a dataset on disk: found where an earlier command left them, or made.
+"""A network's embeddings of a dataset, cached on disk and computed where they are missing.
 
-Training, `distill cache` and every evaluation come here, so that one finds what another made. All
-ranks call these functions together: they check the shards that are done in parts, embed the
-missing ones in parts, and open the whole. Images go through the network once, in the order of the
-set; one shard, in a few copies, and one batch are in memory at a time, however many images there
-are.
+Training, `distill cache` and all evaluations share this cache. All ranks call these functions
+together: each checks its part of the finished shards and embeds its part of the missing ones, and
+then opens the whole. Images are embedded once, in the order of the set; a few copies of one shard
+and one batch are in memory at a time, for any number of images.
 
-Limit: the parts are shards of up to 1,024 rows, so that on a small set some ranks have nothing to
-do.
+Limit: work is divided by shards of up to 1,024 rows, so that on a small set some ranks are idle.
 
 Shapes: N images, D embedding width.
 """
@@ -64,7 +62,7 @@ class StoredEmbeddings:
     """Embeddings of the images at `index`, in that order.
 
     Attributes:
-        features: (N, D), read as float32 when they are asked for.
+        features: (N, D), read from disk on access, as float32.
         labels: (N,) int64, -1 where an image has none.
         index: (N,) int64, the image's place in its set; images that could not be read are absent.
     """
@@ -74,7 +72,7 @@ class StoredEmbeddings:
     index: np.ndarray
 
     def in_memory(self) -> Embeddings:
-        """Read all of them."""
+        """Return a copy in memory."""
         return Embeddings(self.features[:], self.labels, self.index, ())
 
 
@@ -93,12 +91,12 @@ def stored(table: EmbeddingTable, images: Images, index: np.ndarray) -> StoredEm
 
 @dataclass(frozen=True)
 class CacheTask:
-    """What is to be in a cache.
+    """Required content of a cache.
 
     Attributes:
         folder: Of the cache.
-        what: `teacher` or `student`, for people.
-        contents: What its rows must be.
+        what: `teacher` or `student`, for messages.
+        contents: What the rows must be.
         images: The set.
     """
 
@@ -115,11 +113,11 @@ class CacheTask:
 
 @dataclass(frozen=True)
 class CachedEmbeddings:
-    """A complete cache, and what it took.
+    """A complete cache, and the cost of completing it.
 
     Attributes:
         table: The rows.
-        num_embedded: Images that were embedded now; the others were there.
+        num_embedded: Images that were embedded now; the others were cached.
         seconds: Spent on embedding them.
     """
 
@@ -151,13 +149,13 @@ class CachedEmbeddings:
 def cached_embeddings(
     network: EmbeddingNetwork, task: CacheTask, inference: InferenceConfig
 ) -> CachedEmbeddings:
-    """Return the embeddings of all images, after making those that are not in the cache.
+    """Return the embeddings of all images, and compute those that are not in the cache.
 
-    Images that could not be read are tried again: a disk or a network may have failed in passing.
+    Images that could not be read are tried again, since a failure may have been temporary.
 
     Args:
         network: On its device.
-        task: What is wanted, and where.
+        task: Required content and folder.
         inference: Device, precision, sizes.
 
     Raises:
@@ -183,7 +181,7 @@ def cached_embeddings(
 
 
 def _is_complete(task: CacheTask) -> bool:
-    """Return whether all shards are marked as done; needs no lock, so that nobody need write."""
+    """Return whether all shards are marked as done; needs no lock and no write permission."""
     store = EmbeddingStore.find(task.folder)
     if store is None:
         return False
@@ -192,7 +190,7 @@ def _is_complete(task: CacheTask) -> bool:
 
 
 def _lock(lock: ExitStack, task: CacheTask) -> None:
-    """Enter the folder's lock, and make the cache if nobody has made it meanwhile."""
+    """Acquire the folder's lock, and create the cache unless another process did."""
     lock.enter_context(locked(task.folder, on_wait=logger.info))
     if EmbeddingStore.find(task.folder) is None:
         EmbeddingStore.create(task.folder, task.contents)
@@ -215,7 +213,7 @@ def _not_shared(folder: Path) -> DistillError:
 
 
 def _check(store: EmbeddingStore, task: CacheTask) -> tuple[dict[int, str], set[int]]:
-    """Check the shards that are done, every rank its part.
+    """Check the finished shards, a part on each rank.
 
     Returns:
         The shards to embed again with the reason, and the images without a row in the others.
@@ -252,7 +250,7 @@ def _can_be_read(images: Images, image: int) -> bool:
 
 
 def _missing(store: EmbeddingStore, repeated: dict[int, str]) -> list[int]:
-    """Return the shards that are to be embedded, after unmarking those to repeat; main only."""
+    """Unmark the shards to repeat and return all shards to embed; on rank 0."""
     for _, reason in sorted(repeated.items()):
         logger.info(f"{reason}: embedding them again")
     store.unmark(sorted(repeated))
@@ -268,7 +266,7 @@ def _complete(
     missing: list[int],
     bad: set[int],
 ) -> CachedEmbeddings:
-    """Embed the missing shards, every rank its part, and open the whole."""
+    """Embed the missing shards, a part on each rank, and open the whole."""
     num_images, start = task.contents.shape[0], time.perf_counter()
     num_missing = sum(len(store.rows_of(shard)) for shard in missing)
     logger.info(
@@ -304,7 +302,7 @@ def fill(
         network: On its device.
         task: What the rows must be.
         inference: Device, precision, sizes.
-        shards: Which of the shards, ascending; no other process writes them.
+        shards: Shard numbers, ascending; no other process writes them.
 
     Returns:
         Indices of the images that could not be read; their rows are NaN.
@@ -342,7 +340,7 @@ def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
     """Return a batch as it is stored.
 
     Raises:
-        DistillError: A value that is not finite, or not any more.
+        DistillError: A value that is not finite, before or after conversion to the dtype.
     """
     misfit = first_misfit(batch.features, task.contents.dtype)
     if misfit is None:
@@ -352,7 +350,7 @@ def _encoded(batch: Embeddings, task: CacheTask) -> np.ndarray:
     if not np.isfinite(value):
         precision = task.contents.precision
         remedy = "use other weights"
-        if precision != "fp32":  # evaluations compute as the run did, which has the flag
+        if precision != "fp32":  # evaluations use the precision of the run
             remedy = "compute in fp32 (--precision fp32 in training), or use other weights"
         raise DistillError(
             f"the {task.what}'s embedding of {image} holds {value}, computed in {precision}; "
@@ -370,10 +368,10 @@ class NetworkCache:
     """The caches of one network on one dataset; all ranks use it together.
 
     Attributes:
-        network: On its device; nothing trains it meanwhile.
-        what: `teacher` or `student`, for people.
+        network: On its device; its weights must not change.
+        what: `teacher` or `student`, for messages.
         embedder: Data, device, precision and sizes of the pass.
-        bad_images: Told of images that cannot be read, now or when they were to be embedded.
+        bad_images: Called with the images that cannot be read.
         folder: Holds a folder for each split; None: in the cache folder.
         dtype: Of the storage.
     """
@@ -393,14 +391,14 @@ class NetworkCache:
         return distributed.broadcast_from_rank0(lambda: module_key(self.network))
 
     def embeddings(self, split: Split) -> CachedEmbeddings:
-        """Return the embeddings of all images of a split, after making those that are missing.
+        """Return the embeddings of all images of a split, and compute those that are missing.
 
         Args:
             split: Which images; there must be some.
 
         Raises:
             DistillError: See `cached_embeddings`.
-            BadImageError: An image cannot be read, when that is to end the job.
+            BadImageError: From `bad_images`.
         """
         task = self.task(split)
         made = cached_embeddings(self.network, task, self.embedder.inference)
@@ -409,7 +407,7 @@ class NetworkCache:
         return made
 
     def stored(self, split: Split, index: np.ndarray | None = None) -> StoredEmbeddings:
-        """Return the embeddings of images of a split, by `embeddings` when first asked for.
+        """Return embeddings of a split; the first call completes the cache (`embeddings`).
 
         Args:
             split: Which images.
@@ -421,12 +419,12 @@ class NetworkCache:
         return stored(self._tables[split], images, readable if index is None else index)
 
     def is_complete(self, split: Split) -> bool:
-        """Say whether all embeddings of a split lie on the disk already; nothing is written."""
+        """Return whether all embeddings of a split are on disk; writes nothing."""
         store = EmbeddingStore.find(self.task(split).folder)
         return store is not None and bool(store.done().all())
 
     def task(self, split: Split) -> CacheTask:
-        """Say what must be in a cache, and where it lies."""
+        """Return the required content of a split's cache, and its folder."""
         images, _ = self.embedder.split(split)
         if split not in self._fingerprints:
             self._fingerprints[split] = distributed.broadcast_from_rank0(images.fingerprint)
@@ -453,7 +451,7 @@ class NetworkCache:
 
 
 def load_teacher_of(options: TeacherOptions) -> EmbeddingNetwork:
-    """Load the teacher that looks at views of its own.
+    """Load a teacher with its own input size.
 
     Raises:
         DistillError: See `teachers.load_teacher`.
@@ -469,18 +467,18 @@ def cache(
     teacher: EmbeddingNetwork | None = None,
     data: ImageData | None = None,
 ) -> dict[Split, CachedEmbeddings]:
-    """Embed images with a teacher, or find that it is done.
+    """Embed images with a teacher, unless the cache is complete.
 
     Args:
-        config: As it was asked for.
-        teacher: Used in place of the network that `config` names.
-        data: Used in place of the data that `config` names.
+        config: Teacher, images, split, device.
+        teacher: Used instead of the network in `config`.
+        data: Used instead of the data in `config`.
 
     Returns:
-        The caches of the training images and of the validation images, as far as asked for.
+        The caches of the requested splits.
 
     Raises:
-        DistillError: A request that cannot be met, or a folder that cannot hold the embeddings.
+        DistillError: Invalid options, or a folder that cannot hold the embeddings.
     """
     check_options(config)
     if not config.teacher.teacher:

@@ -1,8 +1,9 @@
-"""Embeds images with a network in evaluation mode; evaluations are functions of what comes out.
+"""Embeds images with a network in evaluation mode.
 
-`embed` holds everything in memory, `embedded_batches` one batch; `DatasetEmbedder` embeds the
-training and validation images of a dataset under one setting, so that numbers of several networks
-can be compared. `distill.embeddings.cache` keeps embeddings on disk.
+`embed` returns all embeddings in memory, `embedded_batches` yields them batch by batch;
+`DatasetEmbedder` embeds the training and validation images of a dataset with fixed settings so
+that numbers of several networks can be compared. `distill.embeddings.cache` keeps embeddings on
+disk.
 
 Shapes: N images, D embedding width.
 """
@@ -46,7 +47,7 @@ class NetworkView:
         return None
 
     def build(self) -> View:
-        """Return the function from an image to the view."""
+        """Return the transform from an image to the view."""
         size, crop = self.input.image_size, self.input.crop_fraction
         return evaluation_view(size, crop_fraction=crop, interpolation=self.input.interpolation)
 
@@ -70,7 +71,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a network goes over images.
+    """Inference settings.
 
     Attributes:
         device: Where the network lies.
@@ -109,11 +110,11 @@ def embed(
         images: N images.
         device: Where the network lies; None: where its first parameter is, else the CPU.
         precision: `fp32` or `bf16`.
-        view: What the network is shown of an image; None: its evaluation view.
+        view: View of the images; None: the network's evaluation view.
         indices: (M,) int64, the images to embed, in this order; None: all of them.
         batch_size: Images per forward pass; None: by image size and device.
         num_workers: Processes that load images; None: by cores and data.
-        description: Stands before the progress bar.
+        description: Shown before the progress bar.
         on_bad_images: Called with the descriptions of images that cannot be read, batch by batch;
             raises to end the pass. None: they are left out.
 
@@ -142,7 +143,7 @@ def embed(
             network, images, inference, view=view, indices=indices, description=description
         )
     )
-    no_features = np.zeros((0, network.embedding_dim), np.float32)  # where no index was given
+    no_features = np.zeros((0, network.embedding_dim), np.float32)  # for an empty index
     no_numbers = np.zeros(0, np.int64)
     return Embeddings(
         np.concatenate([no_features, *(batch.features for batch in batches)]),
@@ -168,9 +169,9 @@ def embedded_batches(
         network: On the device; its mode is restored afterwards.
         images: The set.
         inference: Device, precision, sizes.
-        view: What the network is shown of an image; None: its evaluation view.
+        view: View of the images; None: the network's evaluation view.
         indices: The images to embed; None: all of them.
-        description: Stands before the progress bar.
+        description: Shown before the progress bar.
 
     Yields:
         The embeddings of a batch; images that could not be read are in `bad`.
@@ -195,7 +196,7 @@ def embedded_batches(
 
 
 def _embedded(network: EmbeddingNetwork, batch: Batch, inference: InferenceConfig) -> Embeddings:
-    if len(batch.index) == 0:  # views of no image have no size
+    if len(batch.index) == 0:  # an empty batch has no image size
         features = np.zeros((0, network.embedding_dim), np.float32)
     else:
         with autocast(inference.device, inference.precision):
@@ -205,10 +206,10 @@ def _embedded(network: EmbeddingNetwork, batch: Batch, inference: InferenceConfi
 
 @dataclass(frozen=True)
 class DatasetEmbedder:
-    """Embeds a dataset under one setting, so that numbers of several networks can be compared.
+    """Embeds a dataset with fixed settings so that numbers of several networks can be compared.
 
     Attributes:
-        data: The images; train is indexed or clustered, val is counted on.
+        data: The images; train is indexed or clustered, val is measured on.
         train_index: The training images that can be read.
         val_index: The validation images that can be read; empty without validation images.
         device: Where networks run.
@@ -229,7 +230,7 @@ class DatasetEmbedder:
 
     @property
     def inference(self) -> InferenceConfig:
-        """How networks go over images."""
+        """The inference settings."""
         return InferenceConfig(
             self.device, self.precision, self.batch_size, self.num_workers, self.bad_images
         )
@@ -250,7 +251,7 @@ class DatasetEmbedder:
         return None
 
     def split(self, split: Split) -> tuple[Images, np.ndarray]:
-        """Return the images of a split, which must be there, and which of them can be read."""
+        """Return the images of an existing split, and the indices of those that can be read."""
         if split == "train":
             return self.data.train, self.train_index
         assert self.data.val is not None
@@ -259,7 +260,7 @@ class DatasetEmbedder:
     def embed(
         self, network: EmbeddingNetwork, images: Images, index: np.ndarray, description: str
     ) -> Embeddings:
-        """Embed the images at `index` of a set; `description` stands before the progress bar."""
+        """Embed the images at `index` of a set."""
         settings = vars(self.inference)
         return embed(network, images, **settings, indices=index, description=description)
 
@@ -268,7 +269,7 @@ class DatasetEmbedder:
 
         Args:
             network: On the device.
-            what: Names the network before the progress bar.
+            what: Name of the network, shown before the progress bar.
 
         Raises:
             DistillError: The data has no labels to measure with (`unavailable_reason`).

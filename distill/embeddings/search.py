@@ -1,12 +1,12 @@
-"""Exact nearest-neighbor search whose memory does not grow with the number of images.
+"""Exact nearest-neighbor search in constant memory, and checks that evaluations share.
 
-Queries and indexed embeddings are read in blocks of rows, so that what lies on a disk need not fit
-into memory, and the best k so far of every query are kept: the result is that of one search over
-everything. The index is read once for every block of queries. FAISS compares, on the GPU when it
-sees one. At the end stand the requirements that measures on embeddings share.
+Queries and indexed embeddings are read in blocks of rows, so that embeddings on disk need not fit
+into memory, and the best k so far are kept for every query: the result is that of one search over
+all rows. The indexed rows are read once for every block of queries. Search is by FAISS, on the GPU
+where FAISS has one.
 
-Limit: a block is as many rows as fit into a number of bytes as float32; what FAISS takes for itself
-while it compares two blocks comes on top (some megabytes).
+Limit: block sizes are in bytes as float32; FAISS needs some megabytes more while it compares two
+blocks.
 
 Shapes: N indexed images, M queries, D width, k neighbors, B rows of a block.
 """
@@ -24,11 +24,11 @@ BLOCK_BYTES = 2**28  # of a block as float32: 16,384 rows of 4,096
 Metric = Literal["inner product", "euclidean"]
 _MAX_SEED = 2**31 - 1  # FAISS keeps seeds in a C int
 _MAX_GPU_NEIGHBORS = 2048  # FAISS's limit
-_NORM_ROWS = 1024  # squares of so many rows at a time are held
+_NORM_ROWS = 1024  # norms are computed for so many rows at a time
 
 
 class Rows(Protocol):
-    """Embeddings (N, D) of any float dtype: an array, a memory map, or what slices like one."""
+    """Embeddings (N, D) of any float dtype: an array, a memory map, or an object indexed alike."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ def rows_per_block(width: int, block_bytes: int = BLOCK_BYTES) -> int:
 def normalized_blocks(
     features: Rows, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Go over embeddings in order.
+    """Yield L2-normalized embeddings in blocks, in order.
 
     Args:
         features: (N, D), any scale.
@@ -74,11 +74,11 @@ def normalized_blocks(
 
 
 def l2_normalized(features: Any, *, what: str = "embeddings") -> np.ndarray:
-    """Scale rows to unit norm, float32, in memory of their own; rows of zeros stay.
+    """Return a copy with rows of unit norm, float32; rows of zeros stay.
 
     Args:
         features: (N, D), any float dtype.
-        what: Names the rows when they are refused.
+        what: Name of the rows, for the error.
 
     Raises:
         DistillError: When a row is not finite.
@@ -136,9 +136,9 @@ def nearest_neighbors(
 def nearest_rows(
     indexed: Rows, queries: np.ndarray, *, k: int, block_bytes: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest rows for queries (M, D) that are unit rows float32 in memory.
+    """Find the k nearest rows for L2-normalized queries (M, D), float32 in memory.
 
-    Of equally near rows in different blocks those of the first block are taken.
+    Of equally near rows in different blocks the first ones are taken.
     """
     index = empty_index(queries.shape[1], metric="inner product", k=k)
     neighbors = np.empty((len(queries), 0), np.int64)
@@ -158,7 +158,7 @@ def nearest_rows(
 def nearest_others(
     indexed: Rows, images: np.ndarray, *, k: int, block_bytes: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """Find the k nearest rows for some of the rows themselves, which do not count as their own.
+    """Find the k nearest other rows for some of the rows.
 
     Args:
         indexed: (N, D), any scale.
@@ -182,7 +182,7 @@ def nearest_others(
 
 
 def num_shared(first: np.ndarray, second: np.ndarray) -> int:
-    """Count what the same rows of two arrays have in common.
+    """Count the numbers that corresponding rows of two arrays share.
 
     Args:
         first: (B, k) integers, no number twice in a row.
@@ -193,14 +193,14 @@ def num_shared(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def exact_index(features: np.ndarray, *, metric: Metric) -> Any:
-    """Return FAISS's exact index of float32 rows (N, D), on the GPU when FAISS sees one."""
+    """Return FAISS's exact index of float32 rows (N, D), on the GPU where FAISS has one."""
     index = empty_index(features.shape[1], metric=metric)
     index.add(features)
     return index
 
 
 def empty_index(width: int, *, metric: Metric, k: int = 1) -> Any:
-    """Return FAISS's exact index of nothing yet, on the GPU when that can find k."""
+    """Return an empty exact index of FAISS, on the GPU where FAISS has one and it supports k."""
     import faiss
 
     flat = faiss.IndexFlatIP if metric == "inner product" else faiss.IndexFlatL2
@@ -211,14 +211,14 @@ def empty_index(width: int, *, metric: Metric, k: int = 1) -> Any:
 
 
 def gpu_is_seen() -> bool:
-    """Say whether FAISS was built for GPUs and sees one."""
+    """Return whether FAISS was built for GPUs and finds one."""
     import faiss
 
     return hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
 
 
 def require_labels(labels: np.ndarray | None, *, what: str, min_classes: int = 2) -> None:
-    """Refuse labels that an accuracy would mean nothing with.
+    """Refuse labels on which no accuracy can be measured.
 
     Raises:
         DistillError: No labels, some missing (-1), or fewer classes than `min_classes`.
@@ -243,7 +243,7 @@ def require_labels(labels: np.ndarray | None, *, what: str, min_classes: int = 2
 
 
 def require_same_width(train_features: Rows, val_features: Rows) -> None:
-    """Refuse embeddings that cannot be compared with each other.
+    """Refuse embeddings of different widths.
 
     Raises:
         DistillError: When their widths differ.
@@ -259,7 +259,7 @@ def require_same_width(train_features: Rows, val_features: Rows) -> None:
 def require_splits(
     train_features: Rows, train_labels: np.ndarray, val_features: Rows, val_labels: np.ndarray
 ) -> None:
-    """Refuse training and validation images that no accuracy can be measured with.
+    """Refuse training and validation embeddings on which no accuracy can be measured.
 
     Raises:
         DistillError: Labels that are missing, of one class in training or not one per embedding;
@@ -280,7 +280,7 @@ def require_splits(
 
 
 def require_seed(seed: int) -> None:
-    """Refuse a seed that FAISS or NumPy does not take.
+    """Refuse a seed out of the range of FAISS and NumPy.
 
     Raises:
         DistillError: Outside 0..2^31 - 1.
@@ -290,7 +290,7 @@ def require_seed(seed: int) -> None:
 
 
 def require_ks(ks: Sequence[int], *, most: int, what: str = "the number of indexed images") -> None:
-    """Refuse numbers of neighbors when there is none, or one that there are not.
+    """Refuse an empty list of k, or a k out of range.
 
     Raises:
         DistillError: No k, or one outside 1..`most`.
@@ -302,7 +302,7 @@ def require_ks(ks: Sequence[int], *, most: int, what: str = "the number of index
 
 
 def require_k(k: int, *, most: int, what: str = "the number of indexed images") -> None:
-    """Refuse a number of neighbors that there are not.
+    """Refuse a k out of range.
 
     Raises:
         DistillError: k outside 1..`most`.

@@ -5,12 +5,12 @@
     manifest.json    what the rows are, with a checksum of itself
 
 Both arrays are NumPy files (`numpy.lib.format`). Rows are written in shards. A shard's rows reach
-the disk before its checksum does, so that whatever interrupts the work, what is marked as done is
-done. Rows are written through the file, not through a map, where a full disk would be a signal
-that ends the process; readers map it. Shards may be written by several processes, each by one.
+the disk before its checksum does, so that a shard marked as done is complete even after a crash.
+Rows are written through the file, since a full disk would kill a process that writes to a memory
+map; readers use a map. Several processes may write different shards.
 
-Rows are float32 in memory and fp16, bf16 or fp32 on the disk. NumPy has no bfloat16: its bits are
-stored as uint16. Limit: little-endian, as the machines are that PyTorch runs on.
+Rows are float32 in memory and fp16, bf16 or fp32 on disk. NumPy has no bfloat16: its bits are
+stored as uint16. Limit: little-endian machines only.
 
 Shapes: N images, D embedding width, B rows.
 """
@@ -58,7 +58,7 @@ _NUMPY = {"fp16": "<f2", "bf16": "<u2", "fp32": "<f4"}
 _CHECKSUM: np.dtype[Any] = np.dtype("<u8")
 _DONE = 2**32
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_NOT_COMPARED = {"images"}  # a set that was renamed is the same set
+_NOT_COMPARED = {"images"}  # a renamed dataset is the same dataset
 
 
 def encode(rows: np.ndarray, dtype: CacheDtype) -> np.ndarray:
@@ -77,7 +77,7 @@ def encode(rows: np.ndarray, dtype: CacheDtype) -> np.ndarray:
 
 
 def decode(stored: np.ndarray, dtype: CacheDtype) -> Tensor:
-    """Return stored rows as (B, D) float32 in memory of their own.
+    """Return a copy of stored rows as (B, D) float32.
 
     Args:
         stored: (B, D) as `encode` returns them, writable.
@@ -99,28 +99,28 @@ def first_misfit(rows: np.ndarray, dtype: CacheDtype) -> tuple[int, int] | None:
 
 
 def no_rows(num_rows: int, width: int, dtype: CacheDtype) -> np.ndarray:
-    """Return rows of NaN, which stand for images that could not be read."""
+    """Return rows of NaN, which mark images that could not be read."""
     return encode(np.full((num_rows, width), np.nan, np.float32), dtype)
 
 
 def missing_rows(stored: np.ndarray, dtype: CacheDtype) -> np.ndarray:
-    """Return the numbers int64 of the rows that `no_rows` left."""
+    """Return the row numbers (int64) of images that could not be read (`no_rows`)."""
     return np.flatnonzero(torch.isnan(decode(np.array(stored[:, :1]), dtype)[:, 0]).numpy())
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that decides the numbers in a cache.
+    """Everything that the embeddings in a cache depend on.
 
     Attributes:
         network: Name of its architecture.
-        weights: What stands for its weights (`distill.models.weights.module_key`).
+        weights: Hash of its weights (`distill.models.weights.module_key`).
         image_size: Side of the evaluation view in pixels.
         crop_fraction: Of the view (`evaluation_view`).
         interpolation: Of the view.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, divided by.
-        images: Name of the set, for people: it is not compared.
+        images: Name of the set, for information; it is not compared.
         image_fingerprint: Of the set (`Images.fingerprint`).
         precision: Of the network, `fp32` or `bf16`.
         dtype: Of the storage.
@@ -141,12 +141,12 @@ class Contents:
     shape: tuple[int, int]
 
     def key(self) -> str:
-        """Return 12 hexadecimal digits that stand for all that is compared."""
+        """Return 12 hexadecimal digits of a hash of everything that is compared."""
         text = json.dumps({"format": FORMAT, **self.compared()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def compared(self) -> dict[str, Any]:
-        """Return all but names for people."""
+        """Return all fields that are compared."""
         return {name: value for name, value in vars(self).items() if name not in _NOT_COMPARED}
 
 
@@ -158,14 +158,14 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """Content of manifest.json.
 
     Attributes:
         contents: Of the cache.
         rows_per_shard: Rows between two checksums.
         created: When, as ISO 8601.
-        versions: Of the packages that the rows were made with.
-        bad_images: Names of the images that could not be read, by index; for people.
+        versions: Of the packages that computed the rows.
+        bad_images: Names of the images that could not be read, by index; for information.
     """
 
     contents: Contents
@@ -214,7 +214,7 @@ def _with_checksum(content: dict[str, Any]) -> bytes:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one sentence with the remedy.
+    """Turn errors of the operating system into a DistillError with a remedy.
 
     Raises:
         DistillError: Instead of any OSError.
@@ -228,11 +228,11 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 class EmbeddingStore:
-    """A folder of embeddings; made by `create` and opened by `find`.
+    """A folder of embeddings; see `create` and `find`.
 
     Args:
-        folder: Where the files lie.
-        manifest: What manifest.json says.
+        folder: Of the files.
+        manifest: Content of manifest.json.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -244,7 +244,7 @@ class EmbeddingStore:
 
     @classmethod
     def create(cls, folder: Path, contents: Contents) -> EmbeddingStore:
-        """Make the files at their full size, no shard done; the manifest comes last.
+        """Create the files at full size, with no shard done; the manifest is written last.
 
         Args:
             folder: Empty, absent, or what an interrupted `create` left.
@@ -264,7 +264,7 @@ class EmbeddingStore:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _require_unused(folder)
-            (folder / EMBEDDINGS).unlink(missing_ok=True)  # its space counts as free
+            (folder / EMBEDDINGS).unlink(missing_ok=True)  # frees its space
             _require_space(folder, row_bytes * contents.shape[0])
             _create_array(folder / EMBEDDINGS, store.dtype, contents.shape)
             _create_array(folder / CHECKSUMS, _CHECKSUM, (store.num_shards,))
@@ -303,7 +303,7 @@ class EmbeddingStore:
             return _open_array(self.folder / name, self.dtype, self.contents.shape)
 
     def require(self, contents: Contents) -> None:
-        """Refuse other contents than the folder has.
+        """Refuse contents that differ from the folder's.
 
         Raises:
             DistillError: Naming every field that differs, with both values.
@@ -327,11 +327,11 @@ class EmbeddingStore:
         return range(first, min(first + self.manifest.rows_per_shard, self.contents.shape[0]))
 
     def done(self) -> np.ndarray:
-        """Return which shards are marked as written, bool (shards,), as the disk says now."""
+        """Return which shards are marked as done, bool (shards,), read from disk."""
         return self.map(CHECKSUMS) != 0
 
     def num_done_rows(self) -> int:
-        """Return how many rows the shards that are done have."""
+        """Return the number of rows in finished shards."""
         return sum(len(self.rows_of(int(shard))) for shard in np.flatnonzero(self.done()))
 
     def read_shard(self, shard: int) -> np.ndarray | None:
@@ -370,7 +370,7 @@ class EmbeddingStore:
                 self._mark(shard, 0)
 
     def damage(self, shard: int) -> str:
-        """Say which rows are not what they were."""
+        """Return a message that names the damaged rows."""
         rows = self.rows_of(shard)
         return (
             f"{self.folder / EMBEDDINGS} is damaged in rows {rows.start} to {rows.stop - 1} (or "
@@ -400,9 +400,9 @@ class EmbeddingStore:
 
 
 def _create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Make a NumPy file of zeros whose space on the disk is taken, whole or not at all.
+    """Create a NumPy file of zeros atomically, with its disk space reserved.
 
-    A full disk then ends the work before it starts, not in its middle.
+    A full disk is then an error at the start.
     """
     with atomic_path(path) as temporary:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
@@ -446,7 +446,7 @@ def _require_space(folder: Path, num_bytes: int) -> None:
 
 
 def _require_unused(folder: Path) -> None:
-    """Refuse a folder that holds more than an interrupted start of a cache."""
+    """Refuse a folder that holds more than an interrupted `create` leaves."""
     ours = {EMBEDDINGS, CHECKSUMS, MANIFEST, LOCK}
     foreign = {path.name.removesuffix(".partial") for path in folder.iterdir()} - ours
     if foreign:
@@ -467,16 +467,16 @@ def _require_unused(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from writing to the folder, which is made; wait for one that does.
+    """Create the folder and lock it for writing; wait for a process that holds the lock.
 
-    The operating system opens the lock when its holder dies.
+    The operating system releases the lock when its holder dies.
 
     Args:
         folder: Of the cache.
         on_wait: Called once with a sentence when another process holds the lock.
 
     Raises:
-        DistillError: The folder cannot be made or written to.
+        DistillError: The folder cannot be created or written to.
     """
     lock = filelock.FileLock(folder / LOCK)
     with explained(folder):
@@ -493,7 +493,7 @@ def locked(folder: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 
 class EmbeddingTable:
-    """The embeddings of a set of images on the disk; a row is read when it is asked for.
+    """The embeddings of a set of images on disk; rows are read on access.
 
     Args:
         store: All its shards are done and have been checked.
@@ -522,7 +522,7 @@ class EmbeddingTable:
             (B, D) float32 on the CPU, in memory of its own.
 
         Raises:
-            DistillError: One of the images could not be read when its embedding was to be made.
+            DistillError: One of the images could not be read when the cache was made.
         """
         stored = self._rows[index]
         absent = missing_rows(stored, self.contents.dtype)
@@ -535,7 +535,7 @@ class EmbeddingTable:
 
 
 class SelectedRows:
-    """Some rows of a table, in a given order, as an array of which only what is asked for is read.
+    """Some rows of a table in a given order, like an array that is read from disk on access.
 
     Args:
         table: Of all images of a set.
@@ -558,8 +558,8 @@ class SelectedRows:
         return self.table.rows(self.index[key]).numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Read all rows; each reading makes an array of its own."""
-        assert copy is not False, "nothing of it lies in memory"
+        """Read all rows into a new array."""
+        assert copy is not False, "rows on disk cannot be viewed without a copy"
         return np.asarray(self[:], dtype=dtype)
 
 

@@ -1,7 +1,7 @@
-"""What a report says, as plain data: nothing here knows networks, files or HTML.
+"""Contents of a report as plain data, independent of networks, files and HTML.
 
-The other files of this package fill these in and `distill.reports.page` renders them. A section
-that could not be made is None, and `left_out` says why in one sentence. Images are data URIs, so
+The other files of this package fill it in and `distill.reports.page` renders it. A section that
+could not be made is None, and `left_out` gives the reason in one sentence. Images are data URIs, so
 that a report needs no other file.
 
 Shapes: N points, K clusters, C classes, H x W pixels.
@@ -49,9 +49,9 @@ class Picture:
     """An image of the data, as a thumbnail."""
 
     uri: str
-    name: str  # its class, else its place
-    is_right: bool | None = None  # whether its class is the one asked for; None where none was
-    is_tiny: bool = False  # whether it has so few pixels that it is shown enlarged
+    name: str  # its class, else its file name or number
+    is_right: bool | None = None  # whether it has the expected class; None without one
+    is_tiny: bool = False  # whether it is small and shown enlarged
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Query:
 class NeighborSection:
     """Queries with their neighbors."""
 
-    facts: str  # what is looked up among what, a sentence
+    facts: str  # queries and searched images, in a sentence
     random: Sequence[Query]
     # From those whose nearest image by the student is of another class; empty without labels.
     wrong: Sequence[Query] = ()
-    no_teacher: str | None = None  # why the teacher's are missing; None when they are there
+    no_teacher: str | None = None  # why the teacher's are missing; None when they are present
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def thumbnail_uri(image: Image.Image) -> str:
 
 
 def is_tiny(image: Image.Image) -> bool:
-    """Say whether an image has so few pixels that it is shown enlarged."""
+    """Return whether an image is so small that it is shown enlarged."""
     return max(image.size) <= TINY_SIDE
 
 

@@ -1,4 +1,4 @@
-"""The images that a report shows, and what a network makes of them.
+"""Images and embeddings that a report shows.
 
 The student's embeddings are computed; the teacher's are those that training kept on disk.
 
@@ -54,7 +54,7 @@ class Thumbnails:
         return Picture(uri, self.name(i), is_right, tiny)
 
     def name(self, i: int) -> str:
-        """Return what to call image `i`: its class, else the last part of its own name."""
+        """Return the class of image `i`, else the last part of its own name."""
         if self.images.classes is None or self.images.labels is None:
             return self.images.describe(i).replace("\\", "/").rsplit("/", 1)[-1]
         return self.images.classes[int(self.images.labels[i])]
@@ -62,11 +62,11 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What one network makes of the images.
+    """One network's embeddings of the images.
 
     Attributes:
-        indexed: Training images that are looked up.
-        queries: Images that are looked up among them; `indexed` itself where there are no others.
+        indexed: Training images, among which neighbors are searched.
+        queries: Validation images; `indexed` itself where there are none.
         indexed_pictures: Of the set of `indexed`.
         query_pictures: Of the set of `queries`.
     """
@@ -77,7 +77,7 @@ class Gallery:
     query_pictures: Thumbnails
 
     def neighbors(self, k: int) -> np.ndarray:
-        """Return the numbers in their set of the k nearest images of every query, (M, k).
+        """Return the indices (M, k) in the training set of the k nearest images of every query.
 
         An image is no neighbor of itself. With fewer images than k all of them are returned.
 
@@ -108,12 +108,12 @@ def without_own(numbers: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Galleries:
-    """What the networks of a run make of its images.
+    """Embeddings of a run's images.
 
     Attributes:
         student: The trained network.
-        teacher: Its teacher, or a sentence why its embeddings are not known.
-        unavailable: Why nothing can be measured on these images; None when it can.
+        teacher: Its teacher, or a sentence why its embeddings are missing.
+        unavailable: Why no accuracy can be measured on these images; None when it can.
     """
 
     student: Gallery
@@ -134,7 +134,7 @@ def open_galleries(
 
     Args:
         run: A run directory with a trained network.
-        options: On which images and where.
+        options: Images and device.
         teacher_weights: Weights of the teacher; None: those of the run.
         class_names: See `read_class_names`; None: classes are called by their folders.
         num_images: Images of each split, at most; drawn at random.
@@ -157,7 +157,7 @@ def open_galleries(
     cache = replace(subject.cache, embedder=embedder)
 
     def embedded(split: Split) -> Embeddings:
-        """Return the student's embeddings; those of a sample alone are not kept on disk."""
+        """Return the student's embeddings; those of a sample are not cached."""
         images, index = embedder.split(split)
         if len(index) == len(images) or cache.is_complete(split):
             return cache.stored(split).in_memory()
@@ -181,7 +181,7 @@ def _gallery(embedder: DatasetEmbedder, embeddings_of: Callable[[Split], Embeddi
 def _teacher_gallery(
     run_options: Mapping[str, Any], embedder: DatasetEmbedder, weights: Path | None
 ) -> Gallery | str:
-    """Return what the teacher makes of the images, or a sentence why that is not known."""
+    """Return the teacher's embeddings, or a sentence why they are missing."""
     teacher = teacher_of_run(run_options)
     if teacher is None:
         return "the run has no teacher"
@@ -199,17 +199,17 @@ def _teacher_gallery(
 def _kept_embeddings(cache: NetworkCache, split: Split) -> Embeddings:
     if not cache.is_complete(split):
         raise DistillError(
-            f"its embeddings of the {split} images are not on this disk; `distill cache` with the "
-            "run's teacher and data keeps them"
+            f"its embeddings of the {split} images are not on this disk; run `distill cache` with "
+            "the run's teacher and data"
         )
     return cache.stored(split).in_memory()
 
 
 def read_class_names(path: Path) -> dict[str, str]:
-    """Read names for classes whose folders have none, such as WordNet's n01440764.
+    """Read display names of classes whose folders are codes, such as WordNet's n01440764.
 
-    The form is that of ImageNet's own lists: on each line the folder, white space, and the name; of
-    several names with commas between them the first counts.
+    The format is that of ImageNet's lists: on each line the folder, white space and the name; of
+    several names separated by commas the first is used.
 
     Raises:
         DistillError: A file that cannot be read, or a line with one word only.
@@ -233,7 +233,7 @@ def read_class_names(path: Path) -> dict[str, str]:
 
 
 def rename_classes(data: ImageData, names: Mapping[str, str]) -> None:
-    """Call the classes of a dataset as `names` says; those that are not in it keep their name."""
+    """Rename the classes of a dataset by `names`; classes not in it keep their name."""
     for images in (data.train, data.val):
         if images is not None and images.classes is not None:
             images.classes = tuple(names.get(name, name) for name in images.classes)

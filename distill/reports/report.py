@@ -1,8 +1,8 @@
-"""Makes a page about one run, or about several side by side.
+"""Writes an HTML report about one run, or a comparison of several runs.
 
-One run is embedded again, at most `num_images` images of a split, so that its neighbors, clusters
-and map can be shown; several runs are compared by what they have written down. What cannot be shown
-is left out, and the page says why.
+The report of one run embeds up to `num_images` images of each split to show neighbors, clusters and
+a map; a comparison reads metrics and logs only. Sections that cannot be made are left out, with the
+reason on the page.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ NAME = "report.html"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report shows, and where it is written."""
+    """Options of `distill report`."""
 
     output: Path | None = None
     """File to write; None: report.html in the run directory, of several runs in the current one."""
     data: str | None = None
     """As for training; None: the data of the run."""
     teacher_weights: Path | None = None
-    """Weights of the teacher, where the run's own are no longer in their place."""
+    """Weights of the teacher, if they have moved since training."""
     class_names: Path | None = None
-    """File that says what to call classes: on each line a class folder, a space and its name."""
+    """File with display names of classes: on each line a class folder, a space and its name."""
     num_images: Annotated[int, Ge(2)] = 20_000
-    """Images of each split, at most, that clusters and neighbors are made of; drawn at random."""
+    """Largest number of images of each split for clusters and neighbors; drawn at random."""
     seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 0
-    """Picks what is shown."""
+    """Draws the images and clusters to show."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do about a file that cannot be decoded."""
+    """What to do with a file that cannot be decoded."""
     num_workers: AtLeast0 | None = None
     """Processes that load images; None: by cores and data."""
 
 
 def report(runs: Sequence[Path], options: ReportOptions) -> Path:
-    """Write a page about runs.
+    """Write a report about a run, or a comparison of several.
 
     Args:
-        runs: Run directories; one gives its page, several give a comparison.
-        options: What is shown.
+        runs: Run directories.
+        options: What to show and where to write it.
 
     Returns:
         The file.
@@ -73,8 +73,8 @@ def report(runs: Sequence[Path], options: ReportOptions) -> Path:
     for run in runs:
         if not (run / "config.yaml").is_file():
             raise DistillError(
-                f"{run} is no run directory: it holds no config.yaml; name what `distill train` or "
-                "`distill pretrain` wrote"
+                f"{run} is not a run directory: it holds no config.yaml; name one that "
+                "`distill train` or `distill pretrain` wrote"
             )
     check_options(options)
     output = options.output or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
@@ -100,15 +100,15 @@ def report(runs: Sequence[Path], options: ReportOptions) -> Path:
 
 
 def _with_pictures(run: Path, content: RunContent, options: ReportOptions) -> RunContent:
-    """Add the sections that show images, or say why they are missing."""
+    """Add the sections that show images, or the reasons why they are missing."""
     weights = [run / name for name in (STUDENT, BACKBONE) if (run / name).is_file()]
     reason = None
     if not weights:
         reason = f"the run has not finished, there is no {STUDENT} yet"
     elif is_own_module(str((read_description(weights[0]) or {}).get("network"))):
-        reason = "the network is a module of your own, whose code is not at hand here"
+        reason = "the network is a module of your own, whose code is not available here"
     elif options.data is None and content.options.get("data", "").startswith("dataset:"):
-        reason = "the images are a dataset that a program gave; --data names a folder of them"
+        reason = "the images are a dataset object of a program; --data names a folder of them"
     if reason is not None:
         return replace(content, left_out=dict.fromkeys(("neighbors", "clusters", "map"), reason))
     galleries = open_galleries(

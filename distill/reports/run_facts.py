@@ -1,4 +1,4 @@
-"""Reads what a run directory says without its data: options, numbers, curves."""
+"""Reads options, metrics and curves from a run directory, without its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.training.configuration import CONFIGS, default_options
 from distill.training.log import log_parts
 
 _NOT_REPEATED = {"output", "resume", "recipe"}
-# What a reader looks for, though it be the default.
+# Shown even where it is the default.
 _ALWAYS = {"train": frozenset[str](), "pretrain": frozenset({"method", "arch"})}
 _LOGGED = (
     ("loss", "Loss", "loss", False),
@@ -28,7 +28,7 @@ _LOGGED = (
 
 
 def read_run(path: Path) -> RunContent:
-    """Return what is written down about a run; no section with images is in it yet.
+    """Return the contents of a run directory, without the sections that show images.
 
     Raises:
         DistillError: Files that cannot be read.
@@ -92,7 +92,7 @@ def _command(command: str, options: Mapping[str, Any]) -> str | None:
             is_default = value == CONFIGS[command]().method.method
         elif name in defaults:
             is_default = value == defaults[name]
-        else:  # of a plugin's method, or of other methods, in an older run
+        else:  # of a plugin's method, or of another method in an older run
             is_default = command == "pretrain" or method in METHODS
         if is_default and name not in _ALWAYS[command]:
             continue
@@ -111,7 +111,7 @@ def _plain(value: Any) -> str:
 
 
 def log_lines(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run's log, up to the one that a killed run left unfinished."""
+    """Yield the lines of a run's log, up to an unfinished line of a killed run."""
     for part in log_parts(run):
         with part.open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -137,9 +137,9 @@ def _training_curves(lines: list[dict[str, Any]]) -> Iterator[Curves]:
 
 
 def _robustness(run: Path) -> Curves | None:
-    """Return the mean error over corruptions by severity, 0 being the clean images.
+    """Return the mean error over corruptions by severity, with 0 for the clean images.
 
-    None when nothing was measured, or not every corruption at the same severities.
+    None when nothing was measured, or corruptions were measured at different severities.
     """
     newest = {entry["network"]: entry for entry in read_robustness(run).values()}
     series = []

@@ -5,8 +5,8 @@
   matching are those of `distill.evaluation.clusters`.
 - Map: L2-normalized embeddings go through PCA to 50 dimensions and then t-SNE (van der Maaten and
   Hinton, JMLR 2008), both scikit-learn's, seeded and started from the first two principal
-  components. What t-SNE keeps is which images are near each other; distances between far groups and
-  their sizes say nothing.
+  components. t-SNE preserves which images are near each other; distances between groups and their
+  sizes have no meaning.
 
 Shapes: N training images, M queries, k neighbors, K clusters, C classes that occur, D width.
 """
@@ -44,8 +44,8 @@ def neighbor_section(student: Gallery, teacher: Gallery | str, seed: int) -> Nei
     """Return queries with their neighbors.
 
     Args:
-        student: What the student makes of the images.
-        teacher: What the teacher does, or why that is not known.
+        student: The student's embeddings.
+        teacher: The teacher's embeddings, or why they are missing.
         seed: Of the draw.
 
     Raises:
@@ -87,7 +87,7 @@ def neighbor_section(student: Gallery, teacher: Gallery | str, seed: int) -> Nei
 
     legend = "✓ and a whole frame: of the query's class; ✗ and a dashed frame: of another."
     if images.labels is None:
-        legend = "The images have no labels: what is right is for you to see."
+        legend = "The images have no labels, so that right and wrong are not marked."
     return NeighborSection(
         facts=f"Images of {student.query_pictures.images.name} with their nearest of "
         f"{len(student.indexed.index):,} images of {images.name}, by cosine similarity, nearest "
@@ -141,8 +141,8 @@ def cluster_section(student: Gallery, seed: int) -> ClusterSection:
     random = rng.choice(nonempty, min(NUM_RANDOM_CLUSTERS, len(nonempty)), replace=False)
     return ClusterSection(
         facts=f"{len(labels):,} images of {images.name}, embedded by the student, in "
-        f"{len(alignment.sizes)} clusters by k-means, as many as there are classes; every cluster "
-        "stands for one class, so that the shares of those classes are the largest in sum.",
+        f"{len(alignment.sizes)} clusters by k-means, as many as there are classes; clusters are "
+        "matched to classes one to one, with the largest sum of shares.",
         random=described(np.sort(random).tolist()),
         best=described(by_purity[:num_extreme].tolist()),
         worst=described(by_purity[::-1][:num_extreme].tolist()),
@@ -163,7 +163,7 @@ def clustered(
         seed: Of k-means.
 
     Returns:
-        The cluster of every image (N,), and which class every cluster stands for.
+        The cluster of every image (N,), and the matching of clusters to classes.
     """
     centroids = kmeans(features, len(np.unique(labels)), seed=seed)
     of_image = nearest_centroids(features, centroids)
@@ -185,7 +185,7 @@ def map_section(student: Gallery, seed: int) -> MapSection:
     has_labels = images.classes is not None and labels.min() >= 0
     return MapSection(
         facts=f"{len(rows):,} images of {images.name}, embedded by the student: PCA, then t-SNE. "
-        "Which images are near each other means something; how far apart groups lie does not.",
+        "Images near each other have similar embeddings; distances between groups have no meaning.",
         points=points,
         labels=labels if has_labels else None,
         classes=images.classes or (),
@@ -193,14 +193,14 @@ def map_section(student: Gallery, seed: int) -> MapSection:
 
 
 def embedding_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Lay embeddings out in a plane.
+    """Return a two-dimensional map of embeddings.
 
     Args:
         features: (N, D), any scale; N from `MIN_MAPPED` to `MAX_MAPPED`.
         seed: Of the approximations; from 0 to 2^32 - 1.
 
     Returns:
-        Places (N, 2) float32, centered on 0.
+        Points (N, 2) float32, centered on 0.
 
     Raises:
         DistillError: Too few or too many images, or embeddings that are not finite.
@@ -208,8 +208,8 @@ def embedding_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
     num_images = len(features)
     if not MIN_MAPPED <= num_images <= MAX_MAPPED:
         raise DistillError(
-            f"a map is of {MIN_MAPPED} to {MAX_MAPPED:,} images and {num_images:,} were given; "
-            "draw some of them"
+            f"a map needs {MIN_MAPPED} to {MAX_MAPPED:,} images and {num_images:,} were given; "
+            "draw a sample of them"
         )
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

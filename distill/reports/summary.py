@@ -1,8 +1,7 @@
-"""Metrics as rows of a table: which belong together, which is best, how they are written.
+"""Metrics as rows of a table: grouped, formatted, with the best marked.
 
-Names in metrics.json are `NAME`, `teacher_NAME` and `untrained_NAME`. What a number means, its unit
-and whether more of it is better is read from the evaluations; a number that none of them knows is
-shown under its name, and none is its best.
+Names in metrics.json are `NAME`, `teacher_NAME` and `untrained_NAME`. Meaning, unit and whether
+larger is better come from the evaluations; an unknown metric is shown by its name, without a best.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class Row:
     Attributes:
         name: As in metrics.json.
         meaning: In words; empty where no evaluation knows the name.
-        cells: For each column the number as written, "-" where there is none, and whether no other
-            of the row is better.
+        cells: For each column the formatted number, "-" where there is none, and whether it is the
+            best of the row.
     """
 
     name: str
@@ -39,8 +38,8 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """Return the measures of one run, a row each, in columns as `WHO`.
 
     Args:
-        metrics: As in metrics.json; what is no number is left out, and so are measures of the
-            student alone but for `HEADLINE` (see `other_rows`).
+        metrics: As in metrics.json; values that are not numbers are left out, and so are measures
+            of the student alone except `HEADLINE` (see `other_rows`).
     """
     by_name = _by_name(metrics)
     names = [name for name in by_name if _is_compared(name, by_name)]
@@ -57,7 +56,7 @@ def other_rows(metrics: Mapping[str, Any]) -> list[Row]:
 def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return all numbers of several runs, a row for each name, a column for each run.
 
-    The best is marked among students; that a run had the better teacher is no merit of it.
+    The best is marked for students only, not for their teachers.
     """
     names = {name for run in runs for name in run if _is_number(run[name])}
     return [
@@ -71,7 +70,7 @@ def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _by_name(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return numbers by the name of the measure, then by whose they are; what matters first."""
+    """Return numbers by the name of the measure, then by network, in the order of `_order`."""
     by_name: dict[str, dict[str, float]] = {}
     for name in sorted(metrics, key=_order):
         if _is_number(metrics[name]):
@@ -111,7 +110,7 @@ def _row(name: str, values: Sequence[float | None], *, is_ranked: bool = True) -
     written = {value: _written(value, in_per_cent=in_per_cent) for value in present}
     is_better = meaning.larger_is_better if is_ranked and meaning is not None else None
     best = None
-    if is_better is not None and len({*written.values()}) > 1:  # written alike: no difference
+    if is_better is not None and len({*written.values()}) > 1:  # formatted alike: no difference
         best = written[max(present) if is_better else min(present)]
     cells = (
         ("-", False) if value is None else (written[value], written[value] == best)

@@ -170,7 +170,7 @@ def test_a_report_of_pre_training(make_pretraining_run, monkeypatch):
     ("argv", "words"),
     [
         ([], "no run to report on"),
-        (["{empty}"], "is no run directory"),
+        (["{empty}"], "is not a run directory"),
         (["{run}", "--num-images", "1"], "--num-images is 1"),
         (["{run}", "--seed", "-1"], "--seed is -1"),
         (["{run}", "--output", "{empty}"], "is a folder"),

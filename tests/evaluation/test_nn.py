@@ -151,7 +151,7 @@ def test_neighborhoods_that_cannot_be_compared():
     teacher, student = related(20)
     for arguments, keywords, message in (
         ((teacher, student[:19]), {}, "teacher embedded 20 images and the student 19"),
-        ((teacher[:1], student[:1]), {}, "there is 1 image, neighbors need 2"),
+        ((teacher[:1], student[:1]), {}, "there is 1 image and neighbors need at least 2"),
         ((teacher, student), {"ks": (20,)}, "k is 20, .* the number of other images, 19"),
         ((teacher, student), {"ks": ()}, "no k was given"),
         ((teacher, student), {"num_sampled": 0}, "number of sampled images is 0"),
