@@ -1,9 +1,9 @@
 """Exports the network of a finished run for other programs, with a model card.
 
-Order: what can be refused is refused; the files are written beside their place, loaded from there
-and compared with the network on real images; then all of them are renamed, the record of the folder
-last. Limits: the side of the images is fixed, the batch is not; float32; torch.jit, which is
-deprecated, is not written.
+Options are checked first. Files are written to a temporary folder, loaded from there and compared
+with the network on real images; then they are renamed, the record of the folder last. Limits: the
+side of the images is fixed, the batch is not; float32; torch.jit, which is deprecated, is not
+written.
 
 Shapes: N images, B batch, S image side, D embedding width.
 """
@@ -49,7 +49,7 @@ _ROUNDS = (3, 100)  # at least, at most
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `distill export` writes, and where."""
+    """Options of `distill export`."""
 
     format: str
     """onnx, torch-export (a .pt2 file) or safetensors (the run's own file, and one under
@@ -57,7 +57,7 @@ class ExportOptions:
     output: Path | None = None
     """Folder of the files; None: export/ in the run directory."""
     l2_normalize: bool = False
-    """Let the exported network divide embeddings by their length."""
+    """L2-normalize the embeddings in the exported network."""
     overwrite: bool = False
     """Replace an earlier export of the same network."""
     data: str | None = None
@@ -70,11 +70,11 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """Files of an export.
 
     Attributes:
-        folder: Where the files lie.
-        artifacts: The exported files, with what was compared and timed.
+        folder: Of the files.
+        artifacts: The exported files, with differences and times.
         card: The model card.
     """
 
@@ -94,15 +94,15 @@ def export(
 
     Args:
         run: A run directory of `distill train` or `distill pretrain`.
-        options: What to write.
+        options: Format and output.
         module: Your own module that was trained, to be filled with the weights; None for a network
             that is built by name.
         data: The images of the run, for a dataset that a program gave; None: opened by name.
 
     Raises:
-        DistillError: No such format, a run that is not finished, missing packages, something of
-            another origin in the place, or a file that does not compute what the network computes;
-            nothing was written then.
+        DistillError: No such format, a run that is not finished, missing packages, other files in
+            the output folder, or an exported file whose embeddings differ from the network's;
+            nothing is written then.
     """
     _check(run, options)
     network = load_trained(run, module=module)
@@ -155,7 +155,7 @@ def _write(file: FileFormat, folder: Path, pixels: Tensor, options: ExportOption
         absolute, relative = compare_outputs(original, embed, pixels, what=path.name)
     except (DistillError, OSError):
         raise
-    except Exception as error:  # exporters and runtimes raise families of their own
+    except Exception as error:  # exporters and runtimes have many exception classes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DistillError(
             f"this network cannot be exported as {file.name} ({reason}); try another --format"
@@ -180,9 +180,9 @@ def real_pixels(images: Images, spec: InputSpec, *, number: int) -> Tensor:
     """Return evenly spaced images of a set through the evaluation view.
 
     Args:
-        images: The set; files that cannot be read are passed over.
-        spec: What the network wants to see.
-        number: How many to look at, at least 1; the set may be smaller.
+        images: The set; files that cannot be read are skipped.
+        spec: Input of the network.
+        number: Number of images to load, at least 1; the set may be smaller.
 
     Returns:
         float32 (N, 3, S, S) in [0, 1], 1 <= N <= number.
@@ -213,9 +213,9 @@ def compare_outputs(
 
     Args:
         original: The network that was exported.
-        exported: What the file computes.
-        pixels: float32 (N, 3, S, S), N at least 1; they are taken in turn.
-        what: The file, for errors.
+        exported: The exported file.
+        pixels: float32 (N, 3, S, S), N at least 1; used in turn.
+        what: Name of the file, for errors.
 
     Returns:
         The largest difference of two numbers, and the largest length of a row's difference over
@@ -266,8 +266,8 @@ def milliseconds_per_image(
 ) -> list[float]:
     """Return the median time of each function, in milliseconds for one image.
 
-    The functions take turns, after one call each that does not count, so that what else the machine
-    does slows all of them.
+    The functions take turns, after a warm-up call each, so that other load on the machine slows
+    all of them alike.
 
     Args:
         functions: Any number.

@@ -7,7 +7,7 @@
 - `Safetensors`: the run's own file, for `distill.load_student`.
 - `PlainSafetensors`: the backbone's weights under torchvision's or timm's names. What reads it
   normalizes pixels by itself. Networks that neither library has (other widths, TensorFlow's
-  padding, a person's own module) have no such file.
+  padding, your own module) have no such file.
 
 The graphs include the normalization of pixels; their batch is free, the side of the images fixed.
 
@@ -72,7 +72,7 @@ class ExportedNetwork(nn.Module):
 
 
 def without_gradient(network: nn.Module) -> Embed:
-    """Return the function that `network` computes, for those who only want its numbers."""
+    """Return the forward pass of `network` without gradients."""
 
     @torch.no_grad()
     def embed(pixels: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class FileFormat:
         name: As export.json has it.
         title: As the model card has it.
         ending: Of the file's name, after the stem of the weights file.
-        packages: What writes and loads it beside PyTorch.
+        packages: That write and load it, besides PyTorch.
     """
 
     name: ClassVar[Literal["onnx", "torch-export", "safetensors", "safetensors-plain"]]
@@ -122,7 +122,7 @@ class FileFormat:
         raise NotImplementedError
 
     def load(self, path: Path) -> Embed:
-        """Return what a written file computes."""
+        """Load a written file as a function."""
         raise NotImplementedError
 
     def snippet(self, file: str) -> list[str]:
@@ -135,7 +135,7 @@ class FileFormat:
         return torch.zeros(2, 3, side, side)
 
     def _metadata(self) -> dict[str, str]:
-        """Return what a graph's file says of itself."""
+        """Return the metadata of a graph's file."""
         return {
             "network": self.network.spec.name,
             "weights_sha256": sha256(self.weights),
@@ -156,7 +156,7 @@ class Onnx(FileFormat):
     _MAX_BYTES = 2**31 - 2**24  # protobuf's limit less what the graph itself takes
 
     def write(self, path: Path) -> None:
-        """Write the file; nodes do not say from which line of which program they came."""
+        """Write the file, without the source lines of its nodes."""
         num_bytes = 4 * num_parameters(self.exported)
         if num_bytes > self._MAX_BYTES:
             raise DistillError(
@@ -176,7 +176,7 @@ class Onnx(FileFormat):
             )
         assert program is not None, "dynamo=True returns the program"
         model = program.model_proto
-        for node in model.graph.node:  # else they hold the paths of this machine
+        for node in model.graph.node:  # they hold paths of this machine
             del node.metadata_props[:]
         for name, value in self._metadata().items():
             model.metadata_props.add(key=name, value=value)
@@ -224,7 +224,7 @@ class TorchExport(FileFormat):
                 (self._example(),),
                 dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
             )
-        for node in program.graph.nodes:  # else they hold the paths of this machine
+        for node in program.graph.nodes:  # they hold paths of this machine
             node.meta.pop("stack_trace", None)
         files = {self.METADATA: json.dumps(self._metadata())}
         torch.export.save(program, path, extra_files=files)
@@ -290,7 +290,7 @@ class PlainSafetensors(FileFormat):
         path.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
 
     def load(self, path: Path) -> Embed:
-        """Build the model by the very lines that `snippet` shows."""
+        """Build the model by the lines that `snippet` shows."""
         model = self._model().build()
         model.load_state_dict(safetensors.torch.load_file(path), strict=True)
         model.eval()
@@ -361,7 +361,7 @@ def require_packages(export_format: str) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep what the ONNX exporter logs about itself from the person's terminal."""
+    """Silence logs and warnings of the ONNX exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

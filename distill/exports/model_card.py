@@ -1,9 +1,8 @@
-"""The model card: what an exported network is, how to feed it, what was measured, where it ends.
+"""The model card of an exported network: input and output, training, metrics, limits.
 
-Front matter as the Hugging Face Hub reads it (https://huggingface.co/docs/hub/model-cards). What
-the numbers mean is read from the evaluations, how a file is loaded from its format. Names that come
-from data or from people are escaped, and paths are told by their last part: folders of this machine
-say nothing elsewhere.
+Front matter follows the Hugging Face Hub (https://huggingface.co/docs/hub/model-cards). Meanings of
+metrics come from the evaluations, loading code from the file formats. Names from data and users are
+escaped, and paths are reduced to their last part.
 
 Shapes: B batch, S image side, D embedding width.
 """
@@ -36,7 +35,7 @@ _PRETRAINING = {  # methods, and where they were published
 }
 _HEADLINE = ("nn_accuracy", "cluster_alignment", "linear_accuracy")  # for the front matter
 _MAX_CLASSES = 20  # named in a card
-# How a run was executed and where it lies, not what was trained.
+# Options of execution and storage, not of what was trained.
 _OF_THE_MACHINE = {
     "teacher_cache",
     "teacher_batch_size",
@@ -54,17 +53,16 @@ _OF_THE_MACHINE = {
     "measure",
 }
 _USE = (
-    "The network turns an image into a vector that is to be compared with the vectors of other "
-    "images: nearest neighbors, clusters, duplicates, or as features of a classifier that is "
-    "trained on them. It names no classes by itself."
+    "The network maps an image to an embedding, to be compared with the embeddings of other "
+    "images (nearest neighbors, clusters, duplicates) or used as features of a classifier. It does "
+    "not predict classes by itself."
 )
 _LIMITS = (
     "The figures hold for the data they were measured on; on images of another kind (subject, "
     "camera, resolution, time, place) they have to be measured again.",
-    "What the training images, and the teacher's before them, lack or show one-sidedly, the "
-    "embedding lacks or shows one-sidedly too.",
+    "Gaps and biases of the training images, and of the teacher's, are in the embedding, too.",
     "Distances are not probabilities: a threshold has to be chosen on data of the application.",
-    "It was not examined for decisions about people.",
+    "It was not evaluated for decisions about people.",
 )
 
 
@@ -74,7 +72,7 @@ class ModelCard:
     Args:
         run: A run directory with a trained network.
         network: The network.
-        data: The images it was trained on; None when they are not at hand.
+        data: The images it was trained on; None when they are not available.
         license_name: Of the exported network: an SPDX or Hugging Face name.
     """
 
@@ -129,7 +127,7 @@ class ModelCard:
 
     @property
     def _is_distilled(self) -> bool:
-        """Whether a teacher was learned from."""
+        """Whether the network was trained with a teacher."""
         if self.command != "train":
             return False
         return self._method not in METHODS or METHODS.get(self._method).teacher != "never"
@@ -186,7 +184,7 @@ class ModelCard:
         return {**head, "metrics": ["accuracy"], "model-index": index}
 
     def _contract(self) -> list[str]:
-        """Return the table of what goes into the network and what comes out."""
+        """Return the table of input and output."""
         spec = self.network.input
         side = spec.image_size
         mean, deviation = (", ".join(f"{x:g}" for x in values) for values in (spec.mean, spec.std))
@@ -235,9 +233,9 @@ class ModelCard:
         elif name.startswith("torchvision:"):
             yield "source", "a model of torchvision"
         elif is_own_module(name):
-            yield "source", "a PyTorch module of whoever trained the student"
+            yield "source", "a PyTorch module of the author of the student"
         else:
-            yield "source", "trained or converted by this toolkit; its own run tells more"
+            yield "source", "trained or converted by this toolkit"
 
     def _data(self) -> Iterator[tuple[str, str]]:
         yield "images", escaped(self.dataset)

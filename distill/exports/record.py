@@ -1,7 +1,6 @@
-"""What lies in an export folder, and whose it is: `export.json`.
+"""The record of an export folder, `export.json`: its files and the weights they come from.
 
-A file is overwritten only when this record says that the same weights were exported to it, and the
-file has not changed since.
+A file is overwritten only if the same weights were exported to it and it has not changed since.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def read_record(folder: Path) -> Record | None:
     try:
         record = as_dataclass(Record, parse_json(file.read_text(encoding="utf-8")))
         if not all(is_file_name(each.name) for each in record.artifacts):
-            raise ValueError("it names what is no file of the folder")
+            raise ValueError("it names a file outside the folder")
         return record
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -106,17 +105,16 @@ def require_free(folder: Path, names: Sequence[str], *, weights: str, overwrite:
     """Refuse to write over anything but an earlier export of the same weights; writes nothing.
 
     Args:
-        folder: Where the export goes.
+        folder: Of the export.
         names: Of the files.
         weights: SHA-256 of the weights file that is exported.
         overwrite: Whether earlier exports may be replaced.
 
     Returns:
-        What the folder holds of these weights so far.
+        The record of the folder so far.
 
     Raises:
-        DistillError: Something of another origin is there, or an earlier export without
-            `overwrite`.
+        DistillError: The folder holds other files, or an earlier export without `overwrite`.
     """
     if folder.exists() and not folder.is_dir():
         raise DistillError(f"{folder} is a file; name a folder with --output")

@@ -132,5 +132,5 @@ def test_a_record_that_names_other_files(folder: Path, name: str):
     content = json.loads((folder / RECORD).read_text())
     content["artifacts"][0]["name"] = name
     (folder / RECORD).write_text(json.dumps(content))
-    with pytest.raises(DistillError, match=r"it names what is no file of the folder|Invalid JSON"):
+    with pytest.raises(DistillError, match=r"it names a file outside the folder|Invalid JSON"):
         read_record(folder)
