@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from distill.errors import DistillError
 from distill.kernels import blocked
 from distill.kernels.anchor_kl import IMPLEMENTATIONS, anchor_kl
+from distill.kernels.reference import reference_anchor_kl
 
 BOTH = pytest.mark.parametrize("implementation", ["reference", "blocked"])
 RAGGED = [(1, 1, 1, 1), (3, 7, 5, 2), (5, 513, 20, 12), (11, 1531, 3, 33), (2, 2500, 8, 8)]
@@ -342,3 +343,16 @@ def test_auto_is_a_choice():
     assert IMPLEMENTATIONS == ("auto", "blocked", "reference", "triton")
     tensors = operands(4, 9, 8, 6)
     assert anchor_kl(*tensors).item() == anchor_kl(*tensors, implementation="blocked").item()
+
+
+def test_the_reference_computes_in_float64():
+    """Logits of a thousand leave float32 four digits of their softmax."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(4, 64), (4, 32), (40, 64), (40, 32)]
+    operands = [F.normalize(torch.randn(size, generator=generator)) for size in sizes]
+    teacher, student, teacher_anchors, student_anchors = (one.double() for one in operands)
+    log_p = (teacher @ teacher_anchors.T / 1e-3).log_softmax(1)
+    log_q = (student @ student_anchors.T / 1e-3).log_softmax(1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
+    found = reference_anchor_kl(*operands, temperatures=(1e-3, 1e-3))
+    assert found.item() == pytest.approx(expected, rel=1e-7)
