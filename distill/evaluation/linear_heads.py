@@ -342,7 +342,7 @@ def fit_logistic(
     standardized = StandardizedRows(features, rows, standardizer, device=cpu)
     inputs, targets = standardized(np.arange(len(rows))).numpy(), labels[rows]
     is_binary = len(np.unique(targets)) == 2
-    model: Any = LogisticRegression(max_iter=max_iterations, warm_start=True, tol=1e-4)
+    model: Any = LogisticRegression(max_iter=max_iterations, warm_start=True, tol=1e-5)
     weight = torch.zeros(len(penalties), num_classes, inputs.shape[1])
     bias = torch.full((len(penalties), num_classes), -1e9)  # of a class without rows
     for head, penalty in enumerate(penalties):
