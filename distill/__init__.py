@@ -16,7 +16,6 @@ imported on first use, so that `import distill` needs neither a GPU nor any heav
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -585,6 +584,8 @@ def _given(arguments: dict[str, Any], others: str | None = None) -> dict[str, An
         arguments: By name.
         others: Name of the one that holds arguments by name itself, as **options does.
     """
+    import logging
+
     if not logging.getLogger().handlers:
         from distill.terminal import log_to_console
 

@@ -18,7 +18,6 @@ from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
-from distill.config import REMOVED_OPTIONS, check_options
 from distill.errors import DistillError
 
 
@@ -99,6 +98,8 @@ def parse(
         DistillError: An option that has been removed, or a value out of range.
     """
     import tyro
+
+    from distill.config import REMOVED_OPTIONS, check_options
 
     known = {option for one in arguments.values() for option in _options(one)}
     removed = [option for option in given_options(argv) if option in REMOVED_OPTIONS.keys() - known]
