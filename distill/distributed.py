@@ -1,22 +1,21 @@
-"""Several processes that train one network, started by torchrun.
+"""Distributed training with torchrun: thin functions over `torch.distributed`.
 
-Thin functions over `torch.distributed`. All of them work without torchrun, too, where there is one
-rank and nothing to exchange. The ones that exchange are called on every rank, in the same order.
+All functions also work in a single process without torchrun. Collective operations are called on
+every rank, in the same order.
 
-Gradients: that of `all_gather`, `all_reduce_sum` and `all_gather_variable_with_gradient` is the
-gradient of the sum of all ranks' losses. DistributedDataParallel divides the gradients of the
-parameters by the number of ranks W, so that the network receives the gradient of the global mean
-where every rank returns the global mean itself, or the mean over its own rows with equal batches.
+Gradients of `all_gather`, `all_reduce_sum` and `all_gather_variable_with_gradient` are those of the
+sum of all ranks' losses. DistributedDataParallel divides the gradients of the parameters by the
+number of ranks W, so that the network gets the gradient of the global mean if every rank returns
+the global mean, or the mean over its own rows with equal batches.
 `torch.distributed.nn.functional` has two of these operations and is deprecated.
 
-Ranks with unequal numbers of rows: backends exchange tensors of one shape, so rows travel padded to
-the largest number on any rank. The numbers (`row_counts`) are exchanged once for a batch.
+Unequal numbers of rows: backends exchange tensors of one shape, so rows are padded to the largest
+number on any rank. The numbers (`row_counts`) are exchanged once per batch.
 
-Rendezvous: torchrun keeps one store of keys for a job and starts its processes again after a
-failure. From PyTorch 2.5 on the new processes see the old ones' keys, so that a rank may read the
-address that a dead one left; of 31 restarts of two ranks 13 failed. The restarts' number
-(`TORCHELASTIC_RESTART_COUNT`) cannot tell the starts apart, because every machine counts its own.
-So the ranks agree on keys that nobody has used before.
+Rendezvous: torchrun keeps one key-value store for a job and restarts its processes after a failure.
+From PyTorch 2.5 on the new processes see the keys of the old ones, so that a rank may read the
+address of a dead rank; of 31 restarts of two ranks 13 failed. `TORCHELASTIC_RESTART_COUNT` does not
+identify a start, because every machine counts its own. So the ranks agree on new keys.
 
 Shapes: W ranks, b rows on this rank, B rows on all ranks together.
 """
@@ -41,48 +40,43 @@ from distill.errors import DistillError
 
 T = TypeVar("T")
 
-# The others wait while the first rank evaluates a network, which takes hours on large sets. Nobody
-# waits for a rank that died, because torchrun ends them all.
+# The other ranks wait while rank 0 evaluates, which takes hours on large sets. If a rank dies,
+# torchrun ends all of them.
 EXCHANGE_TIMEOUT = timedelta(days=1)
-# Gloo connects when it starts. A rank that gives up is started again by an elastic launcher.
+# Gloo connects when it starts. An elastic launcher restarts a rank that times out.
 CONNECT_TIMEOUT = timedelta(minutes=3)
 
 
 def start(device: torch.device) -> torch.device:
     """Join the ranks that torchrun started, over NCCL for CUDA and gloo for a CPU.
 
-    Without torchrun (WORLD_SIZE unset or 1) nothing happens. Ranks of gloo connect within
-    `CONNECT_TIMEOUT`, or the start fails; from then on `EXCHANGE_TIMEOUT` counts.
+    Does nothing without torchrun (WORLD_SIZE unset or 1).
 
     Returns:
-        The device of this rank: `device`, but for CUDA the one of the rank (LOCAL_RANK).
+        The device of this rank; for CUDA that of LOCAL_RANK.
 
     Raises:
-        DistillError: When WORLD_SIZE does not come from torchrun, there are too few devices, or
-            `device` is one CUDA device for all ranks.
+        DistillError: WORLD_SIZE is not from torchrun, there are too few devices, or `device` is one
+            CUDA device for all ranks.
     """
     if launched_size() == 1:
         return device
-    _require_torchrun()
-    if device.type == "cuda":
-        device = _take_device(device)
-        dist.init_process_group("nccl", timeout=EXCHANGE_TIMEOUT, **_rendezvous_options())
-        return device
-    dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT, **_rendezvous_options())
-    dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT)  # there is no public name for it
-    return device
-
-
-def _require_torchrun() -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
     if missing:
         raise DistillError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {' and '.join(missing)} not set; start "
             "several processes with torchrun, or unset WORLD_SIZE for one"
         )
+    if device.type == "cuda":
+        device = _local_device(device)
+        dist.init_process_group("nccl", timeout=EXCHANGE_TIMEOUT, **_rendezvous_options())
+        return device
+    dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT, **_rendezvous_options())
+    dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT)  # no public equivalent
+    return device
 
 
-def _take_device(device: torch.device) -> torch.device:
+def _local_device(device: torch.device) -> torch.device:
     if ":" in str(device):
         raise DistillError(
             f"--device {device} would put all processes on one device; use --device cuda"
@@ -98,28 +92,23 @@ def _take_device(device: torch.device) -> torch.device:
 
 
 def _rendezvous_options() -> dict[str, Any]:
-    """Return where the ranks of this start meet, as `init_process_group` takes it."""
+    """Return the rendezvous arguments of `init_process_group`."""
     store = launcher_store(EXCHANGE_TIMEOUT)
     if store is None:
         return {}
-    own, size = int(os.environ["RANK"]), launched_size()
-    return {
-        "store": rendezvous(store, own, size, EXCHANGE_TIMEOUT),
-        "rank": own,
-        "world_size": size,
-    }
+    number, size = int(os.environ["RANK"]), launched_size()
+    store = rendezvous(store, number, size, EXCHANGE_TIMEOUT)
+    return {"store": store, "rank": number, "world_size": size}
 
 
 def stop() -> None:
-    """Leave the other ranks."""
+    """Destroy the process group, if any."""
     if _is_started():
         dist.destroy_process_group()
 
 
 def release_others() -> None:
-    """End all ranks but the first, which goes on alone; where there is one, nothing happens.
-
-    For what follows a pass that all share: the others would only repeat it.
+    """Exit on all ranks but rank 0, which continues alone.
 
     Raises:
         SystemExit: On the other ranks, with status 0.
@@ -134,30 +123,27 @@ def release_others() -> None:
 
 
 def rank() -> int:
-    """Return the number of this process among all, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if _is_started() else 0
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if _is_started() else 1
 
 
 def launched_size() -> int:
-    """Return how many processes torchrun started, whether they have joined or not."""
+    """Return how many processes torchrun started, also before they have joined."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def num_local_ranks() -> int:
-    """Return how many of the processes run on this machine and share its memory."""
+    """Return the number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _is_started() else 1
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes files and speaks to people.
-
-    It is the same one before the ranks have joined and after they have left.
-    """
+    """Return whether this is rank 0, which writes files and messages, also before `start`."""
     if _is_started() or launched_size() == 1:
         return rank() == 0
     return os.environ.get("RANK", "0") == "0"
@@ -168,7 +154,7 @@ def _is_started() -> bool:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an exchange failed because another rank has ended."""
+    """Return whether a collective operation failed because another rank has ended."""
     if launched_size() == 1:
         return False
     words = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "NCCL")
@@ -177,16 +163,11 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return `module` with its gradients averaged over the ranks; itself with one rank.
-
-    Args:
-        module: On `device`, its BatchNorm synchronized already.
-        device: Of this rank.
-    """
+    """Wrap `module`, which is on `device`, in DistributedDataParallel; a no-op with one rank."""
     if world_size() == 1:
         return module
     device_ids = [device] if device.type == "cuda" else None
-    # The name from PyTorch 2.13 on and the one before: no exchange of buffers at every step.
+    # Do not broadcast buffers at every step; the option has a new name from PyTorch 2.13 on.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {"device_ids": device_ids, name: False}
@@ -194,27 +175,21 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
+    """Concatenate the rows of all ranks, in the order of the ranks; differentiable.
 
     Args:
-        tensor: (B, ...), of the same shape and dtype on every rank.
+        tensor: (b, ...), of the same shape and dtype on every rank.
 
     Returns:
-        (W * B, ...), the same on every rank. The gradient of `tensor` is the sum of the gradients
-        that all ranks computed for its rows.
+        (W * b, ...), the same on every rank. The gradient of `tensor` is the sum over all ranks.
     """
     return tensor if world_size() == 1 else _AllGather.apply(tensor)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Add a tensor up over the ranks; differentiable.
+    """Return the sum of a tensor over the ranks; differentiable.
 
-    Args:
-        tensor: Any shape, the same on every rank.
-
-    Returns:
-        The sum, the same on every rank. The gradient of `tensor` is the sum of the gradients that
-        all ranks computed for it.
+    The tensor has the same shape on every rank, and its gradient is the sum over all ranks.
     """
     return tensor if world_size() == 1 else _AllReduceSum.apply(tensor)
 
@@ -250,7 +225,7 @@ def _summed(tensor: Tensor) -> Tensor:
 
 
 def mean_over_ranks(value: float) -> float:
-    """Return the mean of the ranks' values, the same on every rank."""
+    """Return the mean of a value over the ranks."""
     if world_size() == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64, device=exchange_device())
@@ -259,7 +234,7 @@ def mean_over_ranks(value: float) -> float:
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on one rank at least, the same on every rank."""
+    """Return whether the flag is set on at least one rank."""
     if world_size() == 1:
         return flag
     highest = torch.tensor(int(flag), device=exchange_device())
@@ -268,7 +243,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def all_gather_set(values: set[T]) -> set[T]:
-    """Return the values that any rank has, the same on every rank."""
+    """Return the union of the ranks' sets."""
     if world_size() == 1:
         return values
     of_ranks: list[set[T]] = [set()] * world_size()
@@ -277,13 +252,10 @@ def all_gather_set(values: set[T]) -> set[T]:
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """Return what the first rank computes, the same on every rank; the others only wait.
-
-    Args:
-        compute: Called on the first rank; its result can be pickled.
+    """Call `compute` on rank 0 and return its result, which must be picklable, on every rank.
 
     Raises:
-        DistillError: What `compute` raised, on every rank: none is left waiting.
+        DistillError: On every rank, if `compute` raised it.
     """
     if world_size() == 1:
         return compute()
@@ -301,34 +273,34 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 
 
 def exchange_device() -> torch.device:
-    """Return where a small tensor must lie to be exchanged."""
+    """Return the device of tensors for collective operations."""
     is_nccl = _is_started() and dist.get_backend() == "nccl"
     return torch.device("cuda" if is_nccl else "cpu")
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait for all ranks."""
     any_rank(False)  # dist.barrier has to guess the device of a rank under NCCL
 
 
 def row_counts(num_rows: int) -> list[int]:
-    """Return how many rows every rank has, in the order of the ranks, the same on every rank."""
+    """Return the number of rows of every rank, in the order of the ranks."""
     count = torch.tensor([num_rows], device=exchange_device())
     return all_gather(count).tolist()
 
 
 def own_rows(counts: Sequence[int]) -> slice:
-    """Return where this rank's rows are among those of all ranks."""
+    """Return the slice of this rank's rows among those of all ranks."""
     first = sum(counts[: rank()])
     return slice(first, first + counts[rank()])
 
 
 def all_gather_variable(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Put the rows of all ranks under each other, in the order of the ranks.
+    """Concatenate the rows of all ranks, in the order of the ranks.
 
     Args:
         rows: (b, ...), of the same dtype and trailing shape on every rank; b may be 0.
-        counts: b of every rank, at least one of them above 0.
+        counts: b of every rank, at least one above 0.
 
     Returns:
         (B, ...), the same on every rank; `rows` itself with one rank.
@@ -337,14 +309,10 @@ def all_gather_variable(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def all_gather_variable_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Put the rows of all ranks under each other, in the order of the ranks; differentiable.
+    """Concatenate the rows of all ranks as `all_gather_variable`; differentiable.
 
-    Arguments and result are those of `all_gather_variable`.
-
-    Returns:
-        (B, ...). The gradient of `rows` is the sum of the gradients that all ranks computed for
-        them: for a loss that every rank computes of all rows, W times its gradient, which
-        DistributedDataParallel's average over W ranks undoes.
+    The gradient of `rows` is the sum over all ranks: for a loss of all rows that is the same on
+    every rank, W times its gradient, which DistributedDataParallel divides by W.
     """
     if len(counts) == 1:
         return rows
@@ -354,11 +322,11 @@ def all_gather_variable_with_gradient(rows: Tensor, counts: Sequence[int]) -> Te
 
 
 def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Add up what all ranks computed for all rows; return the sums of this rank's rows.
+    """Sum over the ranks; return the sums of this rank's rows.
 
     Args:
-        rows: (B, ...), of one shape and dtype on every rank.
-        counts: b of every rank, at least one of them above 0.
+        rows: (B, ...), of the same shape and dtype on every rank.
+        counts: b of every rank, at least one above 0.
 
     Returns:
         (b, ...); `rows` itself with one rank.
@@ -369,21 +337,17 @@ def scatter_sum(rows: Tensor, counts: Sequence[int]) -> Tensor:
     for space, part in zip(padded, rows.split(list(counts)), strict=True):
         space[: len(part)] = part
     sums = torch.empty_like(padded[0])
-    # The name up to PyTorch 2.12 and the one from there on. gloo has it for equal parts only.
+    # The operation has a new name in newer versions of PyTorch. gloo supports only equal parts.
     reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     reduce_scatter(sums, padded.flatten(0, 1))
     return sums[: counts[rank()]]
 
 
-_POLL_SECONDS = 0.05  # seconds between two looks of the first rank at who has come
+_POLL_SECONDS = 0.05  # between two checks of rank 0 for the others
 
 
 def launcher_store(timeout: timedelta) -> dist.Store | None:
-    """Return the store that torchrun keeps for this job; None when there is none.
-
-    Args:
-        timeout: How long to wait for it.
-    """
+    """Return torchrun's key-value store for this job; None if there is none."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -391,20 +355,19 @@ def launcher_store(timeout: timedelta) -> dist.Store | None:
 
 
 def rendezvous(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.Store:
-    """Return a part of a store that only the ranks of this start use, when all have come.
+    """Return a part of a store that only the ranks of this start use, once all have joined.
 
-    Every other rank leaves a name, a new one at every start, and the first rank answers to the name
-    with where to meet. It answers to names of dead ranks as well, whose answers nobody reads, and
-    goes on until it has seen every rank at the meeting place.
+    Every other rank writes a unique name, and rank 0 answers each name with the prefix to use. It
+    also answers the names of dead ranks, which nobody reads, until every rank has confirmed.
 
     Args:
-        store: Seen by all of them, and by those before them.
+        store: Shared by all ranks, including those of earlier starts.
         rank: Of this process.
-        num_ranks: How many there are.
-        timeout: How long to wait for the others.
+        num_ranks: Their number.
+        timeout: For the other ranks to join.
 
     Raises:
-        DistStoreError: The others have not come in time.
+        DistStoreError: A rank has not joined in time.
     """
     name = uuid.uuid4().hex
     if rank == 0:
@@ -421,7 +384,7 @@ def _answer(store: dist.Store, place: str, missing: set[int], timeout: timedelta
     deadline = time.monotonic() + timeout.total_seconds()
     while missing:
         if time.monotonic() > deadline:
-            raise dist.DistStoreError(f"ranks {sorted(missing)} have not come within {timeout}")
+            raise dist.DistStoreError(f"ranks {sorted(missing)} have not joined within {timeout}")
         for rank in missing:
             if store.check([_name_of(rank)]):
                 store.set(_answer_to(store.get(_name_of(rank)).decode()), place)

@@ -1,9 +1,9 @@
-"""Files on disk: atomic writes, locks, names from strangers, bounded tar files, the cache folder.
+"""Files on disk: atomic writes, locks, untrusted file names, bounded tar files, the cache folder.
 
-A reader of what `atomic_path`, `atomic_write` and `atomic_folder` write sees the old content or the
-new one, never a part. `tarfile` reads extended headers whole, whatever size they claim, and tries
-every decompressor, of which a few bytes of xz claim gigabytes; `open_tar` reads plain files and
-gzip within bounded memory.
+Readers of a file written by `atomic_path`, `atomic_write` or `atomic_folder` see its old or its new
+content, never a part. `tarfile` reads extended headers whole, whatever size they claim, and tries
+every decompressor, with which a few bytes of xz can expand to gigabytes; `open_tar` reads plain
+and gzip files within bounded memory.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _MAX_NAME = 255  # bytes, as file systems have it
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; when all went well, flush it and rename it to `path`.
+    """Yield a temporary path next to `path`; on success, flush it and rename it to `path`.
 
     A failed write leaves the old file.
 
     Raises:
-        OSError: The disk refuses; ESTALE where the folder has gone, as a mount may.
+        OSError: The file cannot be written; ESTALE if its folder disappeared, as a mount may.
     """
     temporary = path.with_name(path.name + ".partial")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what new files get; some writers make them private
+        mode = temporary.stat().st_mode  # the default mode; some writers make files private
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as file:
@@ -48,25 +48,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # gigabytes, perhaps, on a disk that is full
-        if isinstance(error, OSError):  # writing to an open file does not even say which
+            temporary.unlink(missing_ok=True)  # possibly gigabytes on a full disk
+        if isinstance(error, OSError):  # errors of an open file carry no name
             error.filename = str(path)
         if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
-            # As a network file system says of a mount that went away.
+            # What a network file system reports for a lost mount.
             raise OSError(errno.ESTALE, "its folder is gone", str(path)) from error
         raise
     sync_folder(path.parent)
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by `atomic_path`."""
+    """Write `content` to `path` with `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a renamed file keeps its name when the power fails."""
-    with suppress(OSError):  # not every file system and system can
+    """Flush a folder's entries, so that a rename survives a power failure."""
+    with suppress(OSError):  # not supported everywhere
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -76,13 +76,13 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path, *, last: str) -> Iterator[Path]:
-    """Yield a folder for files that belong together; when all went well, rename them to `folder`.
+    """Yield a temporary folder; on success, move its files into `folder`.
 
-    After a failure none of them is there, nor is `folder` if it was made for them.
+    After a failure `folder` has none of the files, and is removed if it did not exist before.
 
     Args:
-        folder: Where the files shall lie; its own folder exists.
-        last: The file that is renamed last, because it speaks of the others.
+        folder: Destination; its parent exists.
+        last: The file to move last, because it describes the others.
     """
     was_there = folder.exists()
     folder.mkdir(exist_ok=True)
@@ -99,17 +99,13 @@ def atomic_folder(folder: Path, *, last: str) -> Iterator[Path]:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         if not was_there:
-            with suppress(OSError):  # another process put something there
+            with suppress(OSError):  # another process wrote to it
                 folder.rmdir()
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Keep other processes out while a file is read, changed and written.
-
-    For files to which several processes add; all of them must lock. On a file system without locks
-    nobody is kept out.
-    """
+    """Lock a file that several processes update; without effect where locks are not supported."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire()
@@ -122,26 +118,38 @@ def file_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def require_file_place(path: Path, *, flag: str, example: str) -> None:
-    """Refuse a path that no file can be written to, before there is anything to write.
+def lock_folder(folder: Path, *, timeout: float = 0, instead: str = "") -> filelock.BaseFileLock:
+    """Lock a folder against other processes that write to it; the caller releases the lock.
 
     Args:
-        path: Of the file.
-        flag: That it was given with.
-        example: A file name of the kind.
+        folder: An existing folder.
+        timeout: Seconds to wait for another process.
+        instead: What else the user can do, the end of the error message.
 
     Raises:
-        DistillError: It is a folder, or lies in one that is not there.
+        DistillError: Another process holds the lock.
     """
+    lock = filelock.FileLock(folder / ".lock", timeout=timeout)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise DistillError(
+            f"{folder} is in use by another process; wait until it ends{instead}"
+        ) from error
+    return lock
+
+
+def require_file_place(path: Path, *, flag: str, example: str) -> None:
+    """Raise `DistillError` if `path`, given with `flag`, is a folder or its folder is missing."""
     if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+        problem = "is a folder" if path.is_dir() else "is in a folder that does not exist"
         raise DistillError(f"{flag} {path} {problem}; name a file such as {example}")
 
 
 def cache_folder() -> Path:
-    """Return where downloads, embeddings and measured plans lie, which may be removed at any time.
+    """Return the folder of downloads, embeddings and kernel plans, which is safe to delete.
 
-    $DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else ~/.cache/distill; it need not exist yet.
+    $DISTILL_CACHE, else $XDG_CACHE_HOME/distill, else ~/.cache/distill; it may not exist yet.
     """
     if os.environ.get("DISTILL_CACHE"):
         return Path(os.environ["DISTILL_CACHE"]).expanduser()
@@ -149,12 +157,12 @@ def cache_folder() -> Path:
 
 
 def is_file_name(name: str) -> bool:
-    """Say whether a name that someone else wrote is that of a file in a folder, and no path."""
+    """Return whether an untrusted name is a plain file name, not a path."""
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
         return False
     try:
         return len(os.fsencode(name)) <= _MAX_NAME
-    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+    except UnicodeEncodeError:  # a lone surrogate, which JSON allows
         return False
 
 
@@ -173,10 +181,10 @@ class _BoundedReads:
 
 @contextmanager
 def open_tar(stream: IO[bytes]) -> Iterator[tarfile.TarFile]:
-    """Open a tar file without compression.
+    """Open an uncompressed tar file.
 
     Raises:
-        tarfile.TarError: It is none, or has a header of more than `MAX_READ` bytes.
+        tarfile.TarError: It is not a tar file, or a header has more than `MAX_READ` bytes.
     """
     bounded = cast("IO[bytes]", _BoundedReads(stream))
     with tarfile.open(fileobj=bounded, mode="r:") as file:
@@ -185,10 +193,10 @@ def open_tar(stream: IO[bytes]) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def open_tar_file(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar file, plain or in gzip; see `open_tar`.
+    """Open a tar file, plain or gzip; see `open_tar`.
 
     Raises:
-        OSError, EOFError, zlib.error: It cannot be read, or is cut or damaged.
+        OSError, EOFError, zlib.error: It cannot be read, is truncated or damaged.
     """
     with path.open("rb") as plain:
         is_compressed = plain.read(len(_GZIP)) == _GZIP

@@ -1,15 +1,15 @@
 """The run directory: everything that a run writes, and its lock.
 
     config.yaml           the resolved configuration, with versions
-    metrics.json          one object: what was measured, fractions of 1
+    metrics.json          one object of all metrics; accuracies are fractions of 1
     log.jsonl             a line per logging step; older ones in log-0001.jsonl, ...
     tensorboard/          the same for TensorBoard
-    checkpoints/          the newest states of the run
+    checkpoints/          the newest checkpoints
     student.safetensors   the trained student, with its description
-    backbone.safetensors  instead, after pre-training: the backbone, with its description
-    heads.safetensors     and the heads that it was trained through
+    backbone.safetensors  the backbone, after pre-training, with its description
+    heads.safetensors     the heads, after pre-training
 
-Files are written atomically. With several processes only the first writes.
+Files are written atomically. With several processes only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 from distill import distributed
 from distill.config import flattened, read_yaml
 from distill.errors import DistillError
-from distill.files import atomic_write, file_lock
+from distill.files import atomic_write, file_lock, lock_folder
 from distill.parsing import checked, parse_json
 
 STUDENT, BACKBONE, HEADS = "student.safetensors", "backbone.safetensors", "heads.safetensors"
@@ -36,19 +36,22 @@ _COMMAND = "command"
 
 
 class RunDirectory:
-    """An open run directory, locked against other processes until `close` or the process ends.
+    """A run directory, locked against other processes until `close` or the process ends.
 
     Args:
-        path: The directory. It must not exist or be empty, unless `resume`.
-        resume: Continue the run that lies there.
+        path: The directory; missing or empty, unless `resume`.
+        resume: Continue the run in it.
 
     Raises:
-        DistillError: The directory holds something else, has no run to continue, cannot be made or
-            is in use by another process.
+        DistillError: The directory has other content or no run to continue, cannot be made, or is
+            in use by another process.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.student, self.backbone, self.heads = (
+            path / name for name in (STUDENT, BACKBONE, HEADS)
+        )
         self._lock: filelock.BaseFileLock | None = None
         if not distributed.is_main():
             return
@@ -59,42 +62,16 @@ class RunDirectory:
             raise DistillError(
                 f"{path} cannot be made: {error.strerror}; choose another --output"
             ) from error
-        self._lock = filelock.FileLock(path / ".lock", blocking=False)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise DistillError(
-                f"{path} is in use by another process; wait for its end or choose another --output"
-            ) from error
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def student(self) -> Path:
-        """File of the trained student."""
-        return self.path / STUDENT
-
-    @property
-    def backbone(self) -> Path:
-        """File of the pre-trained backbone."""
-        return self.path / BACKBONE
-
-    @property
-    def heads(self) -> Path:
-        """File of the heads that a backbone was pre-trained through."""
-        return self.path / HEADS
+        self._lock = lock_folder(path, instead=" or choose another --output")
 
     def write_config(
         self, config: Any, *, command: str, fingerprints: Mapping[str, str] | None = None
     ) -> None:
-        """Write the resolved configuration with what else a run depends on.
+        """Write the resolved configuration, the versions and the fingerprints of the images.
 
         Args:
             config: A dataclass of groups of options.
-            command: The subcommand that it belongs to.
+            command: The subcommand.
             fingerprints: Of the images, by split.
         """
         if not distributed.is_main():
@@ -105,27 +82,23 @@ class RunDirectory:
         atomic_write(self.path / "config.yaml", text.encode())
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add numbers to metrics.json; those of the same name are replaced."""
+        """Add numbers to metrics.json on rank 0; see the function `add_metrics`."""
         if distributed.is_main():
             add_metrics(self.path, metrics)
 
     def close(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
 
 def holds_run(path: Path) -> bool:
-    """Return whether a run was begun in a directory."""
+    """Return whether a directory has a run, finished or not."""
     return (path / "config.yaml").exists()
 
 
 def require_usable(path: Path, *, resume: bool) -> None:
-    """Refuse a path that a run cannot (or must not) be written to; writes nothing.
-
-    Raises:
-        DistillError: See `RunDirectory`.
-    """
+    """Raise `DistillError` if a run must not be written to `path`; see `RunDirectory`."""
     if path.exists() and not path.is_dir():
         raise DistillError(f"--output {path} is a file; name a directory")
     has_run = holds_run(path)
@@ -139,23 +112,20 @@ def require_usable(path: Path, *, resume: bool) -> None:
             f"{path} holds a run already; continue it with --resume or choose another --output"
         )
     leftovers = {"checkpoints", ".lock"}  # of a run that ended before it wrote its configuration
-    if (
-        not resume
-        and path.is_dir()
-        and any(entry.name not in leftovers for entry in path.iterdir())
-    ):
+    entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if not resume and entries - leftovers:
         raise DistillError(f"{path} is not empty and holds no run; choose another --output")
 
 
 def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
-    """Read the options of a run, without what stands beside them (`read_run_metadata`).
+    """Read the options of a run, without its metadata (`read_run_metadata`).
 
     Args:
         path: The run directory.
-        command: The subcommand that the run must be of; None: any.
+        command: The subcommand that must have made the run; None: any.
 
     Raises:
-        DistillError: When there is no readable config.yaml, or the run is of another command.
+        DistillError: There is no readable config.yaml, or another subcommand made the run.
     """
     options = read_yaml(path / "config.yaml", kind="the run's configuration")
     for name in _BESIDE:
@@ -170,25 +140,15 @@ def read_config(path: Path, *, command: str | None = None) -> dict[str, Any]:
 
 
 class RunMetadata(NamedTuple):
-    """What a run depends on beside its options.
-
-    Attributes:
-        command: Of which it is a run.
-        versions: Of packages and Python, by name.
-        fingerprints: Of the images, by split; empty for an older run.
-    """
+    """What config.yaml records about a run beside its options."""
 
     command: str
     versions: Mapping[str, str]
-    fingerprints: Mapping[str, str]
+    fingerprints: Mapping[str, str]  # of the images, by split; empty for an older run
 
 
 def read_run_metadata(path: Path) -> RunMetadata:
-    """Read what stands beside the options of a run.
-
-    Raises:
-        DistillError: There is no readable config.yaml.
-    """
+    """Read the metadata of a run; `DistillError` if there is no readable config.yaml."""
     content = read_yaml(path / "config.yaml", kind="the run's configuration")
     try:
         return RunMetadata(
@@ -200,11 +160,7 @@ def read_run_metadata(path: Path) -> RunMetadata:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read metrics.json of a run directory; empty when there is none yet.
-
-    Raises:
-        DistillError: When the file is damaged.
-    """
+    """Read metrics.json of a run directory, empty if missing; `DistillError` if damaged."""
     file = path / "metrics.json"
     if not file.exists():
         return {}
@@ -217,15 +173,15 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Add numbers to metrics.json under `path`; those of the same name go, for good if None."""
-    with file_lock(path / "metrics.json"):  # two measurements may end together
+    """Merge numbers into metrics.json under `path`; None removes a name."""
+    with file_lock(path / "metrics.json"):  # two evaluations may finish at the same time
         merged = {**read_metrics(path), **metrics}
         merged = {name: value for name, value in merged.items() if value is not None}
         atomic_write(path / "metrics.json", (json.dumps(merged, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
+    """Return the versions of Python and the main packages."""
     packages = {"distill": "distill-vision", "torch": "torch", "torchvision": "torchvision"}
     found = {name: version(package) for name, package in packages.items()}
     return {**found, "python": platform.python_version()}

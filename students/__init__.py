@@ -1,8 +1,8 @@
-"""The small networks: AlexNet, ResNet-18, ResNet-50, MobileNetV2 as published for CompRess.
+"""Students: AlexNet, ResNet-18, ResNet-50 and MobileNetV2 as in CompRess (NeurIPS 2020).
 
-A student is one file of this folder: it calls `students.registry.register_student` when it is
-imported, as all files here are. Source of the layouts: torchvision's; of the embeddings: CompRess,
-NeurIPS 2020. Any timm or torchvision model can stand in as `timm:NAME` or `torchvision:NAME`.
+Every file of this folder is imported, and registers students with
+`students.registry.register_student`. Layouts are torchvision's. Any timm or torchvision model can
+be a student, too, as `timm:NAME` or `torchvision:NAME`.
 """
 
 from importlib import import_module

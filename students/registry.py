@@ -16,16 +16,12 @@ STUDENTS: Registry[NetworkSpec] = Registry(
 
 
 def register_student(spec: NetworkSpec) -> None:
-    """Make a student known by its name."""
+    """Register a student by its name."""
     STUDENTS.add(spec.name, spec)
 
 
 def student_spec(name: str) -> NetworkSpec:
-    """Describe the student called `name`.
-
-    Raises:
-        UnknownNameError: Neither the registry, timm nor torchvision knows it.
-    """
+    """Return the spec of a student; `UnknownNameError` if there is none."""
     return library_spec(name) or STUDENTS.get(name)
 
 
@@ -36,20 +32,20 @@ def build_student(
     crop_fraction: float | None = None,
     weights: Path | None = None,
 ) -> EmbeddingNetwork:
-    """Build a student that is to be trained.
+    """Build a student for training.
 
     Args:
         name: `alexnet`, `resnet18`, `resnet50`, `mobilenetv2`, `timm:NAME` or `torchvision:NAME`.
         image_size: Side of its input in pixels; below 64, ResNets get a small-image stem.
-        crop_fraction: Share of the image's side that its evaluation view keeps, in (0, 1]; None: as
-            the network's authors evaluate it.
-        weights: File to start from; None starts from random weights (torch's global seed).
+        crop_fraction: Side of the evaluation crop as a fraction of the image's side, in (0, 1];
+            None: as published for the network.
+        weights: File of initial weights; None: random weights (torch's global seed).
 
     Returns:
         The network in train mode, on the CPU.
 
     Raises:
-        DistillError: Unknown name, an image too small, or weights that do not fit.
+        DistillError: Unknown name, an image side that is too small, or weights that do not match.
 
     Example:
         >>> from students.registry import build_student

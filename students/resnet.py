@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50 in torchvision's layout; the embedding is the pooled last stage.
 
 Source: He et al., CVPR 2016; CompRess, NeurIPS 2020 (ResNet-50 is trained through a linear layer
-2048 -> 8192 that is dropped for evaluation). Images below 64 px get the small-image stem (3 x 3
+2048 -> 8192 that is dropped for evaluation). Images below 64 px use the small-image stem (3 x 3
 convolution of stride 1, no max-pool), since the ImageNet stem would leave a 1 x 1 map.
 """
 
@@ -20,7 +20,7 @@ SMALL_IMAGE_BELOW = 64
 
 
 def build_resnet(image_size: int, *, name: str) -> nn.Module:
-    """Build torchvision's `name` without its classifier, with the stem that fits `image_size`."""
+    """Build torchvision's `name` without its classifier, with the stem for `image_size`."""
     network = torchvision_models().get_model(name, weights=None)
     network.fc = nn.Identity()
     if image_size < SMALL_IMAGE_BELOW:

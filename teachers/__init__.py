@@ -1,4 +1,4 @@
-"""The large networks: frozen for good, described as data, read from published files."""
+"""Teachers: frozen networks described as data and loaded from published files."""
 
 from teachers import byol, c_byol, c_simclr, simclr  # registers them
 from teachers.load import load_teacher, load_trained

@@ -1,4 +1,4 @@
-"""Converts a teacher, from whatever its weights are published in, to one file of this toolkit."""
+"""Converts a teacher, from any format of its published weights, to one safetensors file."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from teachers.load import load_teacher
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `distill convert` reads and writes."""
+    """Options of `distill convert`."""
 
     teacher: str
     """Registry name (`distill list teachers`), timm:NAME, torchvision:NAME or a run directory."""
     to: Path
     """The .safetensors file to write; it must not exist."""
     teacher_weights: Path | None = None
-    """Weights of the teacher, in any format that is read; None: the published ones."""
+    """Weights of the teacher, in any supported format; None: the published ones."""
 
 
 def convert(options: ConvertOptions) -> dict[str, Any]:
     """Write a teacher with its name, its input and a checksum to a safetensors file.
 
-    Afterwards the file is a teacher by itself: `--teacher r50x4.safetensors`.
+    The file can be used as a teacher: `--teacher r50x4.safetensors`.
 
     Returns:
-        The teacher's name, parameters, embedding width, and the file with its size in bytes.
+        The teacher's name, its number of parameters, its embedding width, and the file with its
+        size in bytes.
 
     Raises:
-        DistillError: No such teacher, weights that cannot be had or do not fit, or a file that
-            cannot be written.
+        DistillError: The teacher is unknown, its weights are not available or do not match, or the
+            file cannot be written.
     """
     target = options.to
     if target.suffix != SUFFIX:
-        raise DistillError(f"--to {target} must end in {SUFFIX}, the format that is written")
+        raise DistillError(f"--to {target} must end in {SUFFIX}; choose such a name")
     if target.exists():
         raise DistillError(f"--to {target} exists already; remove it or name another file")
     require_file_place(target, flag="--to", example="r50x4.safetensors")

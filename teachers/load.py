@@ -1,8 +1,8 @@
 """Loads a frozen teacher by name, from a run directory or from a file.
 
-A teacher is frozen for good: evaluation mode that `train()` does not leave, no gradient, never
-handed to an optimizer and never written to a checkpoint. What a run of this toolkit left behind (a
-student, a pre-trained backbone) is loaded by `load_trained`, and can be a teacher, too.
+A teacher stays in evaluation mode despite `train()`, has no gradients, is never passed to an
+optimizer and never saved in a checkpoint. `load_trained` loads the results of a run (a student or a
+pre-trained backbone), which can be teachers, too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from teachers.resnet import BACKBONES, PREFIX
 
 logger = logging.getLogger("distill.teachers")
 
-FILES = ("student.safetensors", "backbone.safetensors")  # of a run that ended
+FILES = ("student.safetensors", "backbone.safetensors")  # of a finished run
 _INSTEAD = (
-    "give the weights yourself with --teacher-weights FILE, or use --teacher "
+    "pass the weights with --teacher-weights FILE, or use --teacher "
     f"{NEEDS_NO_DOWNLOAD}, which needs no download"
 )
 
@@ -40,20 +40,20 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_teacher(
     name: str, *, weights: Path | None = None, image_size: int | None = None
 ) -> EmbeddingNetwork:
-    """Load a frozen teacher, fetching its published weights when they are not there yet.
+    """Load a frozen teacher, downloading its published weights if necessary.
 
     Args:
-        name: A registry name, `timm:NAME`, `torchvision:NAME`, a run directory, or a file that
-            `distill convert` or a run wrote.
-        weights: File to read instead of the teacher's own source, see `open_checkpoint`.
-        image_size: Side of its input in pixels; None takes the side it was trained with.
+        name: A registry name, `timm:NAME`, `torchvision:NAME`, a run directory, or a file of
+            `distill convert` or a run.
+        weights: File to read instead of the published weights, see `open_checkpoint`.
+        image_size: Side of its input in pixels; None: as in its training.
 
     Returns:
         The frozen network, on the CPU.
 
     Raises:
-        DistillError: Unknown name, weights that are missing, cannot be fetched or do not fit, an
-            unusable image side.
+        DistillError: Unknown name, weights that are missing, cannot be downloaded or do not match,
+            or an image side that is too small.
 
     Example:
         >>> from teachers.load import load_teacher
@@ -62,7 +62,14 @@ def load_teacher(
     """
     path = Path(name)
     if (path.suffix == SUFFIX and path.is_file()) or any((path / file).exists() for file in FILES):
-        return freeze(_load_trained_teacher(path, weights, image_size))
+        if weights is not None:
+            raise DistillError(f"{path} brings its own weights; leave out --teacher-weights")
+        if image_size is not None and path.is_dir():
+            raise DistillError(
+                f"{path} is a run directory and brings its own image size; leave out "
+                "--teacher-image-size"
+            )
+        return freeze(load_trained(path, image_size=image_size))
     spec = teacher_spec(name)
     if weights is not None:
         _check_given_weights(spec, weights)
@@ -78,10 +85,7 @@ def load_teacher(
 
 
 def freeze(network: Network) -> Network:
-    """Freeze `network` in place: evaluation mode for good, no gradient to any parameter.
-
-    A later `train()` on the network or on a module that contains it leaves it in evaluation mode.
-    """
+    """Freeze `network` in place: no gradients, and evaluation mode that `train()` cannot change."""
     network.eval().requires_grad_(False)
     network.train = lambda mode=True: network  # type: ignore[method-assign]
     return network
@@ -90,30 +94,29 @@ def freeze(network: Network) -> Network:
 def load_trained(
     path: Path, *, module: nn.Module | None = None, image_size: int | None = None
 ) -> EmbeddingNetwork:
-    """Rebuild a student, a pre-trained backbone or a converted teacher from its file or its run.
+    """Load a student, a pre-trained backbone or a converted teacher from its file or run directory.
 
     Args:
         path: The file or the run directory.
-        module: The user's own module that was trained, to be filled with the weights; None for
-            a network that is built by name.
-        image_size: Side of its input in pixels; None takes the side that the file names.
+        module: The user's own module that was trained, to load the weights into; None for a network
+            that is built by name.
+        image_size: Side of its input in pixels; None: as in the file.
 
     Returns:
         The network in evaluation mode, on the CPU.
 
     Raises:
-        DistillError: There is no such file, it was not written by this toolkit, or it holds the
-            weights of a module that is not given.
+        DistillError: The file is missing, was not written by this toolkit, or needs `module`.
     """
     file = path
     if path.is_dir():
-        there = [path / name for name in FILES if (path / name).exists()]
-        if not there:
+        existing = [path / name for name in FILES if (path / name).exists()]
+        if not existing:
             raise DistillError(
                 f"{path} holds no {' or '.join(FILES)}; it is written when a run ends: finish the "
                 f"run with --output {path} --resume, or name another directory"
             )
-        file = there[0]
+        file = existing[0]
     return rebuild_network(file, _any_spec, module=module, image_size=image_size)
 
 
@@ -123,26 +126,8 @@ def _any_spec(name: str) -> NetworkSpec:
     return TEACHERS.get(name) if name in TEACHERS else student_spec(name)
 
 
-def _load_trained_teacher(
-    path: Path, weights: Path | None, image_size: int | None
-) -> EmbeddingNetwork:
-    if weights is not None:
-        raise DistillError(f"{path} brings its own weights; leave out --teacher-weights")
-    if image_size is not None and path.is_dir():
-        raise DistillError(
-            f"{path} is a run directory and brings its own image size; leave out "
-            "--teacher-image-size"
-        )
-    return load_trained(path, image_size=image_size)
-
-
 def _check_given_weights(spec: NetworkSpec, weights: Path) -> None:
-    """Refuse a file of another network; log if it is not the published file.
-
-    Raises:
-        DistillError: With the name under which the file works: another network may expect other
-            pixels.
-    """
+    """Refuse a file that names another network; log if it is not the published file."""
     description = read_description(weights)
     holds = description.get("network") if isinstance(description, dict) else None
     if holds not in (None, spec.name):
@@ -153,22 +138,19 @@ def _check_given_weights(spec: NetworkSpec, weights: Path) -> None:
     source = spec.publication.source if spec.publication else None
     if source is None or source.checksum is None or not weights.is_file():
         return
-    # PyTorch's older format has no checksum of its own, so that damage would pass unnoticed.
+    # PyTorch's older format has no checksum, so that damage could go unnoticed.
     if weights.suffix != SUFFIX and (difference := mismatch(weights, source)):
-        logger.info(f"{weights} is not the published file ({difference}); it is read all the same")
+        logger.info(f"{weights} is not the published file ({difference}); it is used anyway")
 
 
 def _published_file(spec: NetworkSpec) -> Path:
-    """Return the file to load a published network from; archives are converted, once.
-
-    Raises:
-        DistillError: It cannot be fetched, or not converted.
-    """
+    """Download the file of a published network; an archive is converted to safetensors once."""
     published = spec.publication
     assert published is not None
     if not published.is_fetchable:
         raise DistillError(
-            f"{spec.name} is not fetched from {published.source.url}: {published.source.caveat}; "
+            f"{spec.name} is not downloaded from {published.source.url}: "
+            f"{published.source.caveat}; "
             f"{_INSTEAD}"
         )
     folder = cache_folder() / "teachers" / spec.name.partition(":")[0]
@@ -179,7 +161,7 @@ def _published_file(spec: NetworkSpec) -> Path:
     if not is_archive(file) or is_zip_of_pytorch(file):
         return file
     with filelock.FileLock(f"{converted}.lock"):
-        if not converted.exists():  # else another process was faster
+        if not converted.exists():  # else another process has converted it
             logger.info(f"converting {file.name} to {converted}, once")
             network = build_network(spec)
             load_weights(network, file)

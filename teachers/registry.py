@@ -1,9 +1,9 @@
-"""Teachers by name, as data: the published ones, the shipped one, and the bare pixels.
+"""The teachers as data: the published ones, the shipped one, and the plain pixels.
 
-Accuracies, licenses and links are those that the authors state. SimCLR sees pixels in [0, 1] as
-they are (normalizing them gives near-random embeddings); the others subtract mean and deviation.
-All published networks embed into the pooled last stage of a ResNet. Preprocessing is resize, then
-center crop, by Pillow; the TensorFlow programs crop before they resize, by TensorFlow.
+Accuracies, licenses and links are as published by the authors. SimCLR takes pixels in [0, 1]
+(normalizing them gives near-random embeddings); the others normalize by mean and standard
+deviation. The embedding of a published network is the pooled last stage of a ResNet. Images are
+resized, then center-cropped, by Pillow; the TensorFlow programs crop before they resize.
 """
 
 from __future__ import annotations
@@ -32,18 +32,14 @@ TEACHERS: Registry[NetworkSpec] = Registry(
 
 
 def teacher_spec(name: str) -> NetworkSpec:
-    """Describe the teacher called `name`.
-
-    Raises:
-        UnknownNameError: Neither the registry, timm nor torchvision knows it.
-    """
+    """Return the spec of a teacher; `UnknownNameError` if there is none."""
     return library_spec(name) or TEACHERS.get(name)
 
 
 def register_published(
     name: str, publication: Publication, *, input: InputSpec, layout: Layout, summary: str
 ) -> NetworkSpec:
-    """Make a published ResNet known by its name; TensorFlow's are padded as TensorFlow pads."""
+    """Register a published ResNet; TensorFlow's use TensorFlow's padding of the max-pool."""
     pool = "same" if layout.kind == "tensorflow" else "symmetric"
     build = partial(build_resnet, depth=publication.depth, width=publication.width, pool=pool)
     spec = NetworkSpec(
@@ -89,7 +85,7 @@ for _name, _method, _depth, _width, _accuracy, _folder in (
         layout=compressive_layout(_depth),
         summary=f"{_method}, 1000 epochs",
     )
-    # What else the file holds: the backbone with its projection head, and its momentum copy.
+    # The file also has the projection head and the momentum copy.
     _head = replace(
         _spec,
         name=f"{_name}:projection",
@@ -145,8 +141,8 @@ TEACHERS.add(
     ),
 )
 
-# A floor that any real teacher must beat, and a way to try the whole pipeline where no pretrained
-# network is at hand: on digits its nearest neighbors are right 98 times in 100.
+# A baseline for every teacher, and a way to try the pipeline without pretrained weights: its
+# nearest-neighbor accuracy on digits is 98 %.
 TEACHERS.add(
     "pixels",
     NetworkSpec(
@@ -157,7 +153,7 @@ TEACHERS.add(
     ),
 )
 
-# Other names that people type, each after its paper or its file.
+# Other common names, after the papers and the files.
 for _alias, _name in {
     "simclr-r50": "r50",
     "simclr-r50x2": "r50x2",

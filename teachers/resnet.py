@@ -1,12 +1,12 @@
 """ResNets of any depth and width, for published teachers and for pre-training.
 
-Names and blocks are torchvision's. Source: He et al., CVPR 2016; the width multiplies every stage,
-stem included, as in SimCLR (Chen et al., ICML 2020), unlike torchvision's wide ResNets, whose
-factor widens the bottlenecks alone. The last BatchNorm of a residual branch starts at gamma 0
-(Goyal et al., 2017), so that every block starts as the identity. At width 1 and with the ImageNet
-stem, weights are interchangeable with torchvision's.
+Names and blocks are torchvision's. Source: He et al., CVPR 2016; the width multiplies every stage
+and the stem, as in SimCLR (Chen et al., ICML 2020), while torchvision's wide ResNets widen only the
+bottlenecks. The last BatchNorm of a residual branch starts at gamma 0 (Goyal et al., 2017), so that
+every block starts as the identity. At width 1 and with the ImageNet stem, weights are compatible
+with torchvision's.
 
-`BACKBONES` names those that can be pre-trained: `resnet50`, `resnet50x2`, `resnet18x0.25-small`.
+`BACKBONES` has those that can be pre-trained: `resnet50`, `resnet50x2`, `resnet18x0.25-small`.
 
 Shapes: B batch, C channels, H x W and S x S pixels, D embedding width.
 """
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         width: Factor of every stage's width, one of `WIDTHS`.
         stem: `imagenet`: 7 x 7 convolution of stride 2 and max-pool of stride 2; `small`: 3 x 3 of
             stride 1 and no pool, for images below 64 px.
-        pool: How the stem's max-pool is padded: `symmetric`, PyTorch's, or `same`, TensorFlow's.
+        pool: Padding of the stem's max-pool: `symmetric`, PyTorch's, or `same`, TensorFlow's.
     """
 
     def __init__(
@@ -84,27 +84,26 @@ class ResNet(nn.Module):
 
 
 class SamePool(nn.Module):
-    """TensorFlow's max-pool of 3 x 3 and stride 2 with padding SAME: B x C x H x W -> halves, up.
+    """TensorFlow's 3 x 3 max-pool of stride 2 with padding SAME; sides are halved, rounding up.
 
-    An even side is padded by one at its end, an odd one on both ends, so that windows lie elsewhere
-    than PyTorch's for even sides. Padding never wins.
+    An odd side is padded by one at both ends as in PyTorch, an even side only at its end.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Pool feature maps."""
+        """Pool feature maps, (B, C, H, W)."""
         height, width = maps.shape[-2:]
-        # With ceil_mode an even side's last window sticks out by one at the end.
+        # With ceil_mode the last window of an even side extends beyond it by one.
         padding = (height % 2, width % 2)
         return F.max_pool2d(maps, 3, stride=2, padding=padding, ceil_mode=True)
 
 
 def num_blocks(depth: int) -> tuple[int, ...]:
-    """Return how many blocks each of the four stages of a ResNet of this depth has."""
+    """Return the number of blocks of each of the four stages."""
     return _BLOCKS[depth][1]
 
 
 def _stage(block: type, in_width: int, planes: int, number: int, *, stride: int) -> nn.Sequential:
-    """Build the blocks of a stage, the first with a projection shortcut where shapes change."""
+    """Build the blocks of a stage, the first with a projection shortcut if the shape changes."""
     out_width = planes * block.expansion  # type: ignore[attr-defined]
     shortcut = None
     if stride != 1 or in_width != out_width:
@@ -116,7 +115,7 @@ def _stage(block: type, in_width: int, planes: int, number: int, *, stride: int)
 
 
 def _initialize(network: nn.Module) -> None:
-    """Draw convolutions as He et al. (2015) and set the last gamma of every branch to zero."""
+    """Initialize convolutions as He et al. (2015) and the last gamma of every branch with zero."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -136,15 +135,10 @@ def build_resnet(
     pool: str = "symmetric",
     head_dims: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build a `ResNet` with random weights, as `NetworkSpec.build` does.
+    """Build a `ResNet` with random weights for `NetworkSpec.build`.
 
-    Args:
-        image_size: Not used: the stem is chosen by name.
-        depth: See `ResNet`.
-        width: See `ResNet`.
-        stem: See `ResNet`.
-        pool: See `ResNet`.
-        head_dims: Hidden and output width of a projection head to put behind it; None: no head.
+    `image_size` is not used; `head_dims` are the hidden and output width of an added projection
+    head.
     """
     backbone = ResNet(depth, width=width, stem=stem, pool=pool)
     if head_dims is None:
@@ -154,12 +148,7 @@ def build_resnet(
 
 
 def backbone_name(arch: str, *, width: float = 1.0, stem: str = "imagenet") -> str:
-    """Return the name of a backbone from its parts.
-
-    Raises:
-        UnknownNameError: An unknown architecture, with the nearest.
-        DistillError: A width that is not offered.
-    """
+    """Return the name of a backbone; `DistillError` if there is no such architecture or width."""
     if arch not in ARCHITECTURES:
         raise UnknownNameError("architecture", arch, ARCHITECTURES, "width is given by --width")
     if width not in WIDTHS:
@@ -175,10 +164,10 @@ def build_backbone(name: str, *, image_size: int, crop_fraction: float = 0.875) 
     Args:
         name: As `backbone_name` returns it.
         image_size: Side of its input in pixels.
-        crop_fraction: Share of the image's side that its evaluation view keeps, in (0, 1].
+        crop_fraction: Side of the evaluation crop as a fraction of the image's side, in (0, 1].
 
     Raises:
-        DistillError: Unknown name or an unusable image side.
+        DistillError: Unknown name or an image side that is too small.
     """
     spec = BACKBONES.get(name)
     spec = replace(spec, input=replace(spec.input, crop_fraction=crop_fraction))

@@ -1,9 +1,8 @@
-"""What TensorFlow programs call the weights of a ResNet and of its projection head.
+"""Names of the weights of a ResNet and its projection head in published TensorFlow checkpoints.
 
-Sources: google-research SimCLR (TF1), where layers are numbered in the order of their construction
-and a block builds its projection shortcut before its three convolutions; google-research
-Compressive Visual Representations (TF2), where names follow the objects. Both from what the
-programs wrote, not from their code.
+Sources: google-research SimCLR (TF1), which numbers layers in the order of construction, a block's
+projection shortcut before its three convolutions; google-research Compressive Visual
+Representations (TF2), which names variables by object. Both derived from checkpoints, not code.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from teachers.resnet import num_blocks
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _BOTTLENECK = ("1", "2", "3")  # of conv1, conv2, conv3 and their bn
 
-# Not the base network: optimizer slots and averages would double every layer.
+# Optimizer slots, averages and heads, not the base network.
 _NOT_SIMCLR = (
     r"global_step",
     r".*/Momentum",
@@ -50,16 +49,14 @@ def simclr_layout(depth: int) -> TensorFlowLayout:
 def compressive_layout(depth: int, *, part: str = "resnet") -> TensorFlowLayout:
     """Return the layout of a Compressive Visual Representations file.
 
-    Args:
-        depth: Of the ResNet.
-        part: `resnet`, or `target_resnet` for the momentum copy.
+    `part` is `resnet`, or `target_resnet` for the momentum copy.
     """
     names = _object_names(depth, f"model/_{part}")
     return TensorFlowLayout(names, _SUFFIX, _not_compressive({part}))
 
 
 def projection_layout(depth: int) -> TensorFlowLayout:
-    """Return the layout of a backbone with its projection head behind it (`backbone.`, `head.`)."""
+    """Return the layout of a backbone followed by its projection head (`backbone.`, `head.`)."""
     modules = {
         f"backbone.{module}": name for module, name in _object_names(depth, "model/_resnet").items()
     }
@@ -71,13 +68,13 @@ def projection_layout(depth: int) -> TensorFlowLayout:
 
 
 def _not_compressive(used: set[str]) -> tuple[str, ...]:
-    """Return what a file may hold beside the parts that are used."""
+    """Return patterns of all variables that are not in the used parts."""
     unused = (f"model/_{part}/.*" for part in _COMPRESSIVE_PARTS if part not in used)
     return (*_NEVER_COMPRESSIVE, *unused)
 
 
 def _layers(depth: int) -> Iterator[tuple[str, str]]:
-    """Yield the convolutions and their BatchNorms as SimCLR's program constructs them."""
+    """Yield the convolutions and their BatchNorms in SimCLR's order of construction."""
     yield "conv1", "bn1"
     for stage, number in enumerate(num_blocks(depth)):
         for block in range(number):

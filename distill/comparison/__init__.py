@@ -1,1 +1,1 @@
-"""Compares methods on a grid; `distill.comparison.compare` is where it starts."""
+"""Compares methods on a grid; the entry point is `distill.comparison.compare`."""

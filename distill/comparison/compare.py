@@ -1,9 +1,9 @@
 """Compares methods on a grid of students, teachers and seeds, with equal budgets.
 
-Every run is one of `distill train`, measured by what training measures and by the linear
-classifier; all share the teacher's embeddings on disk, so that it sees each image once. State is
-small files renamed into place (`distill.comparison.trial`): whatever ends the program, the same
-command with --resume goes on.
+Every trial is a run of `distill train`, evaluated by the metrics of training and the linear
+classifier. All trials share the cached embeddings of the teacher, which embeds each image once.
+Their status is kept in small files, written atomically (`distill.comparison.trial`), so that the
+same command with --resume continues after any interruption.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import filelock
 import yaml
 from annotated_types import Ge, Gt
 
@@ -31,6 +30,7 @@ from distill.comparison.trial import (
 from distill.comparison.worker import is_trained
 from distill.config import check_options
 from distill.errors import DistillError
+from distill.files import lock_folder
 from distill.reports.comparison_tables import ComparisonContent, comparison_markdown
 from distill.reports.page import grid_page
 
@@ -41,65 +41,54 @@ GRID, RESULTS = "grid.yaml", "comparison.json"
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """How a comparison is made."""
+    """Options of `distill compare`."""
 
     output: Path | None = None
     """Directory of the comparison; None: under runs/, named after the grid's file."""
     resume: bool = False
-    """Go on with what lies in the output directory, if anything does."""
+    """Continue the comparison in the output directory, if there is one."""
     stop_after: Annotated[float, Gt(0)] | None = None
-    """Minutes after which to end, with a checkpoint of the run in progress."""
+    """Minutes after which to stop, with a checkpoint of the run in progress."""
     jobs: Annotated[int, Ge(1)] = 1
-    """Runs at a time. Each gets its share of the cores and, where there are several, a GPU."""
+    """Runs at a time; each gets an equal share of the cores and, if there are several, a GPU."""
     only: str | None = None
-    """Make only runs whose name holds this shell pattern, and the tuning that they need."""
+    """Train only runs whose name contains this shell pattern, and the tuning they need."""
     retry_failed: bool = False
-    """Make failed runs again; goes with --resume."""
+    """Train failed runs again; needs --resume."""
     keep_checkpoints: bool = False
-    """Keep the checkpoints of finished runs, several times the size of all else."""
+    """Keep the checkpoints of finished runs, which take most of the disk space."""
     dry_run: bool = False
-    """Check the grid, print the runs and how long they will take, and stop."""
+    """Check the grid, print the runs and the estimated time, and stop."""
     table: bool = False
-    """Write tables and page from what is there, without training."""
+    """Write the tables and the page from the finished runs, without training."""
 
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison has come to.
+    """The state of a comparison."""
 
-    Attributes:
-        output: Its directory, with comparison.json, comparison.md and comparison.html; None: it was
-            read from a file, and nothing was written.
-        content: Tables and all else that the page says.
-        num_runs: That the grid (or `--only`) asks for.
-        num_open: Of them not made yet.
-        num_failed: Of them failed.
-        stopped_by: What ended it early: a signal's name or `--stop-after`; None otherwise.
-        seconds_left: What the open runs will take; None when that is not known.
-        num_bytes: Size of the directory.
-    """
-
+    # With comparison.json, comparison.md and comparison.html; None when nothing was written.
     output: Path | None
-    content: ComparisonContent
-    num_runs: int
-    num_open: int
+    content: ComparisonContent  # of the tables and the page
+    num_runs: int  # in the grid, or selected by `--only`
+    num_open: int  # of them not finished
     num_failed: int
-    stopped_by: str | None
-    seconds_left: float | None
-    num_bytes: int
+    stopped_by: str | None  # a signal's name or `--stop-after`
+    seconds_left: float | None  # estimate for the open runs; None if unknown
+    num_bytes: int  # size of the directory
 
 
 def compare(source: Path, options: CompareOptions) -> ComparisonResult:
-    """Make a comparison, go on with one, or make the tables of what is there.
+    """Run a comparison, resume one, or write the tables of its finished runs.
 
     Args:
-        source: The YAML file of the grid, the directory of a comparison, or its comparison.json,
-            whatever that is called now.
-        options: How.
+        source: The YAML file of the grid, the directory of a comparison, or its comparison.json
+            under any name.
+        options: Options of the command.
 
     Raises:
-        DistillError: A grid or a run that cannot be made; runs on the disk that were made with
-            other options; a directory that holds something else, or is in use.
+        DistillError: A grid or run that is not valid; existing runs with different options; a
+            directory that has other content or is in use.
     """
     check_options(options)
     if options.table and options.dry_run:
@@ -107,7 +96,7 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
     comparison = open_comparison(source, options)
     trials = matching(comparison.trials, options.only)
     if options.table:
-        if not _is_results_file(source) and not source.is_dir():  # these bring their own grid
+        if not _is_results_file(source) and not source.is_dir():  # these include their grid
             require_same_options(comparison)
         is_written = not _is_results_file(source) or options.output is not None
         return _result(comparison, trials, writes=is_written)
@@ -116,14 +105,9 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
     if options.dry_run:
         failed, unmeasured = _trials_to_reopen(comparison, trials, options)
         return _result(comparison, trials, writes=False, reopened=[*failed, *unmeasured])
-    comparison.make()
-    lock = filelock.FileLock(comparison.path / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise DistillError(
-            f"{comparison.path} is in use by another process; wait for its end"
-        ) from error
+    for folder in (comparison.path / "runs", comparison.trials_folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(comparison.path)
     try:
         comparison.load()
         failed, unmeasured = _trials_to_reopen(comparison, trials, options)
@@ -148,10 +132,10 @@ def compare(source: Path, options: CompareOptions) -> ComparisonResult:
 
 
 def open_comparison(source: Path, options: CompareOptions) -> Comparison:
-    """Read a grid with what is known of its trials; writes nothing.
+    """Read a grid and the status of its trials; writes nothing.
 
     Raises:
-        DistillError: A source that is no comparison, or an output directory that cannot be used.
+        DistillError: A source that is not a comparison, or an output directory that is not usable.
     """
     if _is_results_file(source):
         output = options.output or (None if options.table else Path("runs") / source.stem)
@@ -171,7 +155,7 @@ def _is_results_file(source: Path) -> bool:
 
 
 def _require_usable(output: Path, options: CompareOptions) -> None:
-    """Refuse a directory that holds something else, or a comparison that was not asked for."""
+    """Raise `DistillError` for other content, or an existing comparison without --resume."""
     if output.exists() and not output.is_dir():
         raise DistillError(f"--output {output} is a file; name a directory")
     holds_comparison = (output / GRID).exists()
@@ -179,9 +163,10 @@ def _require_usable(output: Path, options: CompareOptions) -> None:
         raise DistillError(f"{output} holds no comparison; --table needs one")
     if holds_comparison and not (options.resume or options.table or options.dry_run):
         raise DistillError(
-            f"{output} holds a comparison already; go on with --resume or choose another --output"
+            f"{output} holds a comparison already; continue it with --resume or choose another "
+            "--output"
         )
-    leftovers = {"runs", "trials", "cells", ".lock"}  # of one that was killed early
+    leftovers = {"runs", "trials", "cells", ".lock"}  # of a comparison that was killed early
     entries = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     if not holds_comparison and entries - leftovers:
         raise DistillError(
@@ -192,13 +177,12 @@ def _require_usable(output: Path, options: CompareOptions) -> None:
 def _trials_to_reopen(
     comparison: Comparison, trials: Sequence[Trial], options: CompareOptions
 ) -> tuple[list[Trial], list[Trial]]:
-    """Return failed trials that are to be made again, and finished ones that lack a measure.
+    """Return the failed trials to retry, and the finished trials without a linear accuracy.
 
-    Tuning that a finished trial stands on is not made again. A finished trial can be measured while
-    its student is there.
+    A tuning trial that a finished trial depends on is not retried.
 
     Raises:
-        DistillError: Trials on the disk were made with other options.
+        DistillError: Existing trials have different options.
     """
     done = [trial for name, trial in comparison.trials.items() if comparison.state(name) == "done"]
     in_use = {name for trial in done for name in trial.tuned_by}
@@ -223,60 +207,60 @@ def _trials_to_reopen(
 
 
 def _reopen(comparison: Comparison, failed: Sequence[Trial], unmeasured: Sequence[Trial]) -> None:
-    """Open trials again: a failed one from its last checkpoint, or anew under other options."""
+    """Reopen trials; a failed one resumes from its checkpoint unless its options changed."""
     for trial in failed:
         now = trial.identity(comparison.tuned_values(trial) or {})
-        is_other = _difference(comparison.statuses[trial.name].options, now) is not None
-        comparison.forget(trial.name, with_run=is_other)
+        is_changed = _difference(comparison.statuses[trial.name].options, now) is not None
+        comparison.forget(trial.name, with_run=is_changed)
     for trial in unmeasured:
         status = comparison.statuses[trial.name]
         comparison.set_status(trial.name, replace(status, state="started"))
 
 
 def require_same_options(comparison: Comparison, *, retried: Collection[str] = ()) -> None:
-    """Refuse to mix trials that were made under other options with those that are to come.
+    """Refuse existing trials whose options differ from those of the grid.
 
     Args:
-        comparison: With what is on the disk.
-        retried: Names of failed trials that are made again, whatever they were made with.
+        comparison: The grid and its existing trials.
+        retried: Names of failed trials to retry, which may differ.
 
     Raises:
-        DistillError: Naming the trial, the option and both values; or what is there is of another
-            grid altogether.
+        DistillError: Naming the trial, the option and both values; or no existing trial is in the
+            grid.
     """
-    there = sorted(file.stem for file in comparison.trials_folder.glob("*.json"))
-    if there and comparison.trials.keys().isdisjoint(there):
+    existing = sorted(file.stem for file in comparison.trials_folder.glob("*.json"))
+    if existing and comparison.trials.keys().isdisjoint(existing):
         raise DistillError(
-            f"{comparison.path} holds another comparison, none of whose {len(there)} runs (such as "
-            f"{there[0]}) is in the grid; choose another --output"
+            f"{comparison.path} holds another comparison, none of whose {len(existing)} runs (such "
+            f"as {existing[0]}) is in the grid; choose another --output"
         )
     for name, status in comparison.statuses.items():
         if name in retried:
             continue
         trial, file = comparison.trials[name], comparison.status_file(name)
-        remedy = f"choose another --output, or remove that folder and {file} to make the run anew"
+        remedy = f"choose another --output, or remove that folder and {file} to repeat the run"
         chosen = comparison.tuned_values(trial)
         now = trial.identity(chosen or {})
-        if chosen is None:  # what is still to be chosen cannot be compared
+        if chosen is None:  # tuned options are not known yet
             now = {key: value for key, value in now.items() if key not in trial.method.tune}
         if (different := _difference(status.options, now)) is not None:
             option, was, wanted = different
-            moved = ", leave a link in the old place if it has only moved"
+            moved = ", link the old path to the new one if it has only moved"
             raise DistillError(
-                f"{comparison.run(name)} was made with {option} {was} and the grid now asks for "
+                f"{comparison.run(name)} was made with {option} {was} and the grid now has "
                 f"{wanted}; change the grid back{moved if option in PLACES else ''}, {remedy}"
                 f"{', or retry it with --retry-failed' if status.state == 'failed' else ''}"
             )
         untried = [one for one in trial.tuned_by if comparison.is_open(one)]
         if untried and status.state != "failed":
             raise DistillError(
-                f"{comparison.run(name)} was made with what tuning chose, and now there is one "
-                f"more value to try, {untried[0]}; take it out of tune, {remedy}"
+                f"{comparison.run(name)} was made with tuned values, and the grid now has one more "
+                f"value to try, {untried[0]}; remove it from tune, {remedy}"
             )
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first option that differs; an option that did not exist then is no difference."""
+    """Return the first option that differs, among those that both have."""
     for name, value in now.items():
         if name in was and was[name] != value:
             return name, was[name], value
@@ -307,7 +291,7 @@ def _result(
 
 
 def _write(comparison: Comparison) -> ComparisonContent:
-    """Write the numbers, the tables and the page of what is there."""
+    """Write the results file, the tables and the page."""
     content = read_results(comparison)
     comparison.path.mkdir(parents=True, exist_ok=True)
     comparison.write_text(RESULTS, results_json(comparison, content))
@@ -315,5 +299,5 @@ def _write(comparison: Comparison) -> ComparisonContent:
     comparison.write_text("comparison.html", grid_page(content))
     names = {file.stem for file in comparison.trials_folder.glob("*.json")}
     if others := len(names - set(comparison.trials)):
-        logger.info(f"{others} runs on the disk are not part of the grid and are left alone")
+        logger.info(f"{others} existing runs are not in the grid and are ignored")
     return content

@@ -1,10 +1,9 @@
 """Reads the grid of a comparison: which methods, students, teachers and seeds, as YAML.
 
-docs/comparison-grid.md describes the file. What decides the budget of a run (`BUDGET`) can be set
-under `common` alone, so that budgets are equal by construction; a method or a student that sets one
-is refused. Every other option is one of `distill train` by name. Here the shape of the file is
-checked; the options of a trial are, once all that lies over each other is known, where the trial is
-(`distill.comparison.trial`).
+docs/comparison-grid.md describes the file. The options that decide the budget of a run (`BUDGET`)
+can be set only under `common`, so that budgets are equal by construction. Every other option is one
+of `distill train`. This module checks the structure of the file; `distill.comparison.trial` merges
+and checks the options of each trial.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,117 +21,75 @@ from distill.config import TeacherOptions, as_options, read_yaml
 from distill.errors import DistillError, nearest_match
 from distill.parsing import shown
 
-# What decides the budget of a run, beside its seed. It is the same for all runs of a grid.
+# The options that decide the budget of a run; equal for all runs of a grid.
 BUDGET = ("epochs", "batch_size", "image_size", "data", "holdout", "on_bad_image")
 _OF_TEACHERS = ("teacher", "teacher_weights", "teacher_image_size", "teacher_cache")
 _ELSEWHERE = {
     "seed": "list seeds under seeds, so that they are the same for all",
     "student": "list it under students",
     **dict.fromkeys(_OF_TEACHERS, "list it under teachers"),
-    **dict.fromkeys(("output", "resume"), "every run has a directory of its own; leave it out"),
+    **dict.fromkeys(("output", "resume"), "every run has its own directory; leave it out"),
 }
 _UNDER_COMMON = "it decides the budget; set it under common, so that it is the same for all"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
-
-    Attributes:
-        name: As people read it.
-        options: Of every run of it.
-        per_student: Further options by student.
-        tune: Values to choose from by option; empty: nothing is tuned.
-        is_reference: Whether it stands beside the compared methods and is never marked as best.
-    """
+    """A row of the table."""
 
     name: str
-    options: Mapping[str, Any]
-    per_student: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tune: Mapping[str, list[Any]] = field(default_factory=dict)
-    is_reference: bool = False
+    options: Mapping[str, Any]  # of all of its runs
+    per_student: Mapping[str, Mapping[str, Any]]  # further options by student
+    tune: Mapping[str, list[Any]]  # values to try by option; empty: nothing is tuned
+    is_reference: bool = False  # shown for reference, never marked as best
 
-    def tuning_values(self, fixed: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Return every setting that is tried; none when nothing is tuned.
-
-        Args:
-            fixed: Options that are given for the student and are not to be tuned for it.
-        """
+    def tuning_values(self, fixed: Collection[str]) -> list[dict[str, Any]]:
+        """Return every combination of values to try, without options `fixed` for the student."""
         tune = {name: values for name, values in self.tune.items() if name not in fixed}
         if not tune:
             return []
         return [dict(zip(tune, one, strict=True)) for one in itertools.product(*tune.values())]
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher: what to call it, and its options."""
-
-    name: str
-    options: Mapping[str, Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class GridSettings:
-    """The plain values of a grid.
-
-    Attributes:
-        students: Names, at least one.
-        seeds: Of the runs, one run each.
-        tune_epochs: Length of a tuning run; None: as the others.
-        tune_holdout: Share of the training images that tuning holds out; None: as the others.
-        max_tuning_runs: How many are allowed for one method, student and teacher.
-        linear: Whether the linear classifier is measured.
-    """
+    """The plain values of a grid."""
 
     students: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    tune_epochs: Annotated[int, Ge(1)] | None = None
-    tune_holdout: Annotated[float, Gt(0)] | None = None
-    max_tuning_runs: Annotated[int, Ge(1)] = 3
-    linear: bool = True
+    tune_epochs: Annotated[int, Ge(1)] | None = None  # None: as the other runs
+    tune_holdout: Annotated[float, Gt(0)] | None = None  # fraction of the training images
+    max_tuning_runs: Annotated[int, Ge(1)] = 3  # for one method, student and teacher
+    linear: bool = True  # train the linear classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(GridSettings):
-    """What is compared.
+    """A checked grid."""
 
-    Attributes:
-        source: What to call the file in messages.
-        content: The file as YAML gives it.
-        common: Options of all runs, the budget among them.
-        teachers: At least one.
-        methods: At least one.
-        per_student: Options of all methods by student.
-    """
-
-    source: str
-    content: Mapping[str, Any]
-    common: Mapping[str, Any]
-    teachers: tuple[Teacher, ...]
+    source: str  # names the file in messages
+    content: Mapping[str, Any]  # as parsed from YAML
+    common: Mapping[str, Any]  # options of all runs, including the budget
+    teachers: Mapping[str, Mapping[str, Any]]  # options by name
     methods: tuple[Method, ...]
-    per_student: Mapping[str, Mapping[str, Any]]
+    per_student: Mapping[str, Mapping[str, Any]]  # options of all methods by student
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid.
-
-    Raises:
-        DistillError: A file that cannot be read, and what `parse_grid` refuses.
-    """
+    """Read a grid; `DistillError` if the file cannot be read, or as `parse_grid`."""
     return parse_grid(read_yaml(path, kind="grid"), source=f"grid {path}")
 
 
 def parse_grid(content: Mapping[str, Any], *, source: str) -> Grid:
-    """Check the shape of a grid.
+    """Check the structure of a grid.
 
     Args:
-        content: As YAML gives it.
-        source: What to call it in messages.
+        content: As parsed from YAML.
+        source: Names it in messages.
 
     Raises:
         DistillError: An unknown key (with the nearest), a value of the wrong type, an option in the
-            wrong place, too many tuning runs, or tuning without images to choose by.
+            wrong place, too many tuning runs, or tuning without held-out images.
     """
     given = _options(content, source)
     nested = ("data", "common", "teachers", "methods", "per_student", "tune")
@@ -173,13 +130,13 @@ def _common(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     return options
 
 
-def _teachers(value: Any, source: str) -> tuple[Teacher, ...]:
+def _teachers(value: Any, source: str) -> dict[str, dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise DistillError(
             f"{source} has the teachers {shown(value)}; give a list of names such as "
             "[timm:resnet50]"
         )
-    teachers = []
+    names, all_options = [], []
     for entry in value:
         where = f"{source}, teacher {shown(entry)}"
         options = {"teacher": entry} if isinstance(entry, str) else _options(entry, where)
@@ -187,12 +144,13 @@ def _teachers(value: Any, source: str) -> tuple[Teacher, ...]:
         if not isinstance(options.get("teacher"), str) or not isinstance(name, str):
             raise DistillError(
                 f"{source} has the teacher {shown(entry)}; write a name, or a mapping with teacher "
-                "and, if need be, name, teacher_weights, teacher_image_size"
+                "and, optionally, name, teacher_weights, teacher_image_size"
             )
         as_options(TeacherOptions, options, source=where)
-        teachers.append(Teacher(name, options))
-    _require_distinct([teacher.name for teacher in teachers], f"{source}, teachers")
-    return tuple(teachers)
+        names.append(name)
+        all_options.append(options)
+    _require_distinct(names, f"{source}, teachers")
+    return dict(zip(names, all_options, strict=True))
 
 
 def _methods(
@@ -215,7 +173,7 @@ def _methods(
         if not isinstance(is_reference, bool):
             raise DistillError(f"{where} has reference {shown(is_reference)}; give true or false")
         _refuse_misplaced(options, where)
-        # What a method fixes is not tuned for it.
+        # Options that a method sets are not tuned.
         own_tune = {key: values for key, values in own_tune.items() if key not in options}
         methods.append(Method(str(name), options, per_student, own_tune, is_reference))
     return tuple(methods)
@@ -250,24 +208,24 @@ def _tune(value: Any, where: str) -> dict[str, list[Any]]:
 
 
 def _require_tuning(grid: Grid) -> None:
-    """Refuse more tuning runs than allowed, and tuning that has nothing to choose by."""
+    """Refuse more tuning runs than allowed, and tuning without held-out images."""
     for method in grid.methods:
         number = math.prod(map(len, method.tune.values())) if method.tune else 0
         if number > grid.max_tuning_runs:
             raise DistillError(
-                f"{grid.source}: {method.name!r} would be tuned by {number} runs for each student "
-                f"and teacher, {grid.max_tuning_runs} are allowed; list fewer values or raise "
+                f"{grid.source}: {method.name!r} needs {number} tuning runs for each student and "
+                f"teacher, {grid.max_tuning_runs} are allowed; list fewer values or raise "
                 "max_tuning_runs"
             )
     share = grid.common.get("holdout") if grid.tune_holdout is None else grid.tune_holdout
     if share == 0 and any(method.tune for method in grid.methods):
         raise DistillError(
-            f"{grid.source} tunes on held-out training images and holds none out; set tune_holdout"
+            f"{grid.source} tunes on held-out training images but holds none out; set tune_holdout"
         )
 
 
 def _options(value: Any, where: str) -> dict[str, Any]:
-    """Return options by name; hyphens and underscores are the same, nothing is no option."""
+    """Return options by name, with underscores for hyphens; none for an empty value."""
     given = _mapping(value, where)
     options = {str(name).replace("-", "_"): one for name, one in given.items()}
     if len(options) < len(given):

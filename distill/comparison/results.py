@@ -1,9 +1,9 @@
-"""What a comparison has found so far: its tables and curves, and its results as one file.
+"""The results of a comparison: its tables and curves, and one file of all results.
 
-comparison.json holds the grid, every number of every trial and the tables. It can be kept beside
-code in place of the directory: `distill compare FILE --table` prints its tables, and with --output
-the comparison goes on from it elsewhere. Such a file may be older than the options of today: tables
-are made from what the trials say of themselves.
+comparison.json has the grid, every metric of every trial and the tables. It can be kept in place of
+the directory: `distill compare FILE --table` prints its tables, and --output continues the
+comparison in another directory. The file may be older than today's options, so the tables use only
+what it records.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from distill.reports.comparison_tables import (
 from distill.reports.content import Curves, Series
 from distill.terminal import described_seconds
 
-FORMAT = "distill comparison, version 2"  # version 1 held no grid
-_MAX_CURVES = 7  # of a figure: as many as there are colors and dashes
+FORMAT = "distill comparison, version 2"  # version 1 had no grid
+_MAX_CURVES = 7  # of a figure: the number of colors and dashes
 _RECORD = ("state", "options", "metrics", "holdout_curve", "seconds", "error")
 
 
 def read_results(comparison: Comparison) -> ComparisonContent:
-    """Return what there is to say about a comparison; trials may be missing."""
+    """Return the content of the tables and the page; trials may be missing."""
     grid, statuses = comparison.grid, comparison.statuses
-    places = [(student, teacher.name) for teacher in grid.teachers for student in grid.students]
+    places = [(student, teacher) for teacher in grid.teachers for student in grid.students]
     compared = [trial for trial in comparison.trials.values() if trial.tuning is None]
     by_place = {
         place: [trial for trial in compared if (trial.student, trial.teacher) == place]
@@ -109,14 +109,14 @@ def results_json(comparison: Comparison, content: ComparisonContent) -> str:
 
 
 def read_results_file(file: Path, path: Path | None) -> Comparison:
-    """Read comparison.json, whatever it is called.
+    """Read comparison.json, under any name.
 
     Args:
         file: The file.
-        path: The directory where the comparison is to go on; None: it is only looked at.
+        path: The directory in which to continue the comparison; None: only show it.
 
     Raises:
-        DistillError: It cannot be read, is something else, or of a version that held no grid.
+        DistillError: It cannot be read, is another kind of file, or of a version without a grid.
     """
     try:
         content = checked(parse_json(file.read_text(encoding="utf-8")), dict[str, Any])
@@ -171,7 +171,7 @@ def _table(
             train_seconds=mean(seconds) if seconds else None,
         )
         rows.append(row)
-    # One trial of each seed has measured what was there before training.
+    # One trial of each seed has measured the teacher and the untrained student.
     by_seed: dict[int, Mapping[str, float]] = {}
     for trial in sorted(trials, key=_is_unusual):
         status = comparison.statuses.get(trial.name)
@@ -195,7 +195,7 @@ def _spreads(
 
 
 def _is_unusual(trial: Trial) -> tuple[bool, bool, bool]:
-    """Rank a trial by what its numbers before training are of, the usual first."""
+    """Sort trials whose untrained student or teacher is not the default last."""
     options = trial.options
     return (
         options.get("teacher_view") == "student",  # measured at the student's size
@@ -205,10 +205,10 @@ def _is_unusual(trial: Trial) -> tuple[bool, bool, bool]:
 
 
 def held_out_curves(trials: Sequence[Trial], statuses: Mapping[str, TrialStatus]) -> list[Curves]:
-    """Return accuracy on held-out training images as training goes on, a mean over seeds.
+    """Return curves of the accuracy on held-out training images, the mean over seeds.
 
-    Methods have losses of their own, which cannot be drawn on one axis; this check is the same for
-    all. A figure has at most seven methods; all figures have one vertical axis.
+    Unlike the losses it is comparable between methods. A figure has at most seven methods; all
+    figures share the range of the vertical axis.
 
     Args:
         trials: Of one student and one teacher.
@@ -242,7 +242,7 @@ def held_out_curves(trials: Sequence[Trial], statuses: Mapping[str, TrialStatus]
 
 
 def _mean_curve(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Return the mean over runs at the epochs that all of them have."""
+    """Return the mean over runs at the epochs that all runs have."""
     by_epoch: dict[int, list[float]] = {}
     for run in runs:
         for epoch, value in run:
@@ -267,7 +267,7 @@ def _budget(comparison: Comparison) -> dict[str, str]:
 
 
 def _options_of(comparison: Comparison, *, is_tuning: bool) -> Mapping[str, Any]:
-    """Return the options of a trial as it was made, else as the grid asks for them."""
+    """Return the options of the first trial that has started, else of the first in the grid."""
     trials = [t for t in comparison.trials.values() if (t.tuning is not None) == is_tuning]
     made = [trial for trial in trials if trial.name in comparison.statuses]
     if made:
@@ -302,7 +302,7 @@ def _tuning_facts(comparison: Comparison) -> str:
     return (
         f"Each value was tried in one run of {length} with seed {comparison.grid.seeds[0]}; the "
         "value whose student had the highest nearest-neighbor accuracy on the held-out training "
-        f"images{images or ','} was taken for all seeds. Validation images chose nothing."
+        f"images{images or ','} was used for all seeds. Validation images were not used."
     )
 
 
@@ -323,11 +323,9 @@ def _notes(comparison: Comparison) -> list[str]:
     common = {name: value for name, value in grid.common.items() if name not in BUDGET}
     notes = [f"All runs: {_setting(common)}."] if common else []
     notes += [f"With {name}: {_setting(options)}." for name, options in grid.per_student.items()]
-    notes += ["The linear classifier is measured of trained students alone."] if grid.linear else []
+    notes += ["Only trained students have a linear accuracy."] if grid.linear else []
     references = [method.name for method in grid.methods if method.is_reference]
-    if references:
-        notes.append(f"Beside the comparison, as references: {', '.join(references)}.")
-    return notes
+    return notes + ([f"For reference only: {', '.join(references)}."] if references else [])
 
 
 def _method_words(method: Method) -> str:
@@ -338,10 +336,9 @@ def _method_words(method: Method) -> str:
 
 
 def _setting(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in options.items())
+    def plain(value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
 
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
+    return ", ".join(f"{name} {plain(value)}" for name, value in options.items())

@@ -1,11 +1,11 @@
-"""Makes the trials of a comparison, one or more at a time, until all are made or someone says stop.
+"""Runs the trials of a comparison, one or more at a time.
 
-Each trial has a process of its own (`distill.comparison.worker`), its share of the cores, and a GPU
-of its own where there is more than one: two PyTorch processes that each start a thread for every
-core slow each other many times over, and two on one GPU share its memory.
+Each trial has its own process (`distill.comparison.worker`) with an equal share of the cores and,
+if there are several GPUs, its own GPU: PyTorch processes that each start a thread for every core
+slow each other down many times, and processes on one GPU share its memory.
 
-A trial that fails is written down with its sentence and the next one begins. A trial that is killed
-(by the system, for memory, or by a person) is neither done nor failed: --resume goes on with it.
+A failed trial is recorded with its error message, and the next one starts. A killed trial is
+neither done nor failed: --resume continues it.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ OUT_OF_TIME = "--stop-after"
 
 
 def require_runnable(comparison: Comparison, trials: Sequence[Trial]) -> None:
-    """Refuse trials that cannot be made, before the first run; writes nothing.
+    """Check all trials before the first run, so that none fails hours later; writes nothing.
 
-    Hours into a grid is too late to learn that a student's name is wrong. The options of every
-    trial are checked, and each method is prepared once with each student and teacher, networks and
-    all, exactly as training will.
+    The options of every trial are checked, and each combination of method, student and teacher is
+    set up once, with its networks, exactly as for training.
 
     Raises:
-        DistillError: Naming the trial, with the sentence that training would end with; data without
-            validation labels, which nothing can be measured on.
+        DistillError: Naming the trial, with the message of training; or no labeled validation
+            images to evaluate on.
     """
     new = [trial for trial in trials if trial.name not in comparison.statuses]
     for trial in new:
@@ -80,11 +79,7 @@ def _named(trial: Trial) -> Iterator[None]:
 
 
 def slot_environments(jobs: int) -> list[dict[str, str]]:
-    """Return what the environment of a trial's process has beyond ours, for each slot.
-
-    Args:
-        jobs: Trials at a time, at least 1; 1: nothing is shared, nothing set.
-    """
+    """Return the environment variables to add for each of `jobs` concurrent trials."""
     import torch
 
     if jobs == 1:
@@ -100,11 +95,11 @@ def slot_environments(jobs: int) -> list[dict[str, str]]:
 
 
 def seconds_left(comparison: Comparison, trials: Sequence[Trial]) -> float | None:
-    """Return how long the trials that are not made will take; None when none has been made.
+    """Estimate how long the open trials will take; None if none has finished.
 
-    A trial takes what trials of the same method and student took on average, else of the same
-    student, else any, in proportion to its epochs. A teacher's first trial embeds the images, too,
-    and counts only until there are others.
+    The estimate is the mean time per epoch of the same method and student, else of the same
+    student, else of all. The first trial of a teacher also embeds the images and counts only if
+    there are no others.
     """
     made = [
         (trial, comparison.statuses[trial.name].seconds / _num_epochs(trial))
@@ -126,20 +121,20 @@ def _seconds_per_epoch(trial: Trial, made: Sequence[tuple[Trial, float]]) -> flo
 
 
 def _num_epochs(trial: Trial) -> float:
-    """Return a trial's length; a recipe's, where the grid leaves it to one."""
+    """Return the epochs of a trial, from the grid or from the recipe."""
     return float(trial.options.get("epochs") or trial.budget()["epochs"] or 1)
 
 
 class Runner:
-    """Makes trials.
+    """Runs trials.
 
     Args:
-        comparison: Of which; its directory is made and locked.
-        trials: To be made, tuning runs before those that they choose for.
-        stop_after: Minutes after which to stop; None: when all trials are made.
+        comparison: The comparison; its directory exists and is locked.
+        trials: The trials to run, tuning runs first.
+        stop_after: Minutes after which to stop; None: when all trials are finished.
         jobs: Trials at a time.
-        keep_checkpoints: Whether finished trials keep theirs.
-        on_change: Called after every trial that ended.
+        keep_checkpoints: Keep the checkpoints of finished trials.
+        on_change: Called after every trial.
     """
 
     def __init__(
@@ -159,16 +154,11 @@ class Runner:
         self.running: dict[Future[int], tuple[Trial, dict[str, str]]] = {}
 
     def run(self) -> str | None:
-        """Make the trials that are not made yet.
-
-        Returns:
-            None when no trial is left to start, else what stopped it: a signal's name or
-            `OUT_OF_TIME`.
-        """
+        """Run the open trials; return None at the end, else the signal or `OUT_OF_TIME`."""
         if not self.keep_checkpoints:
             for trial in self.trials:
                 if self.comparison.state(trial.name) == "done":
-                    remove_checkpoints(self.comparison.run(trial.name))  # killed before it could
+                    remove_checkpoints(self.comparison.run(trial.name))  # if it was killed first
         free = slot_environments(self.jobs)
         is_abandoned = threading.Event()
         with StopRequest() as stop, ThreadPoolExecutor(self.jobs) as threads:
@@ -179,7 +169,7 @@ class Runner:
 
             def should_stop() -> bool:
                 if is_abandoned.is_set():
-                    raise KeyboardInterrupt  # which ends the process of the trial at once
+                    raise KeyboardInterrupt  # kills the process of the trial
                 return stopped_by() is not None
 
             try:
@@ -200,25 +190,25 @@ class Runner:
                         self._report(trial, future.result())
                         self.on_change()
             except BaseException:
-                is_abandoned.set()  # a second Ctrl-C, or a defect
+                is_abandoned.set()  # a second Ctrl-C, or a bug
                 raise
 
     def _next(self) -> Trial | None:
-        """Take the first trial whose options are known from those that wait."""
+        """Take the first waiting trial whose tuning is finished."""
         for trial in list(self.waiting):
-            under_way = {one.name for one, _ in self.running.values()}
-            under_way.update(one.name for one in self.waiting)
-            if under_way.intersection(trial.tuned_by):
+            unfinished = {one.name for one, _ in self.running.values()}
+            unfinished.update(one.name for one in self.waiting)
+            if unfinished.intersection(trial.tuned_by):
                 continue
             self.waiting.remove(trial)
             if self.comparison.tuned_values(trial) is not None:
                 return trial
             if not any(map(self.comparison.is_open, trial.tuned_by)):
-                error = "no tuning run of it ended with an accuracy on held-out images"
+                error = "none of its tuning runs has an accuracy on held-out images"
                 self.comparison.set_status(
                     trial.name, TrialStatus("failed", trial.identity({}), error=error)
                 )
-                logger.info(f"{trial.name} is left out: {error}")
+                logger.info(f"{trial.name} is skipped: {error}")
         return None
 
     def _start(self, trial: Trial) -> Request:
@@ -239,9 +229,9 @@ class Runner:
         return request
 
     def _measured(self, trial: Trial) -> str:
-        """Return what is measured: teacher and untrained student once for all methods of a seed."""
+        """Return --measure: "all" for one trial of each teacher, untrained student and seed."""
         if trial.tuning is not None:
-            return "none"  # its check on held-out images is all that counts
+            return "none"  # only its accuracy on held-out images counts
         running = {one.name for one, _ in self.running.values()}
         for other in self.comparison.trials.values():
             if other is trial or other.tuning is not None or _untrained(other) != _untrained(trial):
@@ -252,7 +242,7 @@ class Runner:
         return "all"
 
     def _report(self, trial: Trial, exit_status: int) -> None:
-        """Say what became of a trial; one that neither ended nor said why is left as started."""
+        """Log the result of a trial; a killed one stays started."""
         status = self.comparison.statuses[trial.name]
         if status.state == "done":
             numbers = [f"{n} {status.metrics[n]:.4f}" for n in MEASURES if n in status.metrics]
@@ -261,17 +251,17 @@ class Runner:
             took = described_seconds(status.seconds)
             logger.info(f"done in {took}: {trial.name}: {', '.join(numbers)}")
         elif status.state == "failed":
-            logger.info(f"failed, the others go on: {trial.name}: {status.error}")
+            logger.info(f"failed, the others continue: {trial.name}: {status.error}")
         elif exit_status not in (130, 143):
-            by = f"with status {exit_status} and no word"
+            by = f"with status {exit_status} without a message"
             if exit_status < 0:
                 by = f"by {signal.Signals(-exit_status).name}"
-            logger.info(f"ended {by}: {trial.name}; --resume goes on with it")
-        made = len(self.trials) - self.comparison.num_open(self.trials)
-        logger.info(f"{made} of {len(self.trials)} runs are made")
+            logger.info(f"ended {by}: {trial.name}; continue it with --resume")
+        num_finished = len(self.trials) - self.comparison.num_open(self.trials)
+        logger.info(f"{num_finished} of {len(self.trials)} runs are finished")
 
 
 def _untrained(trial: Trial) -> tuple[object, ...]:
-    """Return what decides the numbers of the teacher and the untrained student."""
+    """Return what decides the metrics of the teacher and the untrained student."""
     own = ("teacher_view", "student_weights", "student_init")
     return trial.student, trial.teacher, trial.seed, *(trial.options.get(name) for name in own)

@@ -1,16 +1,16 @@
-"""The trials of a comparison: their options, what tuning chooses for them, their record on disk.
+"""The trials of a comparison: their options, the values that tuning chooses, their status on disk.
 
-A trial is one run: a method, a student, a teacher and a seed; or a tuning run, whose seed is the
-first one. Options are laid over each other in this order: the method's recipe, `common`,
-`per_student`, the method, its own `per_student`, what tuning chose.
+A trial is one run of a method, a student, a teacher and a seed, or a tuning run with the first
+seed. Options override each other in this order: the method's recipe, `common`, `per_student`, the
+method, its own `per_student`, the tuned values.
 
     OUTPUT/grid.yaml            the grid
-    OUTPUT/runs/NAME/           the run, a directory as `distill train` leaves it
-    OUTPUT/trials/NAME.json     what became of it: state, options, numbers, curve
-    OUTPUT/comparison.json      all of that in one file, with the tables; comparison.md and .html
+    OUTPUT/runs/NAME/           the run directory, as of `distill train`
+    OUTPUT/trials/NAME.json     its status: state, options, metrics, curve
+    OUTPUT/comparison.json      all results in one file; the tables are comparison.md and .html
 
-A trial that was killed is `started` there and has its checkpoints: it goes on from the newest. Of a
-finished one, tables, page and --resume need the record alone.
+A trial that was killed stays `started` and resumes from its newest checkpoint. The tables and
+--resume need only the status file of a finished trial.
 """
 
 from __future__ import annotations
@@ -26,51 +26,41 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.comparison.grid import BUDGET, Grid, Method, Teacher
+from distill.comparison.grid import BUDGET, Grid, Method
 from distill.config import flattened
 from distill.errors import DistillError
 from distill.files import atomic_write
 from distill.parsing import as_dataclass, parse_json
 from distill.training.configuration import configure, identity
 
-# What a run may change when it is resumed, and a trial of a comparison may not.
+# Options that a resumed run may change, but a trial may not.
 PLACES = ("data", "teacher_weights", "student_weights")
-_MAX_NAME = 200  # characters; file systems take 255 bytes
+_MAX_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run.
+    """One run."""
 
-    Attributes:
-        name: Of its directory.
-        method: What is compared.
-        student: Its name.
-        teacher: Its name.
-        seed: Of the run.
-        options: Given to `distill train`, without what tuning chooses.
-        tuning: What is tried, when it is a tuning run.
-        tuned_by: Names of the tuning runs that choose for it.
-    """
-
-    name: str
+    name: str  # of its directory
     method: Method
     student: str
     teacher: str
     seed: int
-    options: Mapping[str, Any] = field(repr=False)
-    tuning: Mapping[str, Any] | None = None
-    tuned_by: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(repr=False)  # of `distill train`, without tuned values
+    tuning: Mapping[str, Any] | None = None  # the values that a tuning run tries
+    tuned_by: tuple[str, ...] = ()  # names of its tuning runs
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Method, student and teacher: what the seeds of a mean share."""
+        """Method, student and teacher, the same for all seeds."""
         return self.method.name, self.student, self.teacher
 
     def identity(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every option that decides what the trial is, with what tuning chose.
+        """Return every option that defines the trial; an existing trial must have the same.
 
-        A trial on the disk is kept when this is what it was made with.
+        Args:
+            chosen: The tuned values.
         """
         config = configure({**self.options, **chosen})
         flat = flattened(config)
@@ -79,19 +69,19 @@ class Trial:
         return {**identity(config), **places}
 
     def budget(self) -> dict[str, Any]:
-        """Return the options that decide what the trial may spend; None follows the data."""
+        """Return the options in `BUDGET`; None follows the data."""
         config = flattened(configure(self.options))
         return {name: config[name] for name in BUDGET}
 
 
 def make_trials(grid: Grid) -> dict[str, Trial]:
-    """Return all trials by name, in the order that they are made: tuning, then seed by seed.
+    """Return all trials by name, in the order of execution: tuning, then seed by seed.
 
     Raises:
         DistillError: Two trials would share a name.
     """
     tuning, compared = [], []
-    for teacher in grid.teachers:
+    for teacher, teacher_options in grid.teachers.items():
         for student in grid.students:
             for method in grid.methods:
                 options = {
@@ -99,22 +89,20 @@ def make_trials(grid: Grid) -> dict[str, Trial]:
                     **grid.per_student.get(student, {}),
                     **method.options,
                     **method.per_student.get(student, {}),
-                    **teacher.options,
+                    **teacher_options,
                     "student": student,
                 }
                 mine = _tuning_trials(grid, method, student, teacher, options)
                 tuning += mine
+                by = tuple(trial.name for trial in mine)
                 for seed in grid.seeds:
-                    name = _slug(method.name, student, teacher.name, f"seed{seed}")
-                    asked = {**options, "seed": seed}
-                    by = tuple(trial.name for trial in mine)
-                    compared.append(
-                        Trial(name, method, student, teacher.name, seed, asked, tuned_by=by)
-                    )
+                    name = _slug(method.name, student, teacher, f"seed{seed}")
+                    own = {**options, "seed": seed}
+                    compared.append(Trial(name, method, student, teacher, seed, own, tuned_by=by))
     compared.sort(key=lambda trial: grid.seeds.index(trial.seed))
     trials: dict[str, Trial] = {}
     for trial in (*tuning, *compared):
-        # File systems may not tell upper from lower case.
+        # File systems may ignore case.
         other = trials.setdefault(trial.name.lower(), trial)
         if other is not trial:
             raise DistillError(
@@ -125,7 +113,7 @@ def make_trials(grid: Grid) -> dict[str, Trial]:
 
 
 def _tuning_trials(
-    grid: Grid, method: Method, student: str, teacher: Teacher, options: Mapping[str, Any]
+    grid: Grid, method: Method, student: str, teacher: str, options: Mapping[str, Any]
 ) -> list[Trial]:
     lengths = {"epochs": grid.tune_epochs, "holdout": grid.tune_holdout, "seed": grid.seeds[0]}
     lengths = {name: value for name, value in lengths.items() if value is not None}
@@ -133,26 +121,20 @@ def _tuning_trials(
     trials = []
     for values in method.tuning_values(fixed):
         words = "-".join(f"{name}-{value}" for name, value in values.items())
-        name = _slug(method.name, student, teacher.name, f"tune-{words}")
-        asked = {**options, **values, **lengths}
-        trials.append(
-            Trial(name, method, student, teacher.name, grid.seeds[0], asked, tuning=values)
-        )
+        name = _slug(method.name, student, teacher, f"tune-{words}")
+        own = {**options, **values, **lengths}
+        trials.append(Trial(name, method, student, teacher, grid.seeds[0], own, tuning=values))
     return trials
 
 
 def _slug(*parts: str) -> str:
-    """Return a file name: no separators, no leading dots, whatever a received grid says."""
+    """Return a safe file name, without separators and leading dots."""
     slugs = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)
     return "--".join(slug or "-" for slug in slugs)[:_MAX_NAME]
 
 
 def require_equal_budgets(trials: Iterable[Trial], source: str) -> None:
-    """Refuse options that no run can have, and a budget that a recipe decides for its method alone.
-
-    Raises:
-        DistillError: Naming trial or methods.
-    """
+    """Raise `DistillError` for invalid options of a trial, and for unequal budgets."""
     first: tuple[Trial, dict[str, Any]] | None = None
     for trial in trials:
         try:
@@ -172,7 +154,7 @@ def require_equal_budgets(trials: Iterable[Trial], source: str) -> None:
 
 
 def matching(trials: Mapping[str, Trial], pattern: str | None) -> list[Trial]:
-    """Return the trials whose names hold a shell pattern, and the tuning runs that they need.
+    """Return the trials whose names contain a shell pattern, and the tuning runs they need.
 
     Raises:
         DistillError: The pattern matches none.
@@ -190,37 +172,24 @@ def matching(trials: Mapping[str, Trial], pattern: str | None) -> list[Trial]:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """What became of a trial.
-
-    Attributes:
-        state: `started`, `done` or `failed`.
-        options: Every option that decides what the trial is (`Trial.identity`).
-        metrics: As in metrics.json, when done.
-        holdout_curve: Epoch and nearest-neighbor accuracy of every check on held-out training
-            images.
-        seconds: Time it took, without the waiting between two starts.
-        error: Why it failed, a sentence.
-    """
+    """The state and the results of a trial."""
 
     state: Literal["started", "done", "failed"]
-    options: dict[str, Any]
-    metrics: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any]  # `Trial.identity`
+    metrics: dict[str, float] = field(default_factory=dict)  # as in metrics.json, when done
+    # Epoch and nearest-neighbor accuracy of every check on held-out training images.
     holdout_curve: tuple[tuple[int, float], ...] = ()
-    seconds: float = 0.0
-    error: str | None = None
+    seconds: float = 0.0  # without the time between two starts
+    error: str | None = None  # the message, when failed
 
     @property
     def holdout_nn_accuracy(self) -> float | None:
-        """The accuracy of the last check on held-out training images; None without one."""
+        """The last accuracy on held-out training images; None without a check."""
         return self.holdout_curve[-1][1] if self.holdout_curve else None
 
 
 def parse_status(content: Any) -> TrialStatus:
-    """Return a status from JSON; one that was written before trials were called so, too.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return a status from JSON, also of older versions; `ValueError` if it is not one."""
     if isinstance(content, dict) and isinstance(content.get("asked"), dict):
         content = dict(content)
         options = {**content.pop("asked")}
@@ -231,21 +200,21 @@ def parse_status(content: Any) -> TrialStatus:
 
 
 def write_status(file: Path, status: TrialStatus) -> None:
-    """Write what became of a trial; the file is whole or as before."""
+    """Write the status of a trial atomically."""
     atomic_write(file, (json.dumps(asdict(status), indent=1) + "\n").encode())
 
 
 class Comparison:
-    """A grid with its trials and what became of each; on the disk, unless it was read from a file.
+    """A grid with the status of its trials.
 
     Args:
         grid: What is compared.
-        path: Its directory; nothing is written until a method says so.
-        known: What is known of trials from elsewhere; what lies in the directory goes before it.
+        path: The directory; only methods that say so write to it.
+        known: Statuses from a results file; status files in the directory override them.
 
     Attributes:
-        trials: By name, in the order that they are made.
-        statuses: Of those that have been started, by name.
+        trials: By name, in the order of execution.
+        statuses: Of the trials that have started, by name.
     """
 
     def __init__(
@@ -258,17 +227,13 @@ class Comparison:
         self.load()
 
     def load(self) -> None:
-        """Read what lies on the disk.
-
-        Raises:
-            DistillError: A file that is damaged.
-        """
+        """Read all status files; `DistillError` if one is damaged."""
         self.statuses = dict(self._known)
         for name in self.trials:
             self.load_status(name)
 
     def load_status(self, name: str) -> None:
-        """Read what became of one trial, which another process has written."""
+        """Read the status file of one trial, if it exists."""
         file = self.status_file(name)
         if not file.exists():
             return
@@ -281,12 +246,12 @@ class Comparison:
 
     @property
     def trials_folder(self) -> Path:
-        """Folder of the records of the trials, under its name of before where it has that."""
+        """Folder of the status files; older comparisons call it `cells`."""
         old = self.path / "cells"
         return old if old.is_dir() else self.path / "trials"
 
     def status_file(self, name: str) -> Path:
-        """Return the record of a trial."""
+        """Return the path of a trial's status file."""
         return self.trials_folder / f"{name}.json"
 
     def run(self, name: str) -> Path:
@@ -298,21 +263,20 @@ class Comparison:
         return self.statuses[name].state if name in self.statuses else "open"
 
     def is_open(self, name: str) -> bool:
-        """Return whether a trial has yet to end."""
+        """Return whether a trial is not finished."""
         return self.state(name) in ("open", "started")
 
     def num_open(self, trials: Sequence[Trial]) -> int:
-        """Return how many trials have yet to end."""
+        """Return how many trials are not finished."""
         return sum(self.is_open(trial.name) for trial in trials)
 
     def tuned_values(self, trial: Trial) -> Mapping[str, Any] | None:
-        """Return the options that the tuning runs of a trial chose, by held-out training images.
+        """Return the values of the tuning run with the highest final accuracy, first of equals.
 
-        The highest accuracy at the end of a run wins, the first of equals; validation images choose
-        nothing. Runs that failed lose.
+        The accuracy is on held-out training images, never on validation images.
 
         Returns:
-            No options where nothing is tuned; None while tuning is open, and when all runs failed.
+            Empty if nothing is tuned; None while tuning runs are open or if all of them failed.
         """
         if not trial.tuned_by:
             return {}
@@ -321,41 +285,36 @@ class Comparison:
         best = best_score([self.statuses[name].holdout_nn_accuracy for name in trial.tuned_by])
         return None if best is None else self.trials[trial.tuned_by[best]].tuning
 
-    def make(self) -> None:
-        """Make the directory."""
-        for folder in (self.path / "runs", self.trials_folder):
-            folder.mkdir(parents=True, exist_ok=True)
-
     def set_status(self, name: str, status: TrialStatus) -> None:
-        """Keep what became of a trial."""
+        """Set and write the status of a trial."""
         write_status(self.status_file(name), status)
         self.statuses[name] = status
 
     def adopt(self) -> None:
-        """Write the records that are known from elsewhere and are not in the directory."""
+        """Write the statuses from the results file that the directory lacks."""
         for name, status in self._known.items():
             if not self.status_file(name).exists():
                 self.set_status(name, status)
 
     def forget(self, name: str, *, with_run: bool) -> None:
-        """Remove the record of a trial, after its run directory if that is to go, too."""
+        """Remove the status of a trial and, `with_run`, its run directory."""
         if with_run:
             shutil.rmtree(self.run(name), ignore_errors=True)
         self.status_file(name).unlink(missing_ok=True)
         self.statuses.pop(name, None)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write the copy of the grid, or a file of the results."""
+        """Write a file of the comparison."""
         atomic_write(self.path / name, text.encode())
 
 
 def best_score(scores: Sequence[float | None]) -> int | None:
-    """Return the position of the highest score, the first of equals; None without any."""
+    """Return the index of the highest finite score, first of equals; None without one."""
     known = [i for i, score in enumerate(scores) if score is not None and math.isfinite(score)]
     return max(known, key=lambda i: (scores[i], -i), default=None)
 
 
 def remove_checkpoints(run: Path) -> None:
-    """Remove what only a run that goes on needs; weights, numbers, log and configuration stay."""
+    """Remove what only resuming needs; weights, metrics, log and configuration stay."""
     for folder in (run / "checkpoints", run / "embeddings"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,14 @@
-"""Trains and measures one trial in a process of its own.
+"""Trains and evaluates one trial in its own process.
 
-The start of Python and PyTorch costs some seconds of a run of minutes, and buys what a grid of a
-hundred runs needs: memory that a run leaves behind is gone with it, a run that the system kills
-takes only itself along, and a run's numbers cannot depend on which runs came before.
+A fresh process costs a few seconds per run. In return a run cannot leak memory into the next one,
+a killed run does not affect the others, and its results cannot depend on the runs before it.
 
-`launch` starts the process with a request, a line of JSON, on standard input, which it keeps open.
-The process writes what became of the trial itself, so that nothing is lost when the one that
-started it dies; when standard input ends, it stops: it finishes its step and writes a checkpoint.
-It has a session of its own, so that Ctrl-C reaches it once, by way of `launch`.
+`launch` starts the process and sends the request as a line of JSON on standard input, which stays
+open. The process writes the status file of the trial itself, so that nothing is lost if its parent
+dies; when standard input ends, it finishes its step, writes a checkpoint and stops. It runs in its
+own session, so that Ctrl-C reaches it only once, through `launch`.
 
-Exit status: 0 done, 1 failed (the record says why), 130 or 143 stopped with a checkpoint.
+Exit status: 0 done, 1 failed (the status file has the error), 130 or 143 stopped with a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,54 +26,45 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import psutil
 
 from distill.comparison.trial import TrialStatus, remove_checkpoints, write_status
 from distill.errors import DistillError, NonFiniteLossError
 from distill.evaluation.base import EvaluationOptions, evaluate
 from distill.evaluation.standard import evaluate_standard
+from distill.files import lock_folder
 from distill.reports.run_facts import log_lines
-from distill.run_directory import STUDENT, read_metrics
+from distill.run_directory import STUDENT, holds_run, read_metrics
 from distill.terminal import log_to_console
 from distill.training.configuration import configure
 from distill.training.train import train
 
-_POLL = 0.2  # seconds between looks at the clock and at signals
-_PATIENCE = 600.0  # seconds that a process whose parent was killed may take to end
+_POLL = 0.2  # seconds between checks of the clock and of signals
+_PATIENCE = 600.0  # seconds to wait for a process whose parent was killed
 _STDIN = 0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one process is to do.
+    """What one process trains and evaluates."""
 
-    Attributes:
-        run: The run directory.
-        status: File that says what became of the trial.
-        options: Of `distill train`.
-        identity: Kept in the record.
-        linear: Whether to measure the linear classifier, too.
-        keep_checkpoints: Whether they stay when the run is done.
-    """
-
-    run: str
-    status: str
-    options: dict[str, Any]
-    identity: dict[str, Any]
-    linear: bool
+    run: str  # the run directory
+    status: str  # the status file
+    options: dict[str, Any]  # of `distill train`
+    identity: dict[str, Any]  # `Trial.identity`, kept in the status file
+    linear: bool  # train the linear classifier, too
     keep_checkpoints: bool
 
 
 def launch(
     request: Request, should_stop: Callable[[], bool], environment: Mapping[str, str]
 ) -> int:
-    """Perform a request in a process of its own; return its exit status.
+    """Run a request in its own process; return its exit status.
 
     Args:
         request: What to run.
-        should_stop: Whether the process is to be told to stop; an error ends it at once.
-        environment: What the process has beyond our own environment.
+        should_stop: Whether the process must stop; an exception from it kills the process.
+        environment: Environment variables added to our own.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "distill.comparison.worker"],
@@ -86,11 +76,11 @@ def launch(
     try:
         process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         process.stdin.flush()
-        is_told = False
+        is_stopping = False
         while process.poll() is None:
-            if should_stop() and not is_told:
+            if should_stop() and not is_stopping:
                 process.send_signal(signal.SIGTERM)
-                is_told = True
+                is_stopping = True
             time.sleep(_POLL)
     except BrokenPipeError:
         process.wait()
@@ -103,30 +93,35 @@ def launch(
 
 
 def perform(request: Request) -> int:
-    """Train and measure; return the exit status."""
+    """Train and evaluate; return the exit status."""
     run, file = Path(request.run), Path(request.status)
     begun = psutil.Process().create_time()
     try:
-        _wait_until_free(run)
+        if run.is_dir():  # a process whose parent was killed may still write its checkpoint
+            lock_folder(run, timeout=_PATIENCE).release()
         stopped_by = _train(request, run)
         if stopped_by is not None:
             return 130 if stopped_by == "SIGINT" else 143
         if request.linear:
             _measure(request, run)
         metrics = read_metrics(run)
-        # Of a run that was stopped in between the training counts whole, the rest once.
+        # A resumed run counts its whole training time, but only this start of the rest.
         seconds = max(time.time() - begun, float(metrics.get("train_seconds", 0.0)))
-        curve = _holdout_curve(run)
+        curve = tuple(
+            (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
+            for line in log_lines(run)
+            if "holdout_nn_accuracy" in line and "epoch" in line
+        )
         done = TrialStatus("done", request.identity, metrics, curve, round(seconds, 1))
         write_status(file, done)
     except (DistillError, NonFiniteLossError) as error:
         print(f"distill: error: {error}", file=sys.stderr)
         write_status(file, TrialStatus("failed", request.identity, error=str(error)))
         return 1
-    except Exception as error:  # a defect, or memory; the other runs of the grid go on
+    except Exception as error:  # a bug or no memory; the other runs continue
         traceback.print_exc()
-        words = f"{type(error).__name__}: {error}; it is no mistake in the grid"
-        write_status(file, TrialStatus("failed", request.identity, error=words))
+        message = f"{type(error).__name__}: {error}; this is not a mistake in the grid"
+        write_status(file, TrialStatus("failed", request.identity, error=message))
         return 1
     if not request.keep_checkpoints:
         remove_checkpoints(run)
@@ -134,63 +129,31 @@ def perform(request: Request) -> int:
 
 
 def is_trained(run: Path) -> bool:
-    """Return whether training has written its last number."""
+    """Return whether a run has finished training."""
     return (run / STUDENT).exists() and "train_seconds" in read_metrics(run)
-
-
-def _wait_until_free(run: Path) -> None:
-    """Wait for a process whose parent was killed, and which is writing its checkpoint."""
-    if not run.is_dir():
-        return
-    try:
-        with filelock.FileLock(run / ".lock", timeout=_PATIENCE):
-            pass
-    except filelock.Timeout as error:
-        raise DistillError(f"{run} is in use by another process; wait for its end") from error
 
 
 def _train(request: Request, run: Path) -> str | None:
     """Train to the end, unless that is done; return the signal that stopped it, if any."""
     if is_trained(run):
         return None
-    is_begun = (run / "config.yaml").exists()
-    options = {**request.options, "output": request.run, "resume": is_begun}
+    options = {**request.options, "output": request.run, "resume": holds_run(run)}
     if request.linear and options["measure"] == "trained":
-        options["measure"] = "none"  # the pass of the linear classifier serves all three
+        options["measure"] = "none"  # `_measure` embeds the images once for all metrics
     return train(configure(options)).stopped_by
 
 
 def _measure(request: Request, run: Path) -> None:
-    """Add the numbers that training has not measured, from one pass over the images."""
+    """Add the metrics that training has not measured; the images are embedded once."""
     shared = ("device", "num_workers", "on_bad_image", "max_bad_images")
     given = {name: request.options[name] for name in shared if name in request.options}
-    # As exact as what training measures; the folder goes when the run is done.
+    # The precision of the metrics of training; the folder is removed after the run.
     given |= {"cache": run / "embeddings", "cache_dtype": "fp32"}
     metrics = read_metrics(run)
     if "nn_accuracy" not in metrics:
         evaluate_standard(run, EvaluationOptions(**given))
     if "linear_accuracy" not in metrics:
         evaluate("linear", run, **given)
-
-
-def _holdout_curve(run: Path) -> tuple[tuple[int, float], ...]:
-    """Return epoch and accuracy of every check on held-out training images in a run's log."""
-    return tuple(
-        (int(line["epoch"]), float(line["holdout_nn_accuracy"]))
-        for line in log_lines(run)
-        if "holdout_nn_accuracy" in line and "epoch" in line
-    )
-
-
-def _read_request() -> Request:
-    # Not through sys.stdin: its lock would be held when the interpreter ends.
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(_STDIN, 1)
-        if not part:
-            raise SystemExit("no request on standard input")
-        line += part
-    return Request(**json.loads(line))
 
 
 def _stop_with_parent() -> None:
@@ -201,10 +164,15 @@ def _stop_with_parent() -> None:
 
 def main() -> None:
     """Read the request, perform it and exit."""
-    request = _read_request()
+    line = b""
+    while not line.endswith(b"\n"):  # not through sys.stdin, whose lock would be held at exit
+        byte = os.read(_STDIN, 1)
+        if not byte:
+            raise SystemExit("no request on standard input")
+        line += byte
     log_to_console()
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    sys.exit(perform(request))
+    sys.exit(perform(Request(**json.loads(line))))
 
 
 if __name__ == "__main__":

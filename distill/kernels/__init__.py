@@ -1,4 +1,4 @@
-"""The anchor KL: one loss, several implementations, one result."""
+"""The anchor KL loss and its implementations."""
 
 from distill.kernels.anchor_kl import IMPLEMENTATIONS, anchor_kl
 

@@ -1,31 +1,27 @@
-"""Anchor KL and its gradient, blocked over the anchors with plain matrix products: any device.
+"""Anchor KL and its gradient in blocks of anchors, with plain matrix products: any device.
 
-Source: the CompRess loss (Abbasi Koohpayegani et al., NeurIPS 2020), evaluated without copying a
-bank and without autograd. Shapes: B batch, K anchors, D width (Dt teacher, Ds student), n anchors
-in one block. Where an axis has length 2, entry 0 is the teacher's and entry 1 the student's.
-Anchors come before rows in a block (2 x n x B): with the bank on its left a product runs faster.
+Evaluates the loss of `anchor_kl` without copying a bank and without autograd. Shapes: B batch, K
+anchors, D width (Dt teacher, Ds student), n anchors in one block. Where an axis has length 2, entry
+0 is the teacher's and entry 1 the student's. Anchors come before rows in a block (2 x n x B),
+because products are faster with the bank on the left.
 
 Pass 1 subtracts each block's largest logits (peaks) from its logits and keeps three numbers per row
-and block: both sums of exponentials, and the sum of the teacher's times the logit gap. Merged over
-the blocks they give both log-sum-exps (lse) and
+and block: both sums of exponentials, and the sum of the teacher's times the logit gap; `merged`
+combines them. It also records the exponentials. A block's exponentials times exp(peak - lse) are
+its part of p or q; pass 2 scales the record and multiplies q - p by the student's anchors. With a
+peak per block, large logits (temperature 1e-3, rows that are not unit) lose no precision.
+Accumulating the gradient in pass 1 would save the record but need a second product with the bank.
 
-    KL(p || q) = E_p[teacher logit - student logit] - lse_t + lse_s
-
-A block's exponentials times exp(peak - lse) are its piece of p or q; pass 2 scales the recorded
-exponentials so and multiplies q - p with the student's anchors. With a peak per block, large logits
-(temperature 1e-3, rows that are not unit) lose nothing. Accumulating the gradient in pass 1 would
-save the record and cost a second product over the bank.
-
-On a CPU, float32 products go through 1 x 1 convolutions: torch gives those to oneDNN, but `mm` to
-MKL, which keeps to half of the vector width on processors that are not Intel's. Same arithmetic,
-same float32 accumulation. Sixteen images in the batch are what torch asks for before it calls
-oneDNN from a single thread, hence blocks in multiples of 16.
+On a CPU, float32 products run as 1 x 1 convolutions: torch uses oneDNN for those, but MKL for `mm`,
+which uses only half of the vector width on processors other than Intel's. The accumulation is
+float32 in both. With a single thread torch uses oneDNN only for batches of at least 16 images,
+hence blocks in multiples of 16.
 
 Limits: the record takes 2 x B x K floats while the gradient is computed. bfloat16 banks are
 multiplied in bfloat16: embeddings and q - p are rounded to it, and torch rounds the similarities
 (8 significant bits) and each block's share of the gradient; statistics and sums are float32.
-float16 banks are widened block by block to float32. float32 operands are never rounded here;
-torch's global precision switches still apply to them.
+float16 banks are converted to float32 block by block. float32 operands are not rounded here, but
+torch's global precision settings apply.
 """
 
 from __future__ import annotations
@@ -74,27 +70,20 @@ def _as_images(matrix: Tensor) -> Tensor:
     return matrix.unflatten(0, (NUM_IMAGES, 1, -1)).permute(0, 3, 1, 2)
 
 
-# Stands for minus infinity in an excluded anchor's logit: far below any real one, yet finite, so
-# that a block of nothing else gets weight zero in the merge, and a row of nothing else has equal p
-# and q: no loss, no gradient.
+# The logit of an excluded anchor, in place of minus infinity: a fully excluded block gets weight 0
+# in the merge, and a fully excluded row has equal p and q: no loss, no gradient.
 _EXCLUDED = -1e30
-# Logits (2 x n x B) worked on together: a CPU keeps 8 MiB of float32 in its last-level cache, a
-# GPU wants few launches.
+# Logits (2 x n x B) per block: 8 MiB of float32 stay in a CPU's last-level cache; a GPU needs few
+# launches.
 _LOGITS_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 24}
 _kept = threading.local()
 
 
 class BlockedScan:
-    """One pass over the anchors, and the second one that the gradient needs; see `Scan`.
+    """Both passes over the anchors; see `Scan`.
 
-    Args:
-        teacher: Embeddings, B x Dt, any float dtype.
-        student: Embeddings, B x Ds, any float dtype.
-        teacher_anchors: Bank, K x Dt, float32, float64, bfloat16 or float16.
-        student_anchors: Bank, K x Ds, same dtype; the same object when both sides read one bank.
-        temperatures: The teacher's and the student's, > 0.
-        self_mask: Image indices of the rows (B) and of the anchors (K), int64; see `anchor_kl`.
-        with_gradient: False skips the record; `gradient` cannot be called then.
+    Operands and masks as of `anchor_kl`; `temperatures` are the teacher's and the student's. With
+    `with_gradient=False` there is no record, and `gradient` must not be called.
     """
 
     def __init__(
@@ -132,13 +121,7 @@ class BlockedScan:
         self.statistics = merged(torch.cat([lse, gap.double() / mass[:, :1]], 1))
 
     def gradient(self, lse: Tensor) -> Tensor:
-        """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32 (float64 for float64 banks).
-
-        May be called once: it overwrites the record.
-
-        Args:
-            lse: Log-sum-exps of teacher and student over all anchors, 2 x B, float64.
-        """
+        """Return the gradient, float32 (float64 for float64 banks); it overwrites the record."""
         bank, blocks = self._logit_blocks.student_bank, self._logit_blocks.bounds
         scales = (self._peak - lse).exp_().to(self._logit_blocks.dtype)
         gradient = scales.new_zeros(scales.shape[2], bank.width)
@@ -150,14 +133,7 @@ class BlockedScan:
 
 
 class _LogitBlocks:
-    """Writes the logits of both sides, one block of anchors at a time.
-
-    Attributes:
-        dtype: Of logits, statistics and gradient.
-        bounds: (start, stop) of every block.
-        num_per_block: Anchors in the largest block.
-        student_bank: Reads the student's anchors.
-    """
+    """Writes the logits of both sides, one block of anchors at a time."""
 
     def __init__(
         self,
@@ -182,7 +158,7 @@ class _LogitBlocks:
         self._exclusion = _Exclusion(*self_mask, self.bounds) if self_mask else None
 
     def write(self, index: int, logits: Tensor) -> None:
-        """Fill `logits` (2 x n x B) with the similarities to block `index`, over temperature."""
+        """Fill `logits` (2 x n x B) with the similarities to block `index` over temperature."""
         start, stop = self.bounds[index]
         products = [
             similarities(bank.block(start, stop), rows)
@@ -196,7 +172,7 @@ class _LogitBlocks:
 
 
 class _Bank:
-    """Reads a bank (K x D) block by block as an operand for matrix products."""
+    """Reads a bank (K x D) block by block, float16 as float32."""
 
     def __init__(self, anchors: Tensor, num_per_block: int) -> None:
         self._anchors, self.width = anchors, anchors.shape[1]
@@ -207,22 +183,21 @@ class _Bank:
             self._wide = anchors.new_empty(num_per_block, anchors.shape[1], dtype=torch.float32)
 
     def block(self, start: int, stop: int) -> Tensor:
-        """Return anchors `start` to `stop`: a view of the bank or of a widened block."""
         anchors = self._anchors[start:stop]
         return anchors if self._wide is None else self._wide[: stop - start].copy_(anchors)
 
 
 class _Exclusion:
-    """Excludes anchors that belong to a row's own image: few positions of few blocks, if any."""
+    """Excludes the anchors of a row's own image, usually few."""
 
     def __init__(
         self, image_index: Tensor, anchor_index: Tensor, bounds: list[tuple[int, int]]
     ) -> None:
         images = image_index.sort().values
-        place = torch.searchsorted(images, anchor_index).clamp_(max=len(images) - 1)
-        found = (images[place] == anchor_index) & (anchor_index >= 0)
-        # The only wait for the device: which anchors are some row's own.
-        positions = found.nonzero().flatten()
+        nearest = torch.searchsorted(images, anchor_index).clamp_(max=len(images) - 1)
+        is_own = (images[nearest] == anchor_index) & (anchor_index >= 0)
+        # The only synchronization with the device.
+        positions = is_own.nonzero().flatten()
         edges = torch.tensor([*(start for start, _ in bounds), len(anchor_index)])
         cuts = torch.searchsorted(positions.cpu(), edges).tolist()
         self._image_index = image_index
@@ -251,17 +226,17 @@ def _leading(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _record(num_entries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a flat buffer whose former contents are of no interest.
+    """Return an uninitialized flat buffer.
 
-    A CPU thread keeps its largest one for the next step: the page faults of fresh memory cost more
-    than all the arithmetic on it. A GPU's allocator keeps memory by itself.
+    A CPU thread reuses its largest one: page faults of new memory cost more than the arithmetic. On
+    a GPU the caching allocator does that.
     """
     if device.type != "cpu":
         return torch.empty(num_entries, dtype=dtype, device=device)
     num_bytes = num_entries * dtype.itemsize
     record: Tensor | None = getattr(_kept, "record", None)
     if record is None or len(record) < num_bytes:
-        record = _kept.record = None  # freed before the larger one is allocated
-        with torch.inference_mode(False):  # later steps may write to it outside of that mode
+        record = _kept.record = None  # freed first
+        with torch.inference_mode(False):  # it may be used outside of that mode later
             record = _kept.record = torch.empty(num_bytes, dtype=torch.uint8)
     return record[:num_bytes].view(dtype)

@@ -1,9 +1,7 @@
-"""Anchor KL written as the paper writes it, in float64: the answer that the kernels must give.
+"""The anchor KL as in the paper, in float64: the reference for the kernels.
 
-Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020: p and q are the softmaxes of teacher and
-student similarities to the anchors, the loss is the batch mean of KL(p || q) in nats.
-
-Limits: widens both banks to float64 and holds several B x K matrices. For tests and small banks.
+Source and equation: see `anchor_kl`. Limits: copies both banks to float64 and keeps several B x K
+matrices, so it is for tests and small banks.
 """
 
 from __future__ import annotations
@@ -21,18 +19,10 @@ def reference_anchor_kl(
     temperatures: tuple[float, float],
     self_mask: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Evaluate the loss with operations that autograd differentiates.
+    """Compute the loss with differentiable operations.
 
-    Args:
-        teacher: Embeddings, B x Dt, any float dtype.
-        student: Embeddings, B x Ds, any float dtype; the gradient flows to it.
-        teacher_anchors: Bank, K x Dt, any float dtype.
-        student_anchors: Bank, K x Ds, any float dtype.
-        temperatures: The teacher's and the student's, > 0.
-        self_mask: Image indices of the rows (B) and of the anchors (K), int64; see `anchor_kl`.
-
-    Returns:
-        The batch mean of KL(p || q), 0-d float32.
+    Args and result as of `anchor_kl`, any float dtypes; `temperatures` are the teacher's and the
+    student's.
     """
     teacher_logits = teacher.detach().double() @ teacher_anchors.detach().double().T
     student_logits = student.double() @ student_anchors.detach().double().T
@@ -41,7 +31,7 @@ def reference_anchor_kl(
         image_index, anchor_index = self_mask
         excluded = (image_index[:, None] == anchor_index) & (anchor_index >= 0)
     bare = excluded.all(1, keepdim=True)
-    # A row without anchors has no softmax; it keeps all of them and counts nothing.
+    # A row without anchors has no softmax: it keeps all anchors here, and its term becomes 0.
     hidden = excluded & ~bare
     log_p = _log_softmax(teacher_logits / temperatures[0], hidden)
     log_q = _log_softmax(student_logits / temperatures[1], hidden)

@@ -1,16 +1,15 @@
-"""The seam between the anchor KL and an implementation of its arithmetic.
+"""The interface between the anchor KL and its implementations, and anchors sharded over ranks.
 
-An implementation passes over the anchors twice. The first pass leaves three numbers per row (B rows
-of the batch): the log-sum-exps of the teacher's and the student's logits, and the mean gap between
-both logits under the teacher's distribution, from which
+An implementation passes over the anchors twice. The first pass computes three numbers per row: the
+log-sum-exps of the teacher's and the student's logits, and the mean gap between both logits under
+the teacher's distribution, from which
 
     KL(p || q) = E_p[teacher logit - student logit] - lse_t + lse_s
 
-The second pass turns the log-sum-exps into the gradient. Between the two, statistics over several
-parts of the anchors can be merged, which is all that a bank spread over W ranks needs:
-`ShardedScan` gathers the student's rows of all ranks, scans them against this rank's anchors,
-gathers and merges the statistics (3 numbers a row), and sums the shares of the gradient where the
-rows came from. All of it happens before the loss is returned: a backward pass exchanges nothing.
+The second pass computes the gradient from the log-sum-exps. Between the passes, the statistics of
+several parts of the anchors can be merged. `ShardedScan` gathers the student's rows of all ranks,
+scans this rank's anchors, gathers and merges the statistics, and reduces the gradients to the ranks
+that own the rows. All communication happens in the forward pass.
 
 Shapes: B rows of the batch, b of them on this rank, K anchors, W ranks, Ds the student's width.
 """
@@ -28,17 +27,13 @@ from distill.distributed import all_gather_variable, scatter_sum
 
 
 class Scan(Protocol):
-    """What an implementation leaves after its first pass.
+    """The result of the first pass."""
 
-    Attributes:
-        statistics: lse_t, lse_s and the sum of exp(teacher logit - lse_t) times the logit gap; 3 x
-            B, float64.
-    """
-
+    # 3 x B, float64: lse_t, lse_s and the sum of exp(teacher logit - lse_t) times the logit gap.
     statistics: Tensor
 
     def gradient(self, lse: Tensor) -> Tensor:
-        """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32 or float64; may be called once.
+        """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32 or float64; call it at most once.
 
         Args:
             lse: Log-sum-exps of teacher and student over all anchors, 2 x B, float64.
@@ -47,11 +42,11 @@ class Scan(Protocol):
 
 
 def merged(parts: Tensor) -> Tensor:
-    """Combine the statistics of P parts of the anchors, P x 3 x B, into those of all, 3 x B.
+    """Merge the statistics of P parts of the anchors, P x 3 x B, into those of all, 3 x B.
 
-    A part without anchors has log-sum-exps of minus infinity and a gap of 0; one part at least has
-    anchors. A row that loses all anchors of a part to the self-mask must have finite log-sum-exps
-    there, far below any real one: it may lose those of the other parts too.
+    A part without anchors has log-sum-exps of minus infinity and a gap of 0; at least one part has
+    anchors. Where the self-mask excludes all anchors of a part, the log-sum-exps must be finite and
+    far below any other: the other parts may be excluded, too.
     """
     lse = torch.logsumexp(parts[:, :2], 0)
     gap = (parts[:, 0] - lse[0]).exp().mul(parts[:, 2]).sum(0)
@@ -65,18 +60,17 @@ def divergence(statistics: Tensor) -> Tensor:
 
 
 class ShardedScan:
-    """The scan of all ranks' anchors; see `Scan`.
+    """A scan of the anchors of all ranks; see `Scan`.
 
-    The statistics are those of all B rows, the same to the last bit on every rank. The gradient is
-    that of this rank's b rows, times W: what `distill.distributed` expects of a loss that is the
-    same on every rank.
+    The statistics are of all B rows, bitwise equal on every rank. The gradient is of this rank's b
+    rows, times W, as `distill.distributed` expects of a loss that is the same on every rank.
 
     Args:
-        scan: Makes the scan of this rank's anchors.
+        scan: Scans this rank's anchors.
         row_counts: b of every rank.
         *operands: The teacher's embeddings of all rows, B x Dt; the student's of this rank's rows,
-            b x Ds, b may be 0; this rank's shards of both banks, which may hold no anchor.
-        **options: Further ones of the scan; the image indices of the self-mask are of all rows.
+            b x Ds, b may be 0; this rank's shards of both banks, possibly empty.
+        **options: Options of the scan; the self-mask has the image indices of all B rows.
     """
 
     def __init__(
@@ -102,7 +96,7 @@ class ShardedScan:
 
 
 class _EmptyScan:
-    """What a rank contributes while none of the anchors is its own."""
+    """The scan of a rank without anchors."""
 
     def __init__(self, rows: Tensor, bank_dtype: torch.dtype) -> None:
         no_lse = torch.full((2, len(rows)), -torch.inf, dtype=torch.float64, device=rows.device)

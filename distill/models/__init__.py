@@ -1,1 +1,1 @@
-"""The rooms of the toolkit."""
+"""Embedding networks and readers of their weights."""

@@ -1,16 +1,16 @@
-"""Downloads a published file once: what broke off is continued, and what arrived is verified.
+"""Downloads a published file once, resumes interrupted downloads and verifies the file.
 
-    NAME                the file; it gets this name when it is whole and verified
-    NAME.json           where it came from: url, bytes, sha256, fetched (UTC)
-    NAME.partial        the bytes that have arrived so far
-    NAME.partial.json   url, validator (ETag or Last-Modified) and num_bytes of the whole file
-    NAME.lock           held by the process that downloads; others wait for it
+    NAME                the complete, verified file
+    NAME.json           its origin: url, bytes, sha256, fetched (UTC)
+    NAME.partial        the bytes received so far
+    NAME.partial.json   url, validator (ETag or Last-Modified) and num_bytes of the complete file
+    NAME.lock           held by the downloading process
 
-urllib3 makes the requests: it follows redirects, tries again where there is no connection or the
-server is busy (429 and 5xx, after the time that it names), and notices a body that ends early. The
-rest of a file is requested with `Range` and `If-Range`, so that parts of two versions are never
-joined (RFC 9110, sections 13.1.5, 14.4 and 15.5.17). A file without NAME.json was put there by
-hand: it is compared with what is known about it and never replaced.
+urllib3 makes the requests: it follows redirects, retries if there is no connection or the server is
+busy (429 and 5xx, after `Retry-After`), and detects a body that ends early. The rest of a file is
+requested with `Range` and `If-Range`, so that parts of two versions are never joined (RFC 9110,
+sections 13.1.5, 14.4 and 15.5.17). A file without NAME.json was put there by hand: it is verified
+and never replaced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
-NUM_ATTEMPTS = 5  # in a row without a new byte
+NUM_ATTEMPTS = 5  # consecutive attempts without a new byte
 RETRIES = urllib3.Retry(
     *(None, 4, 4, 10, 4),  # total, connect, read, redirect, status
     status_forcelist=(429, 500, 502, 503, 504),
@@ -55,20 +55,12 @@ _ELSEWHERE = "set DISTILL_CACHE=FOLDER to a folder on another disk"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a published file lies and what is known about it.
+    """The URL of a published file, and its length and checksum if known."""
 
-    Attributes:
-        url: http or https; its last part names the file.
-        num_bytes: Length, where known.
-        checksum: `sha256:` or `md5:` with all hexadecimal digits or the first, at least 8, where
-            known.
-        caveat: What is known to be wrong with the link; repeated in every error about it.
-    """
-
-    url: str
+    url: str  # http or https; its last part is the file name
     num_bytes: int | None = None
-    checksum: str | None = None
-    caveat: str = ""
+    checksum: str | None = None  # `sha256:` or `md5:` with at least the first 8 hexadecimal digits
+    caveat: str = ""  # a known problem with the link, repeated in every error message
 
     def __post_init__(self) -> None:
         assert re.fullmatch(r"https?://[^/]+/.*[^/]", self.url), self.url
@@ -76,46 +68,46 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Name of the file."""
+        """File name."""
         return Path(unquote(urlsplit(self.url).path)).name
 
 
 def fetch(source: Source, folder: Path, *, instead: str) -> Path:
-    """Return the path of a published file in `folder`, downloading it unless it is there.
+    """Return the path of a published file in `folder`, downloading it if necessary.
 
-    A file that is there is read once and downloaded again if it is damaged, or not what the source
-    describes. An interrupted download is continued, also by another process.
+    An existing file is verified, and downloaded again if it is damaged or differs from the source.
+    An interrupted download is resumed, also by another process.
 
     Args:
         source: The file.
-        folder: Where it lies or will lie, under its name in the URL; made if it is missing.
-        instead: What can be done without this download; ends every error.
+        folder: Its folder, created if missing; the file has its name in the URL.
+        instead: What the user can do without the download, the end of every error message.
 
     Raises:
-        DistillError: There is no network, the server refuses, what came is not the file, or the
+        DistillError: There is no network, the server refuses, the download is not the file, or the
             disk is full or cannot be written.
     """
     path = folder / source.name
     try:
-        if _problem(source, path):  # without the lock: a read-only folder serves what it holds
+        if _problem(source, path):  # without the lock: the folder may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(path):
-                if problem := _problem(source, path):  # else another process has fetched it
+                if problem := _problem(source, path):  # else another process downloaded it
                     logger.info(f"downloading {source.url} to {path} ({problem})")
                     _Download(source, path).run()
     except _DownloadError as failure:
         caveat = f"; known about this link: {source.caveat}" if source.caveat else ""
         raise DistillError(f"{failure}{caveat}; {failure.remedy}, or {instead}") from failure
-    except OSError as error:  # of the disk: what the network does wrong is an HTTPError
+    except OSError as error:  # of the disk; network errors are HTTPError
         raise DistillError(
-            f"{source.url} cannot be kept at {error.filename or path}: {error.strerror or error}; "
-            f"make room or permit access there, or {_ELSEWHERE}, or {instead}"
+            f"{source.url} cannot be saved to {error.filename or path}: {error.strerror or error}; "
+            f"free space or permit access there, or {_ELSEWHERE}, or {instead}"
         ) from error
     return path
 
 
 def mismatch(path: Path, source: Source) -> str:
-    """Say how a file differs from what is known about it; empty when it does not."""
+    """Describe how a file differs from its source; empty if it does not."""
     size = path.stat().st_size
     if source.num_bytes not in (None, size):
         return f"it has {size:,} bytes, expected {source.num_bytes:,}"
@@ -127,7 +119,7 @@ def mismatch(path: Path, source: Source) -> str:
 
 
 class _DownloadError(Exception):
-    """Why a file cannot be had, and the remedy."""
+    """Why a file cannot be downloaded, and the remedy."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -135,11 +127,11 @@ class _DownloadError(Exception):
 
 
 class _ChangedError(HTTPError):
-    """What the server sends does not continue what has arrived."""
+    """The response does not continue the partial file."""
 
 
 class _Download:
-    """One download: `total` bytes, if known, of the version that `validator` stands for."""
+    """One download of `total` bytes, if known, of the version named by `validator`."""
 
     def __init__(self, source: Source, path: Path) -> None:
         self.source, self.path = source, path
@@ -149,11 +141,11 @@ class _Download:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that have arrived."""
+        """Bytes received so far."""
         return self.partial.stat().st_size
 
     def run(self) -> None:
-        """Request until the file is whole, verify it and give it its name."""
+        """Download the file, verify it and rename it."""
         self._continue()
         self._transfer()
         difference = mismatch(self.partial, self.source)
@@ -162,7 +154,7 @@ class _Download:
         if difference:
             self.partial.unlink()
             self.state_path.unlink(missing_ok=True)
-            raise self._failure(f"what came is not the file: {difference}; it was removed")
+            raise self._failure(f"the download is not the file: {difference}; it was removed")
         record = {
             "url": self.source.url,
             "bytes": self.num_bytes,
@@ -171,13 +163,13 @@ class _Download:
         }
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
-        # The record first, so that a file without one was always put there by hand.
+        # The record first, so that a file without one was certainly put there by hand.
         _write_object(_beside(self.path, ".json"), record)
         self.partial.replace(self.path)
         self.state_path.unlink(missing_ok=True)
 
     def _continue(self) -> None:
-        """Continue an earlier download if it can be checked that the rest belongs to it."""
+        """Resume an earlier download if the rest can be verified to belong to it."""
         self.partial.touch()
         state = _read_object(self.state_path)
         is_same = state.get("url") == self.source.url
@@ -187,7 +179,7 @@ class _Download:
             self._restart(None, None)
 
     def _restart(self, validator: str | None, total: int | None) -> None:
-        """Drop all bytes; what comes next is the version that the server describes so."""
+        """Discard all bytes and expect this version."""
         self.partial.write_bytes(b"")
         self.validator, self.total = validator, total or self.source.num_bytes
         state = {"url": self.source.url, "validator": validator, "num_bytes": self.total}
@@ -204,7 +196,7 @@ class _Download:
                 except (MaxRetryError, LocationValueError) as error:  # the latter: a redirect
                     raise self._failure(_reason(error)) from error
                 except HTTPError as error:
-                    # A server that always starts anew sends bytes, but none that is new.
+                    # A server that always restarts sends bytes, but no new ones.
                     num_failures = 0 if self.num_bytes > furthest else num_failures + 1
                     furthest = max(furthest, self.num_bytes)
                     if num_failures == NUM_ATTEMPTS:
@@ -213,12 +205,7 @@ class _Download:
                     logger.info(f"{self.source.url}: {_reason(error)}; asking for the rest")
 
     def _request(self, bar: Any) -> None:
-        """Make one request, which ends when the file is whole or in an exception.
-
-        Raises:
-            HTTPError: The connection broke, or what came does not continue what is there.
-            _DownloadError: The server refuses, or the disk has too little room.
-        """
+        """Make one request; return when the file is complete."""
         start = self.num_bytes
         headers = {"User-Agent": "distill-vision", "Accept-Encoding": "identity"}
         if start:
@@ -235,29 +222,29 @@ class _Download:
             with self.partial.open("ab") as file:
                 while chunk := response.read1(CHUNK_BYTES):
                     file.write(chunk)
-                    file.flush()  # what has arrived survives this process
+                    file.flush()  # survives this process
                     bar.update(len(chunk))
                     if self.total is not None and file.tell() > self.total:
-                        return  # too long: refused by its length
+                        return  # too long, `run` refuses it
         finally:
             response.close()
         if self.total is not None and self.num_bytes < self.total:
-            raise _ChangedError(f"the answer ended after {self.num_bytes:,} bytes")
+            raise _ChangedError(f"the response ended after {self.num_bytes:,} bytes")
 
     def _prepare(self, response: urllib3.BaseHTTPResponse, start: int) -> None:
-        """Look at the head of an answer: is its body the file, or the rest of it?"""
+        """Check from the headers that the body is the file or the rest of it, and that it fits."""
         headers = response.headers
         if response.status not in (200, 206, 416):
             raise self._failure(f"HTTP status {response.status} ({response.reason})")
         if headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise self._failure("a web page came instead of the file, as from a login")
+            raise self._failure("the server sent a web page, such as a login, instead of the file")
         etag, validator = headers.get("ETag"), headers.get("Last-Modified")
         if etag and not etag.startswith("W/"):
             validator = etag
         if response.status == 200:
             self._restart(validator, response.length_remaining)
         else:
-            # What was asked for has no end: without a total, the last byte sent is the file's.
+            # The requested range is open: without a total, the last byte sent is the file's.
             sent = headers.get("Content-Range", "")
             match = re.fullmatch(rf"bytes {start}-(\d+)/(\d+|\*)", sent)
             total = match and (int(match[1]) + 1 if match[2] == "*" else int(match[2]))
@@ -271,8 +258,8 @@ class _Download:
         free = shutil.disk_usage(self.partial.parent).free
         if missing > free:
             raise _DownloadError(
-                f"{self.source.url} needs {missing:,} bytes more in {self.path.parent}, which has "
-                f"room for {free:,}",
+                f"{self.source.url} needs {missing:,} more bytes in {self.path.parent}, which has "
+                f"{free:,} free",
                 f"free space there or {_ELSEWHERE}",
             )
 
@@ -280,17 +267,13 @@ class _Download:
         kept = self.partial.exists() and self.num_bytes
         return _DownloadError(
             f"{self.source.url} cannot be downloaded: {reason}"
-            + (f" (the {kept:,} bytes that came are kept)" if kept else ""),
+            + (f" (the {kept:,} bytes received are kept)" if kept else ""),
             f"put the file at {self.path.absolute()} by hand",
         )
 
 
 def _problem(source: Source, path: Path) -> str:
-    """Say why the file must be downloaded; empty when it is there and whole.
-
-    Raises:
-        _DownloadError: It was put there by hand and is not the file.
-    """
+    """Describe why the file must be downloaded; empty if it is there and complete."""
     if not path.exists():
         return "it is not there yet"
     difference = mismatch(path, source)
@@ -298,7 +281,7 @@ def _problem(source: Source, path: Path) -> str:
     if not record and difference:
         raise _DownloadError(
             f"{path} is not the file of {source.url}: {difference}",
-            "move it away to have it downloaded",
+            "move it away to download the file",
         )
     if difference or not record:
         return difference
@@ -309,7 +292,7 @@ def _problem(source: Source, path: Path) -> str:
 
 
 def _client(url: str) -> urllib3.PoolManager:
-    """Return a client that goes through the proxy of the environment, if there is one."""
+    """Return a client that uses the proxy of the environment, if there is one."""
     parts = urlsplit(url)
     proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
     if proxy:
@@ -318,7 +301,7 @@ def _client(url: str) -> urllib3.PoolManager:
 
 
 def _reason(error: HTTPError) -> str:
-    """Return the library's message without the names of its objects."""
+    """Return urllib3's message without the names of its objects."""
     cause = getattr(error, "reason", None) or error
     return str(cause.args[0] if cause.args else cause).rpartition(": ")[2]
 
@@ -344,7 +327,7 @@ def _write_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if it is missing or damaged."""
+    """Read a JSON object, empty if missing or damaged."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -358,7 +341,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        logger.info(f"waiting for another process that downloads {path.name}")
+        logger.info(f"waiting for another process to download {path.name}")
         lock.acquire()
     try:
         yield

@@ -1,11 +1,10 @@
-"""How files name the weights of a network: for every weight its name in the file.
+"""How weights files name the weights of a network.
 
-Going from the network to the file makes reading strict by construction: a weight has one source,
-and what is left over in the file must be on the list of what is known not to be the network.
-
-Both layouts have the same methods: `names` (the name in the file for every key of the network's
-state dict), `stored_shape` (how a weight of a shape is stored), `converted` (a stored weight as the
-network takes it) and `ignores` (whether a tensor of the file is known not to be the network's).
+A layout maps every weight of the network to one name in the file, so that reading is strict: each
+weight has one source, and every other tensor of the file must be known not to belong to the
+network. Both layouts have the same methods: `names` (the name in the file for every key of the
+network's state dict), `stored_shape` (the shape in the file), `converted` (a stored tensor in the
+network's shape) and `ignores` (whether a tensor of the file does not belong to the network).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-UNUSED = "num_batches_tracked"  # of BatchNorm: no embedding depends on it, and files may lack it
+UNUSED = "num_batches_tracked"  # of BatchNorm: does not affect embeddings, and files may lack it
 
 _OF_NORM = {
     "weight": "gamma",
@@ -32,27 +31,15 @@ _CONVERTED = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 @dataclass(frozen=True)
 class PyTorchLayout:
-    """The network's own names, possibly behind a prefix or with parts called otherwise.
-
-    Attributes:
-        prefix: Before every name of the network; a file in which nothing has it goes without.
-        renamed: Beginnings of the network's names and what they are called instead, in files that
-            have any of the latter.
-        ignored: Beginnings of names that do not belong to the network (after the prefix or not).
-    """
+    """The network's own names, optionally with a prefix or with renamed parts."""
 
     kind: ClassVar = "pytorch"
-    prefix: str = ""
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    prefix: str = ""  # of every weight, unless no name in the file has it
+    renamed: Mapping[str, str] = field(default_factory=dict)  # prefix in the network: in the file
+    ignored: tuple[str, ...] = ()  # prefixes of other tensors, after `prefix` or not
 
     def names(self, keys: Collection[str], found: Collection[str]) -> dict[str, str]:
-        """Return the name in the file for every key.
-
-        Args:
-            keys: Of the network's state dict.
-            found: The names that the file has.
-        """
+        """Return the name in the file for every key, given the names found in the file."""
         prefix = self.prefix if any(name.startswith(self.prefix) for name in found) else ""
         renamed = {
             own: other
@@ -74,7 +61,7 @@ class PyTorchLayout:
         return tensor
 
     def ignores(self, name: str) -> bool:
-        """Return whether a name begins as one of `ignored`."""
+        """Return whether a name starts with one of `ignored`."""
         return name.removeprefix(self.prefix).startswith(self.ignored) or name.startswith(
             self.ignored
         )
@@ -82,24 +69,15 @@ class PyTorchLayout:
 
 @dataclass(frozen=True)
 class TensorFlowLayout:
-    """Variables of a TensorFlow checkpoint, layer by layer.
-
-    Convolution kernels are stored H x W x in x out, dense ones in x out: the reverse of PyTorch's
-    order of dimensions for the latter, and the cyclic one for the former.
-
-    Attributes:
-        modules: For every module of the network that has weights what its variables begin with.
-        suffix: What all variables end with, after the last part of their own name.
-        ignored: Regular expressions of whole names that do not belong to the network.
-    """
+    """Variables of a TensorFlow checkpoint, with kernels H x W x in x out or in x out."""
 
     kind: ClassVar = "tensorflow"
-    modules: Mapping[str, str]
-    suffix: str = ""
-    ignored: tuple[str, ...] = ()
+    modules: Mapping[str, str]  # module of the network: prefix of its variables
+    suffix: str = ""  # of all variables
+    ignored: tuple[str, ...] = ()  # regular expressions of the full names of other variables
 
     def names(self, keys: Collection[str], found: Collection[str]) -> dict[str, str]:
-        """Return the variable for every key; what the file has does not matter."""
+        """Return the name in the file for every key; `found` is not used."""
         norms = {key.removesuffix(".running_mean") for key in keys if key.endswith("running_mean")}
         names = {}
         for key in keys:

@@ -1,7 +1,7 @@
-"""Networks of other libraries by name: `timm:NAME` and `torchvision:NAME`, for either role.
+"""Models of timm and torchvision as teachers or students: `timm:NAME` and `torchvision:NAME`.
 
-The classifier is removed; the embedding is what it used to read. Both libraries are imported where
-they are needed, torchvision only after a check that it fits the installed torch.
+The classifier is removed; the embedding is its input. Both libraries are imported only when needed,
+after a check that torchvision is compatible with the installed torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _TORCHVISION_HEADS = (
 
 
 def library_spec(name: str) -> NetworkSpec | None:
-    """Describe `timm:NAME` or `torchvision:NAME`; None when `name` has no such prefix.
+    """Return the spec of `timm:NAME` or `torchvision:NAME`; None if `name` has no such prefix.
 
     Raises:
         UnknownNameError: The library has no such model.
-        DistillError: timm is not installed, or torchvision does not fit torch.
+        DistillError: timm is not installed, or torchvision is not compatible with torch.
     """
     library, _, model_name = name.partition(":")
     if library == "timm" and model_name:
@@ -40,11 +40,7 @@ def library_spec(name: str) -> NetworkSpec | None:
 
 
 def torchvision_models() -> Any:
-    """Return the module `torchvision.models`.
-
-    Raises:
-        DistillError: torchvision does not fit torch.
-    """
+    """Import `torchvision.models`; `DistillError` if torchvision does not match torch."""
     require_torchvision()
     from torchvision import models
 
@@ -129,11 +125,7 @@ def _torchvision_input(weights: Any) -> InputSpec:
 
 
 def remove_classifier(model: nn.Module, name: str) -> None:
-    """Replace the last linear layer of `model` (its classifier) by the identity, in place.
-
-    Raises:
-        DistillError: The model has no linear classifier.
-    """
+    """Replace the last linear layer (the classifier) by the identity; `DistillError` if none."""
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise DistillError(
@@ -145,7 +137,7 @@ def remove_classifier(model: nn.Module, name: str) -> None:
 
 
 def remove_auxiliary_heads(model: nn.Module) -> None:
-    """Take off the heads that GoogLeNet and Inception v3 have in training alone, in place."""
+    """Remove the heads that GoogLeNet and Inception v3 use only in training, in place."""
     if not hasattr(model, "aux_logits"):
         return
     for name in AUXILIARY_HEADS:
@@ -160,12 +152,11 @@ def _pretrained(name: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module
     def load(backbone: nn.Module) -> None:
         try:
             published = make()
-        except Exception as error:  # hubs raise their own families: connection, HTTP, cache, value
+        except Exception as error:  # connection, HTTP, cache, value: hubs raise many types
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DistillError(
                 f"the pretrained weights of {name} could not be fetched ({reason}); connect to "
-                "the network once, or give the file yourself (--teacher-weights or "
-                "--student-weights)"
+                "the network once, or pass a file (--teacher-weights or --student-weights)"
             ) from error
         backbone.load_state_dict(published.state_dict())
 
@@ -173,6 +164,6 @@ def _pretrained(name: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
-    """Name the models that look like `name`: all of them do not fit one sentence."""
+    """Return an error that lists the closest names only."""
     near = difflib.get_close_matches(name, known, n=8, cutoff=0.4)
     return UnknownNameError(kind, name, near or known[:8])

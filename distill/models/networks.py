@@ -1,9 +1,8 @@
-"""Embedding networks: what a teacher and a student have in common.
+"""Embedding networks: the common interface of teachers and students.
 
-An `EmbeddingNetwork` takes images as the loader yields them and returns one vector per image. The
-normalization of its input belongs to it, so that a teacher and a student that expect differently
-normalized pixels can be given the same image. It is built by name from a `NetworkSpec`
-(`build_network`) or made from any `nn.Module` (`wrap_module`).
+An `EmbeddingNetwork` takes images from the loader and returns one vector per image. It normalizes
+its input, so that a teacher and a student with different normalizations can take the same images.
+It is built by name from a `NetworkSpec` (`build_network`) or from any `nn.Module` (`wrap_module`).
 
 Shapes: B batch, S image side in pixels, D embedding width.
 """
@@ -35,45 +34,27 @@ MODULE_PREFIX = "module:"  # of the name of a user's own module
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input of a network and how its evaluation view is cut.
+    """The input of a network: its size, its normalization and its evaluation crop."""
 
-    Attributes:
-        image_size: Side in pixels, S.
-        mean: Subtracted from each channel of an image in [0, 1].
-        std: Divides each channel after that.
-        crop_fraction: Share of the resized image's side that the central crop keeps, in (0, 1].
-        interpolation: Of the resizing.
-    """
-
-    image_size: Annotated[int, Ge(1)] = 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_size: Annotated[int, Ge(1)] = 224  # side in pixels, S
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of images in [0, 1]
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    # Side of the center crop as a fraction of the resized image's side.
     crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
     interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What is known about a published ResNet.
-
-    Attributes:
-        depth: Layers.
-        width: Factor of every stage's width.
-        linear_accuracy: Top-1 accuracy of a linear classifier on ImageNet, in [0, 1], as its
-            authors state it.
-        paper: arXiv number.
-        license: SPDX name of the weights' license.
-        source: Where the file lies.
-        is_fetchable: False where the link is known to lead to something else.
-    """
+    """The architecture, the paper and the download of a published ResNet."""
 
     depth: int
-    width: int
-    linear_accuracy: float
-    paper: str
-    license: str
+    width: int  # factor of every stage's width
+    linear_accuracy: float  # published top-1 accuracy on ImageNet, in [0, 1]
+    paper: str  # arXiv number
+    license: str  # SPDX name of the weights' license
     source: Source
-    is_fetchable: bool = True
+    is_fetchable: bool = True  # False if the link leads to another file
 
     @property
     def embedding_dim(self) -> int:
@@ -83,44 +64,28 @@ class Publication:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network that can be built by name.
-
-    Attributes:
-        name: As the user types it.
-        build: Takes the image side in pixels, returns the bare backbone, (B, 3, S, S) -> (B, D).
-        input: The input it was (or will be) trained with.
-        min_image_size: Smallest side that the layers accept.
-        layout: How its published file names the weights, and what else lies in it.
-        pretrained: Fetches a library model's pretrained weights; None where only a file will do.
-        weights_file: The file itself, for a network that is shipped with its weights.
-        publication: Who published it, where and under which terms; None for what nobody did.
-        published_projection_dim: Width of the linear layer that the published recipe trains this
-            student through; None for none.
-        summary: One line for `distill list`.
-    """
+    """A network that can be built by name."""
 
     name: str
-    build: Callable[[int], nn.Module]
+    build: Callable[[int], nn.Module]  # image side -> backbone, (B, 3, S, S) -> (B, D)
     input: InputSpec = field(default_factory=InputSpec)
     min_image_size: int = 1
-    layout: Layout = field(default_factory=PyTorchLayout)
-    pretrained: Callable[[nn.Module], None] | None = None
-    weights_file: Path | None = None
+    layout: Layout = field(default_factory=PyTorchLayout)  # of the published weights file
+    pretrained: Callable[[nn.Module], None] | None = None  # loads a library model's weights
+    weights_file: Path | None = None  # of a network that is shipped with its weights
     publication: Publication | None = None
-    published_projection_dim: int | None = None
-    summary: str = ""
+    published_projection_dim: int | None = None  # of the linear layer in the published recipe
+    summary: str = ""  # one line for `distill list`
 
 
 class EmbeddingNetwork(nn.Module):
-    """A backbone with its own input normalization.
+    """A backbone with its input normalization.
 
     Args:
         backbone: Maps normalized float images (B, 3, S, S) to (B, D), or (B, D, 1, 1).
-        spec: Its description; `spec.input` holds mean, standard deviation and side.
+        spec: Its description; `spec.input` has mean, standard deviation and side.
 
     Attributes:
-        backbone: The module that was given.
-        spec: Its description.
         embedding_dim: D.
 
     Raises:
@@ -142,7 +107,7 @@ class EmbeddingNetwork(nn.Module):
 
     @property
     def input(self) -> InputSpec:
-        """The input that this network expects."""
+        """The expected input."""
         return self.spec.input
 
     def forward(self, images: Tensor) -> Tensor:
@@ -157,7 +122,7 @@ class EmbeddingNetwork(nn.Module):
         return self.backbone(self.normalized(images)).float().flatten(1)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Return what the backbone is given: float32, normalized, channels last."""
+        """Return the backbone's input: float32, normalized, channels last."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
@@ -180,7 +145,7 @@ class EmbeddingNetwork(nn.Module):
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while; each part goes back to the mode it had."""
+    """Switch a module to evaluation mode, and restore the mode of each submodule at the end."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -203,8 +168,8 @@ def build_network(spec: NetworkSpec, *, image_size: int | None = None) -> Embedd
     side = image_size or spec.input.image_size
     if side < spec.min_image_size:
         raise DistillError(
-            f"{spec.name} needs images of at least {spec.min_image_size} px, {side} px was asked "
-            f"for; use --image-size {spec.min_image_size} or larger"
+            f"{spec.name} needs images of at least {spec.min_image_size} px, {side} px was given; "
+            f"use --image-size {spec.min_image_size} or larger"
         )
     sized = replace(spec, input=replace(spec.input, image_size=side))
     return EmbeddingNetwork(spec.build(side), sized)
@@ -220,26 +185,27 @@ def wrap_module(
     interpolation: Interpolation = "bilinear",
     name: str | None = None,
 ) -> EmbeddingNetwork:
-    """Make a teacher or a student of any module that maps images (B, 3, S, S) to (B, D).
+    """Make a teacher or a student from any module that maps images (B, 3, S, S) to (B, D).
 
-    The module is used, not copied: a student's weights are trained in it, and a teacher is frozen.
+    The module is not copied: a student is trained in place, and a teacher is frozen in place.
 
     Args:
         module: Takes normalized float32 images, returns one float tensor (B, D) or (B, D, 1, 1).
         image_size: Side of its input in pixels, S, at least 1.
         mean: Subtracted from the three channels of an image in [0, 1].
         std: Divides them after that; each above 0.
-        crop_fraction: Share of the resized image's side that the evaluation view keeps, in (0, 1].
+        crop_fraction: Side of the center crop of the evaluation view as a fraction of the resized
+            image's side, in (0, 1].
         interpolation: Of the resizing, "bilinear" or "bicubic".
-        name: What logs and files call it; None takes the name of its class. `module:` is put before
-            it, so that it is never confused with a network of the registries.
+        name: Name in logs and files; None: the name of its class. The prefix `module:` is added, so
+            that it differs from the networks of the registries.
 
     Returns:
-        The network; its weights stay where they are, in the mode (train or eval) they have.
+        The network, on the module's device and in its mode (train or eval).
 
     Raises:
-        DistillError: The module cannot take such images, returns something else, has weights on
-            the meta device or not in float32, or an argument is out of its range.
+        DistillError: The module cannot take such images, has another output, has weights on the
+            meta device or not in float32, or an argument is out of range.
 
     Example:
         >>> import torch
@@ -253,7 +219,7 @@ def wrap_module(
         torch.Size([2, 8])
     """
     if not isinstance(module, nn.Module) or isinstance(module, EmbeddingNetwork):
-        remedy = "call it" if isinstance(module, type) else "pass what is a plain nn.Module"
+        remedy = "call it" if isinstance(module, type) else "pass a plain nn.Module"
         raise DistillError(f"{module!r:.200} is not a module to wrap; {remedy}")
     cls = type(module)
     options = {"image_size": image_size, "mean": mean, "std": std, "crop_fraction": crop_fraction}
@@ -268,12 +234,12 @@ def wrap_module(
 
 
 def is_own_module(name: str) -> bool:
-    """Return whether a network's name is that of a user's own module."""
+    """Return whether a name is of a user's own module."""
     return name.startswith(MODULE_PREFIX)
 
 
 def _check_output(output: object, name: str, images: Tensor) -> None:
-    """Refuse what is not (B, D) or (B, D, 1, 1); with two images a `squeeze` is noticed, too."""
+    """Raise `DistillError` unless the output is (B, D) or (B, D, 1, 1), B = 2."""
     shape = tuple(output.shape) if isinstance(output, Tensor) else ()
     if len(shape) in (2, 4) and shape[0] == len(images) and shape[2:] in ((), (1, 1)):
         return
@@ -297,18 +263,18 @@ def _check_weights(module: nn.Module, name: str) -> None:
     for key, weight in module.state_dict().items():
         if not isinstance(weight, Tensor):
             raise DistillError(
-                f"{name} keeps {key} in its state dict, which is no tensor and cannot be saved; "
+                f"{name} has {key} in its state dict, which is not a tensor and cannot be saved; "
                 "remove its get_extra_state"
             )
         if weight.is_meta:
             raise DistillError(
-                f"{name} has {key} on the meta device, where tensors have no values; give the "
-                "module its weights before it is wrapped"
+                f"{name} has {key} on the meta device, where tensors have no values; load the "
+                "module's weights before wrapping it"
             )
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise DistillError(
                 f"{name} has {key} in {str(weight.dtype).removeprefix('torch.')}; call "
-                "module.float() first: lower precision is chosen by --precision"
+                "module.float() first, and choose a lower precision with --precision"
             )
 
 
@@ -319,7 +285,7 @@ def _build_by_name(image_size: int) -> nn.Module:
 
 
 def prepare_for_device(network: EmbeddingNetwork, device: torch.device) -> EmbeddingNetwork:
-    """Move `network` to `device`, its convolutions in the form that is fastest there."""
+    """Move `network` to `device`, with the fastest convolutions and memory format there."""
     network.to(device)
     if device.type == "cpu":
         patch_small_convs(network)

@@ -1,9 +1,9 @@
-"""Convolutions with few output pixels as one matrix product: faster to train on a CPU.
+"""Convolutions with few output pixels as one matrix product: faster training on a CPU.
 
-The last layers of a small student see maps of a few pixels, and PyTorch's CPU convolutions are laid
-out for large ones: at 2 x 2 pixels and 512 channels, forward and backward take four times as long
-as the same sum written as one product (`tools/bench_few_pixels.py`). Limits: CPU, and only where
-gradients are recorded, so that what is measured or exported is PyTorch's own convolution.
+The last layers of a small student have feature maps of a few pixels, and PyTorch's CPU convolutions
+are optimized for large ones: at 2 x 2 pixels and 512 channels, forward and backward take four times
+as long as one matrix product (`tools/bench_few_pixels.py`). Limits: CPU, and only when gradients
+are recorded, so that evaluation and export use PyTorch's own convolution.
 
 Shapes: B batch, C and O channels, H x W pixels in, P x Q pixels out, K x L kernel.
 """
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_PIXELS = 4  # P Q; with more, a product takes as long or longer
-MAX_PIXELS_OF_LARGE = 9  # for kernels that do not fit into a core's cache
+MAX_PIXELS = 4  # P Q; with more, a product is not faster
+MAX_PIXELS_OF_LARGE = 9  # for kernels larger than a core's cache
 LARGE = 2**20  # weights of such a kernel
 
 
@@ -36,10 +36,7 @@ class FewPixelConv2d(nn.Conv2d):
         return room // self.stride[axis] + 1
 
     def _product(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Gather the pixels under each tap of the kernel and multiply them in one product.
-
-        Taps that only ever see padding are left out: of a 3 x 3 kernel on one pixel, eight.
-        """
+        """Convolve by one product, without kernel positions ("taps") that see only padding."""
         (top, bottom), (left, right) = (
             self._used_taps(x.shape[2 + axis], out, axis)
             for axis, out in enumerate((rows, columns))
@@ -60,7 +57,7 @@ class FewPixelConv2d(nn.Conv2d):
         return product.unflatten(0, (len(x), rows, columns)).permute(0, 3, 1, 2)
 
     def _used_taps(self, size: int, out: int, axis: int) -> tuple[int, int]:
-        """Return the range of taps along an axis that see a pixel."""
+        """Return the range of taps along an axis that see at least one pixel."""
         padding, stride = int(self.padding[axis]), self.stride[axis]
         return max(0, padding - stride * (out - 1)), min(self.kernel_size[axis], size + padding)
 
@@ -68,15 +65,12 @@ class FewPixelConv2d(nn.Conv2d):
 def patch_small_convs(network: nn.Module) -> None:
     """Turn the plain convolutions of a network into `FewPixelConv2d`, in place."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
+        if (
+            type(module) is nn.Conv2d
+            and module.groups == 1
+            and module.dilation == (1, 1)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+            and module.kernel_size != (1, 1)
+        ):
             module.__class__ = FewPixelConv2d
-
-
-def _is_plain(module: nn.Conv2d) -> bool:
-    return (
-        module.groups == 1
-        and module.dilation == (1, 1)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and module.kernel_size != (1, 1)
-    )

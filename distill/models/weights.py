@@ -1,9 +1,9 @@
-"""Fills networks from weights files and writes them, strictly; hashes what a network computes.
+"""Loads and saves the weights of networks, strictly, and hashes networks.
 
-Every weight of a network is filled exactly once, from where its layout says
-(`distill.models.layout`); what does not fit is listed by name. A file that this toolkit writes
-(`student.safetensors`) carries the network's name and input in its metadata, so that the network
-can be rebuilt from the file alone; of a user's own module, from the file and the module.
+Every weight is filled exactly once, from the name in its layout (`distill.models.layout`);
+mismatches are listed by name. A file of this toolkit (`student.safetensors`) has the network's name
+and input in its metadata, so that the network can be rebuilt from the file alone, or, for a user's
+own module, from the file and the module.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ Shape = tuple[int, ...]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a weights file under the names that it gives them.
+    """Read all tensors of a weights file by their names in the file.
 
     Raises:
-        DistillError: When the file is missing, damaged, needs code to be run, or holds no tensors.
+        DistillError: The file is missing, damaged, needs to run code, or has no tensors.
     """
     with open_checkpoint(path) as file:
         if not file.shapes:
@@ -53,11 +53,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights(network: EmbeddingNetwork, path: Path) -> None:
-    """Fill `network` from `path`; every weight exactly once.
+    """Fill every weight of `network` from `path`.
 
     Raises:
-        DistillError: With the missing, unexpected and differently shaped weights by name; the
-            network is unchanged then. Or a damaged file; the network is half filled then.
+        DistillError: Missing, unexpected or differently shaped weights, by name, with the network
+            unchanged; or a damaged file, with the network partly filled.
     """
     wanted = network.backbone.state_dict()
     with open_checkpoint(path) as file:
@@ -68,14 +68,14 @@ def load_weights(network: EmbeddingNetwork, path: Path) -> None:
             for key, shape in shapes(wanted).items()
             if key in names
         }
-        assert len(stored) == len(names), "no two weights come from one tensor"
+        assert len(stored) == len(names), "two weights have the same source"
         found = {
             n: shape for n, shape in file.shapes.items() if n in stored or not layout.ignores(n)
         }
         problems = mismatches(stored, found)
         if problems:
             raise DistillError(
-                f"{path} does not fit {network.spec.name}: {'; '.join(problems)}. Give weights of "
+                f"{path} does not fit {network.spec.name}: {'; '.join(problems)}; use weights of "
                 "the same architecture (published layout, or names as in torchvision or timm), or "
                 "another network"
             )
@@ -85,13 +85,9 @@ def load_weights(network: EmbeddingNetwork, path: Path) -> None:
 
 
 def mismatches(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """List in words how the tensors of a file differ in names and shapes; empty when they fit.
+    """Describe how the names and shapes in a file differ from those wanted; empty if they match.
 
-    BatchNorm's `num_batches_tracked` may be absent: it does not influence an embedding.
-
-    Args:
-        wanted: The shape of every weight by its name in the file.
-        found: What the file has.
+    BatchNorm's `num_batches_tracked` may be missing, as it does not affect embeddings.
     """
     missing = [name for name in wanted if name not in found and not name.endswith(UNUSED)]
     unexpected = [name for name in found if name not in wanted]
@@ -128,32 +124,46 @@ def rebuild_network(
     module: nn.Module | None = None,
     image_size: int | None = None,
 ) -> EmbeddingNetwork:
-    """Rebuild a network from a file that `save_network` wrote, in evaluation mode, on the CPU.
+    """Rebuild a network from a file of `save_network`, in evaluation mode, on the CPU.
 
     Args:
         path: The file.
-        find_spec: Describes the network of a name.
-        module: The user's own module that the file holds the weights of, which are loaded into
-            it; None for a network that is built by name.
-        image_size: Side of its input in pixels; None takes the side that the file names.
+        find_spec: Returns the spec of a name.
+        module: The user's own module, to load the weights into; None for a network that is built by
+            name.
+        image_size: Side of its input in pixels; None: as in the file.
 
     Raises:
-        DistillError: There is no such file, it was not written by this toolkit, it does not fit, or
-            it needs a module.
+        DistillError: The file is missing, was not written by this toolkit, does not match, or needs
+            a module.
     """
     if not path.exists():
         raise DistillError(f"there is no run directory or weights file at {path}")
     description = read_description(path)
     if description is None:
         raise DistillError(
-            f"{path} does not say which network it holds (only a .safetensors file of this "
-            "toolkit does); name the architecture with --student"
+            f"{path} does not name its network (only a .safetensors file of this toolkit does); "
+            "name the architecture with --student"
         )
-    name, stored = _name_and_input(description, path)
+    try:
+        name = str(description["network"])
+        stored = as_dataclass(InputSpec, description["input"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DistillError(
+            f"{path} has an invalid description of its network; it is damaged or was written by a "
+            "newer version: update distill, or make the file again"
+        ) from error
     if image_size is not None:
         stored = replace(stored, image_size=image_size)
     if is_own_module(name):
-        network = _own_network(path, name, module, stored)
+        name = name.removeprefix(MODULE_PREFIX)
+        if module is None:
+            raise DistillError(
+                f"{path} holds the weights of your own {name}, whose code is not in the file; "
+                f'build it and pass it: distill.load_student("{path}", module=...)'
+            )
+        plain = module.backbone if isinstance(module, EmbeddingNetwork) else module
+        network = wrap_module(plain, **vars(stored), name=name)
     elif module is not None:
         raise DistillError(f"{path} holds {name}, which is built by name; leave out module=")
     else:
@@ -162,20 +172,8 @@ def rebuild_network(
     return network.eval()
 
 
-def _own_network(
-    path: Path, name: str, module: nn.Module | None, stored: InputSpec
-) -> EmbeddingNetwork:
-    if module is None:
-        raise DistillError(
-            f"{path} holds the weights of your own {name.removeprefix(MODULE_PREFIX)}, whose code "
-            f'is not in the file; build it and pass it: distill.load_student("{path}", module=...)'
-        )
-    plain = module.backbone if isinstance(module, EmbeddingNetwork) else module
-    return wrap_module(plain, **vars(stored), name=name.removeprefix(MODULE_PREFIX))
-
-
 def read_description(path: Path) -> Any:
-    """Return the description that `save_network` stored in `path`, None for a foreign file."""
+    """Return the description that `save_network` stored in `path`; None for other files."""
     if not path.is_file() or path.suffix != SUFFIX:
         return None
     return SafetensorsFile(path).description
@@ -188,20 +186,9 @@ def _layout_of(spec: NetworkSpec, file: TensorFile) -> Layout:
     if file.kind == "pytorch":
         return PyTorchLayout(ignored=("fc.",))  # a conversion, perhaps with a classifier
     raise DistillError(
-        f"{file.path} is a TensorFlow checkpoint, and how those name the weights of {spec.name} is "
-        "not known; give a PyTorch checkpoint or a safetensors file"
+        f"{file.path} is a TensorFlow checkpoint, which {spec.name} cannot be loaded from; use a "
+        "PyTorch checkpoint or a safetensors file"
     )
-
-
-def _name_and_input(description: Any, path: Path) -> tuple[str, InputSpec]:
-    """Return name and input of the network that a description speaks of."""
-    try:
-        return str(description["network"]), as_dataclass(InputSpec, description["input"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DistillError(
-            f"{path} describes its network in a way that is not understood; it is damaged or was "
-            "written by a newer version: update, or make it again"
-        ) from error
 
 
 def _listed(names: list[str], most: int) -> str:
@@ -210,28 +197,27 @@ def _listed(names: list[str], most: int) -> str:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of all weights and persistent buffers, in hexadecimal.
+    """Return the SHA-256 of the names, dtypes, shapes and values of the state dict, in hexadecimal.
 
-    It covers names, dtypes, shapes and values; device and memory order (channels last) do not
-    matter. One tensor is copied at a time.
+    It does not depend on the device and the memory format. One tensor is copied at a time.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        plain = tensor.detach().cpu().reshape(-1)  # in the order of the indices, not of the memory
+        plain = tensor.detach().cpu().reshape(-1)  # in index order
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(plain.view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
 def module_key(network: EmbeddingNetwork) -> str:
-    """Return what stands for a network in the keys of cached embeddings, in hexadecimal.
+    """Return the key of a network in the cache of embeddings, in hexadecimal.
 
-    A network of the registries is its weights (`weights_hash`). Of a user's own module the code
-    may change while the weights do not: its key covers its class, its weights, the versions of
-    torch, torchvision and timm, and its output on 16 fixed images, bit by bit.
+    For a network of the registries it is `weights_hash`. The code of a user's own module may change
+    without its weights, so its key covers its class, its weights, the versions of torch,
+    torchvision and timm, and the bits of its output on 16 fixed images.
 
     Raises:
-        DistillError: It gives two different outputs for the same images.
+        DistillError: The module has different outputs for the same images.
     """
     weights = weights_hash(network)
     if not is_own_module(network.spec.name):
@@ -246,7 +232,7 @@ def module_key(network: EmbeddingNetwork) -> str:
     if not torch.allclose(output, again, equal_nan=True):
         raise DistillError(
             f"{network.spec.name} gives different embeddings for the same images in evaluation "
-            "mode; a teacher must be deterministic: take the randomness out of its forward"
+            "mode; a teacher must be deterministic: remove the randomness from its forward"
         )
     cls = type(network.backbone)
     versions = [f"{name} {installed_version(name)}" for name in ("torch", "torchvision", "timm")]

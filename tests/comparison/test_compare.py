@@ -106,7 +106,7 @@ def test_a_comparison_that_is_killed_goes_on_and_nothing_is_lost_or_doubled(
     [
         (NonFiniteLossError("the loss is nan at step 7"), "the loss is nan at step 7"),
         (DistillError("no room"), "no room"),
-        (KeyError("x"), "KeyError: 'x'; it is no mistake in the grid"),
+        (KeyError("x"), "KeyError: 'x'; this is not a mistake in the grid"),
     ],
 )
 def test_a_trial_that_fails_does_not_end_the_grid(trainer, write_grid, output, error, sentence):
@@ -176,7 +176,7 @@ def test_a_tuning_run_that_fails_loses_and_without_any_the_trials_fail(trainer, 
     other = output.with_name("other")
     result = compare(grid, CompareOptions(other))
     assert result.num_failed == 4
-    assert "no tuning run of it ended" in result.content.failed[-1][1]
+    assert "none of its tuning runs has an accuracy" in result.content.failed[-1][1]
     assert compare(grid, CompareOptions(other, resume=True, retry_failed=True)).num_failed == 0
 
 
@@ -241,10 +241,10 @@ def test_trials_made_under_other_options_are_not_mixed_in(
     for options in (CompareOptions(resume=True), CompareOptions(table=True)):
         with pytest.raises(DistillError) as error:
             compare(write_grid(common={"epochs": 3}), replace(options, output=output))
-        words = f"{trainer.names[0]} was made with epochs 2 and the grid now asks for 3"
+        words = f"{trainer.names[0]} was made with epochs 2 and the grid now has 3"
         assert words in str(error.value)
         assert contents(output) == before
-    with pytest.raises(DistillError, match="leave a link in the old place if it has only moved"):
+    with pytest.raises(DistillError, match="link the old path to the new one if it has only moved"):
         compare(write_grid(data="elsewhere"), CompareOptions(output, resume=True))
     # How runs are executed may change, and methods may be added.
     methods = {"one": {}, "two": {"log_every": 7}, "three": {"temperature": 1.0}}
@@ -276,9 +276,9 @@ def test_a_value_to_try_comes_too_late_for_trials_that_are_there(
     compare(grid(0.1, 0.2), CompareOptions(output))
     before = contents(output)
     trainer.held_out = {0.4: 0.9}
-    with pytest.raises(DistillError, match=r"one more value to try, .*0\.4; take it out of tune"):
+    with pytest.raises(DistillError, match=r"one more value to try, .*0\.4; remove it from tune"):
         compare(grid(0.1, 0.2, 0.4), CompareOptions(output, resume=True))
-    with pytest.raises(DistillError, match="was made with epochs 2 and the grid now asks for 9"):
+    with pytest.raises(DistillError, match="was made with epochs 2 and the grid now has 9"):
         compare(grid(0.1, 0.2, 0.4, epochs=9), CompareOptions(output, resume=True))
     assert contents(output) == before
     assert compare(grid(0.1, 0.2), CompareOptions(output, resume=True)).num_open == 0
@@ -318,7 +318,7 @@ def test_a_failed_trial_begins_anew_under_other_options(trainer, write_grid, out
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "holds a comparison already; go on with --resume"),
+        ({}, "holds a comparison already; continue it with --resume"),
         ({"resume": True, "stop_after": 0.0}, "--stop-after is 0.0"),
         ({"resume": True, "only": "zzz"}, "--only zzz matches none"),
         ({"table": True, "dry_run": True}, "leave one out"),

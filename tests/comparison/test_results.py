@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def trial(method: str, seed: int) -> Trial:
-    return Trial(f"{method}-{seed}", Method(method, {}), "s", "t", seed, {})
+    return Trial(f"{method}-{seed}", Method(method, {}, {}, {}), "s", "t", seed, {})
 
 
 def curve(*points: tuple[int, float], state: str = "done") -> TrialStatus:

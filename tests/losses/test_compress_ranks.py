@@ -132,7 +132,7 @@ def test_ranks_are_one_process_with_the_global_batch(run_ranks, monkeypatch, wor
                 check(found, alone, case, sharded=sharding == "ranks")
     for rank, result in enumerate(ranks):
         assert result["empty"] is None
-        assert f"rank {rank} must bring {2 * world} (of all ranks) and 2" in result["mistake"]
+        assert f"rank {rank} must pass {2 * world} (of all ranks) and 2" in result["mistake"]
 
 
 def on_a_rank_fused() -> dict[str, Any]:
@@ -173,6 +173,6 @@ def check(found: list[dict], alone: dict, case: Case, *, sharded: bool) -> None:
 def test_the_reference_refuses_shards():
     queue = AnchorQueue(K, DT, shard=(0, 2))
     with pytest.raises(
-        DistillError, match=r"wants all anchors in one process.*--queue-sharding none"
+        DistillError, match=r"needs all anchors on every rank.*--queue-sharding none"
     ):
         CompRess(queue, implementation="reference")

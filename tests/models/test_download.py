@@ -145,7 +145,7 @@ def interrupted(server, folder) -> Path:
     server.will(drop_after=4_000)
     server.will(status=404)
     message = failure(Source(server.url), folder)
-    assert "HTTP status 404 (Not Found) (the 4,000 bytes that came are kept)" in message
+    assert "HTTP status 404 (Not Found) (the 4,000 bytes received are kept)" in message
     assert f"; put the file at {folder / 'weights.pth'} by hand, or" in message
     assert not (folder / "weights.pth").exists()
     server.requests.clear()
@@ -285,7 +285,7 @@ def test_what_came_is_verified(server, folder, monkeypatch):
         digest = hashlib.new(algorithm, server.content).hexdigest()
         assert f"its {algorithm} is {digest}, not 01234567; it was removed" in message
     server.will(headers={"Content-Type": "text/html; charset=utf-8"})
-    assert "a web page came instead of the file" in failure(Source(server.url), folder)
+    assert "the server sent a web page" in failure(Source(server.url), folder)
     assert {path.name for path in folder.iterdir()} <= {
         *("weights.pth.lock", "weights.pth.partial", "weights.pth.partial.json")
     }
@@ -319,7 +319,7 @@ def test_too_little_room_is_said_before_anything_is_written(server, interrupted,
     with monkeypatch.context() as patched:
         patched.setattr(download.shutil, "disk_usage", room(5_999))
         message = failure(Source(server.url), interrupted)
-        assert f"needs 6,000 bytes more in {interrupted}, which has room for 5,999;" in message
+        assert f"needs 6,000 more bytes in {interrupted}, which has 5,999 free;" in message
         assert "set DISTILL_CACHE=FOLDER to a folder on another disk, or pass FILE" in message
     monkeypatch.setattr(download.shutil, "disk_usage", room(6_000))
     assert fetched(server, interrupted) == server.content
@@ -334,7 +334,7 @@ def test_a_disk_that_fails_is_one_sentence_and_publishes_nothing(server, folder,
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, fail)
             message = failure(Source(server.url), folder / name)
-        assert f"{os.strerror(kind)}; make room or permit access there, or set DIS" in message
+        assert f"{os.strerror(kind)}; free space or permit access there, or set DIS" in message
         assert not (folder / name / "weights.pth").exists()
     assert fetched(server, folder) == server.content
 
@@ -369,7 +369,7 @@ def test_the_second_process_waits_and_finds_the_file(server, folder, monkeypatch
         monkeypatch.setattr(download.logger, "info", info)
         assert fetched(server, folder) == server.content
         out, _ = other.communicate(timeout=PATIENCE)
-    assert messages == ["waiting for another process that downloads weights.pth"]
+    assert messages == ["waiting for another process to download weights.pth"]
     assert out.splitlines()[-1] == str(folder / "weights.pth")
     assert len(server.requests) == 1
 

@@ -1,19 +1,18 @@
-"""What a plan costs on a GPU: bytes that the kernels request, bytes from device memory, FLOP.
+"""Cost model of a plan on a GPU: bytes requested by the kernels, bytes of device memory, FLOP.
 
-Requested bytes follow from the kernels' loads and stores, number by number (a test compares them
-with what the interpreter loads and stores). How many of them come from device memory is a model of
-the L2 cache, stated here:
+The requested bytes are counted exactly from the kernels' loads and stores (a test compares them
+with the interpreter's). The bytes of device memory follow from a model of the L2 cache:
 
-- Programs that run together and read the same tile read it once: row tiles of one tile of anchors
-  in the first pass, all row and column tiles of one share in the second, as many programs at a time
-  as there are multiprocessors. More of them than that read it once per wave.
-- Half of the L2 holds what is used again and again or written and soon read: the embeddings, the
-  statistics, partial sums, a chunk's record, when they fit; the just-written tile of the record.
+- Concurrent programs that read the same tile read it once: row tiles of one tile of anchors in the
+  first pass, all row and column tiles of one share in the second. As many programs run at a time as
+  there are multiprocessors; more of them read it once per wave.
+- Half of the L2 keeps what is reused soon, if it fits: the embeddings, the statistics, partial
+  sums, a chunk's record, the last tile of the record.
 
 The time of a pass is the larger of memory bytes over bandwidth and FLOP over the rate, plus a
 launch. A pass that recomputes logits cannot overlap its two products with the exponentials between
-them, which is taken as `CHAIN_SECONDS` per tile. Constants of that kind are assumptions, not
-measurements: measured plans (`tuning.py`) go before predicted ones.
+them, which costs `CHAIN_SECONDS` per tile. These constants are assumptions, so measured plans
+(`tuning.py`) take precedence.
 
 Sources of the devices' rates and sizes: NVIDIA's data sheets of A100 80 GB SXM, H100 SXM, H200 SXM
 and HGX B200 (dense rates); L2 capacities from the architecture white papers.
@@ -22,31 +21,21 @@ and HGX B200 (dense rates); L2 capacities from the architecture white papers.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from distill.kernels.fused.plan import ITEMSIZE, Dtype, Plan, Problem, round_up
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU on paper.
-
-    Attributes:
-        name: Short name, such as H100.
-        capability: Compute capability.
-        num_sms: Multiprocessors.
-        bandwidth: Of device memory, bytes per second.
-        tensor_rate: Dense bf16 and fp16 products, FLOP per second.
-        float_rate: float32 without tensor cores, FLOP per second.
-        l2_bytes: Capacity of the L2 cache.
-    """
+    """The data sheet of a GPU."""
 
     name: str
     capability: tuple[int, int]
-    num_sms: int
-    bandwidth: float
-    tensor_rate: float
-    float_rate: float
+    num_sms: int  # multiprocessors
+    bandwidth: float  # of device memory, bytes per second
+    tensor_rate: float  # dense bf16 and fp16 products, FLOP per second
+    float_rate: float  # float32 without tensor cores, FLOP per second
     l2_bytes: int
 
     def rate(self, dtype: Dtype) -> float:
@@ -63,7 +52,7 @@ DEVICES = {
 
 
 def find_device(name: str, capability: tuple[int, int]) -> Device:
-    """Return the entry whose name is a word of `name`, as CUDA says it, else its generation's."""
+    """Return the device whose name is a word of CUDA's `name`, else one of its generation."""
     for known in DEVICES.values():
         if re.search(rf"\b{known.name}\b", name):
             return known
@@ -73,7 +62,7 @@ def find_device(name: str, capability: tuple[int, int]) -> Device:
 LAUNCH_SECONDS = 3e-6
 CHAIN_SECONDS = 0.4e-6
 _INDEX, _STATISTIC, _LSE = 8, 4, 8  # bytes of an int64, a float32, a float64
-MERGED_ROWS, MERGED_PARTS = 16, 64  # that a program of the merge reads at a time
+MERGED_ROWS, MERGED_PARTS = 16, 64  # read at a time by a program of the merge
 
 
 @dataclass(frozen=True)
@@ -90,12 +79,12 @@ class Cost:
 
     @property
     def requested(self) -> int:
-        """Bytes that the kernel asks for, loads and stores."""
+        """Bytes of all loads and stores."""
         return self.loaded + self.stored
 
 
 def floor_bytes(problem: Problem, *, with_gradient: bool = True) -> int:
-    """Bytes that no plan can avoid: banks (the student's twice), embeddings, gradient."""
+    """Minimum bytes of any plan: banks (the student's twice), embeddings, gradient."""
     p, size = problem, ITEMSIZE[problem.dtype]
     teacher_bank = 0 if p.one_bank else p.n * p.Dt  # one bank is read for both
     loss = size * (teacher_bank + p.n * p.Ds + p.B * (p.Dt + p.Ds))
@@ -103,58 +92,35 @@ def floor_bytes(problem: Problem, *, with_gradient: bool = True) -> int:
 
 
 def floor_flop(problem: Problem, *, with_gradient: bool = True) -> int:
-    """Products that no plan can avoid: 2 B n (Dt + 2 Ds), without gradient 2 B n (Dt + Ds)."""
+    """Minimum FLOP of any plan: 2 B n (Dt + 2 Ds), without gradient 2 B n (Dt + Ds)."""
     student = 2 * problem.Ds if with_gradient else problem.Ds
     return 2 * problem.B * problem.n * (problem.Dt + student)
 
 
 def floor_seconds(problem: Problem, device: Device, *, with_gradient: bool = True) -> float:
-    """Return the time of the floor: the larger of its bytes and its FLOP, without launches."""
+    """Minimum time of any plan, without launches: memory or arithmetic, whichever is longer."""
     num_bytes = floor_bytes(problem, with_gradient=with_gradient)
     flop = floor_flop(problem, with_gradient=with_gradient)
     return max(num_bytes / device.bandwidth, flop / device.rate(problem.dtype))
 
 
 def costs(plan: Plan, problem: Problem, device: Device) -> list[Cost]:
-    """Count every kernel of a plan.
-
-    Args:
-        plan: What is launched.
-        problem: Its sizes.
-        device: Gives the rates, the L2 capacity and the number of multiprocessors.
-
-    Returns:
-        First pass, merge, second pass, and the sum of the shares with the mean of the rows.
-    """
-    bounds = range(0, problem.n, plan.chunk)
-    chunks = [min(plan.chunk, problem.n - start) for start in bounds]
-    parts = [_of_chunk(plan, problem, n, device) for n in chunks]
-    return [_added(column) for column in zip(*parts, strict=True)]
+    """Return the costs of first pass, merge, second pass, and the sum of shares and rows."""
+    chunks = []
+    for start in range(0, problem.n, plan.chunk):
+        count = _Count(plan, problem, min(plan.chunk, problem.n - start), device)
+        chunks.append([count.first(), count.merge(), count.second(), count.finish()])
+    return [_total(kernel) for kernel in zip(*chunks, strict=True)]
 
 
 def predicted_seconds(plan: Plan, problem: Problem, device: Device) -> float:
-    """Return the time of a plan by the model above."""
+    """Return the time of a plan."""
     return sum(cost.seconds for cost in costs(plan, problem, device))
 
 
-def _of_chunk(plan: Plan, problem: Problem, n: int, device: Device) -> list[Cost]:
-    count = _Count(plan, problem, n, device)
-    return [count.first(), count.merge(), count.second(), count.finish()]
-
-
-def _added(costs: tuple[Cost, ...]) -> Cost:
-    total = costs[0]
-    for cost in costs[1:]:
-        total = Cost(
-            cost.name,
-            launches=total.launches + cost.launches,
-            loaded=total.loaded + cost.loaded,
-            stored=total.stored + cost.stored,
-            memory=total.memory + cost.memory,
-            flop=total.flop + cost.flop,
-            seconds=total.seconds + cost.seconds,
-        )
-    return total
+def _total(costs: tuple[Cost, ...]) -> Cost:
+    numbers = [astuple(cost)[1:] for cost in costs]
+    return Cost(costs[0].name, *map(sum, zip(*numbers, strict=True)))
 
 
 class _Count:
@@ -165,14 +131,14 @@ class _Count:
         self.R, self.N, self.C = plan.padded(problem, n)
         self.size = ITEMSIZE[problem.dtype]
         self.record_size = 4 if problem.dtype == "fp32" else 2
+        self.index_size = _INDEX if problem.has_mask else 0
         self.num_parts = self.N // plan.first.block_s
 
     def first(self) -> Cost:
-        """Both similarities; record and statistics."""
         p, tile = self.problem, self.plan.first
         row_tiles, tiles = self.R // tile.block_b, self.N // tile.block_k
         programs, parts = row_tiles * tiles, tile.block_k // tile.block_s
-        index = _INDEX if p.has_mask else 0
+        index = self.index_size
         entries = tile.block_b * tile.block_k
         if p.one_bank:
             loaded = self.size * p.Dt * (2 * tile.block_b + tile.block_k)
@@ -193,7 +159,6 @@ class _Count:
         return self._cost("first pass", programs * loaded, programs * stored, memory, flop)
 
     def merge(self) -> Cost:
-        """Statistics of all parts into three numbers per row."""
         B = self.problem.B
         parts = round_up(self.num_parts, MERGED_PARTS)
         loaded = 7 * _STATISTIC * parts * round_up(B, MERGED_ROWS)
@@ -201,7 +166,6 @@ class _Count:
         return self._cost("merge", loaded, 3 * _LSE * B, memory, 0)
 
     def second(self) -> Cost:
-        """The sums over the student's anchors."""
         p, tile, plan = self.problem, self.plan.second, self.plan
         row_tiles, column_tiles = self.R // tile.block_b, self.C // tile.block_c
         sweeps = row_tiles * column_tiles * plan.sides
@@ -209,19 +173,14 @@ class _Count:
         num_tiles = -(-self.n // tile.block_n)
         records = 2 if plan.record == "both" else 1
         loaded = sweeps * plan.num_shares * 2 * _LSE * tile.block_b
-        loaded += (
-            sweeps
-            * num_tiles
-            * records
-            * tile.block_b
-            * (self.record_size * tile.block_n + _STATISTIC)
-        )
+        per_row = records * (self.record_size * tile.block_n + _STATISTIC)
+        loaded += sweeps * num_tiles * tile.block_b * per_row
         loaded += row_tiles * plan.sides * num_tiles * tile.block_n * self.size * p.Ds
         products = column_tiles * tile.block_c
         flop = plan.sides * 2 * self.R * num_tiles * tile.block_n * products
         if recomputes:
             loaded += plan.num_shares * row_tiles * self.size * tile.block_b * p.Ds
-            loaded += self._indices() * sweeps * num_tiles * (tile.block_b + tile.block_n)
+            loaded += self.index_size * sweeps * num_tiles * (tile.block_b + tile.block_n)
             flop *= 2
         stored = sweeps * plan.num_shares * 4 * tile.block_b * tile.block_c
         waves = -(-sweeps // self.device.num_sms)
@@ -234,7 +193,7 @@ class _Count:
         return self._cost("second pass", loaded, stored, memory, flop, chain=chain)
 
     def finish(self) -> Cost:
-        """Sum of the shares, gradient, mean of the rows' divergences: by PyTorch."""
+        """PyTorch's sum of the shares and mean over the rows."""
         p = self.problem
         partial = 4 * self.plan.sides * self.plan.num_shares * p.B * p.Ds
         gradient = 4 * p.B * p.Ds
@@ -256,6 +215,3 @@ class _Count:
     def _record_memory(self) -> int:
         num_bytes = self.plan.num_records * self.record_size * self.R * self.N
         return 0 if self._stays(num_bytes) else num_bytes
-
-    def _indices(self) -> int:
-        return _INDEX if self.problem.has_mask else 0

@@ -1,8 +1,8 @@
-"""Enqueues a batch in one pass: normalize rows, cast them to the bank's dtype, write them.
+"""Enqueues a batch in one pass: normalizes rows, casts them to the bank's dtype, writes them.
 
-A program takes one image: it reads its rows once, keeps them in registers, and writes them once,
-with the image's index. In a queue that ranks share (position g on rank g modulo their number) all
-but the owner skip it. Source of the queue: CompRess (Abbasi Koohpayegani et al., NeurIPS 2020).
+A program reads and writes the rows of one image, with the image's index. In a queue sharded over
+ranks (position g is on rank g modulo their number) only the owner writes. Source of the queue:
+CompRess (Abbasi Koohpayegani et al., NeurIPS 2020).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST = 16384  # columns of a row that a program keeps in its registers
+WIDEST = 16384  # columns of a row that fit into a program's registers
 
 
 def enqueue_rows(
@@ -27,16 +27,16 @@ def enqueue_rows(
     size: int,
     shard: tuple[int, int],
 ) -> None:
-    """Write unit rows into one or two banks, and their images' indices.
+    """Write normalized rows and their image indices into one or two banks.
 
     Args:
-        banks: This rank's parts of the teacher's and, unless there is one, the student's bank.
-        bank_index: Image indices of the anchors of those parts, int64.
+        banks: This rank's shards of the teacher's and, if there are two banks, the student's.
+        bank_index: Image indices of the anchors of the shards, int64.
         rows: For each bank, at most `size` rows x width, any float dtype up to float32.
         image_index: An index per row, int64.
         start: Position of the first row; the others follow, wrapping at `size`.
         size: Anchors of the whole queue.
-        shard: Rank and number of ranks that share it.
+        shard: Rank and number of ranks.
     """
     if len(image_index) == 0:
         return
@@ -97,5 +97,5 @@ def _write(rows, bank, row, anchor, width, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     x = tl.load(rows + row * width + column, mask=column < width, other=0.0).to(tl.float32)
     norm = tl.sqrt(tl.sum(x * x, 0))
-    unit = x / tl.where(norm < 1e-12, 1e-12, norm)  # a row that is no number stays one
+    unit = x / tl.where(norm < 1e-12, 1e-12, norm)  # NaN stays NaN
     tl.store(bank + anchor * width + column, unit.to(bank.dtype.element_ty), mask=column < width)

@@ -1,8 +1,8 @@
-"""Repairs Triton's interpreter, which runs the kernels on a CPU for tests.
+"""Patches the products of Triton's interpreter, which runs the kernels on a CPU for tests.
 
-It keeps bfloat16 numbers as 16-bit integers and multiplies them as such, and leaves float16
-products to a routine of NumPy's without BLAS. A GPU multiplies both exactly and adds in float32, so
-operands are widened to float32 first. Seen in Triton 3.9.
+The interpreter of Triton 3.9 multiplies bfloat16 numbers as 16-bit integers, and float16 without
+BLAS. A GPU multiplies both exactly and accumulates in float32, so operands are converted to float32
+first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 
 
 def repair() -> None:
-    """Let products of 16-bit operands be those of a GPU; may be called again."""
+    """Patch the interpreter; may be called again."""
     interpreter.InterpreterBuilder.create_dot = _dot
 
 

@@ -1,31 +1,31 @@
 """Launch plans of the fused kernels: tile sizes, what is recorded, and in how many chunks.
 
-No Triton in here, so that plans can be counted (`cost.py`) and printed anywhere.
+Does not import Triton, so that plans can be counted (`cost.py`) and printed anywhere.
 
-What the second pass needs can be had in three ways, named by what is recorded:
+The second pass gets its exponentials in one of three ways, named by what is recorded:
 
 - `both`: exponentials of both sides in 16 bits, 2 x 2 bytes per row and anchor, written and read.
-- `teacher`: the teacher's alone; the student's logits are multiplied again, 2 Ds FLOP per row and
-  anchor, without another read of the bank. For narrow students, whose rows fit a tile whole.
-- `chunks`: float32 would record too much, so the anchors go through in chunks whose float32
-  exponentials stay within `CHUNK_BYTES`; both sides' sums are kept apart, since the log-sum-exps
-  are not final until the last chunk. Another 2 Ds FLOP per row and anchor.
+- `teacher`: only the teacher's; the student's logits are recomputed, 2 Ds FLOP per row and anchor,
+  without another read of the bank. For narrow students, whose rows fit into one tile.
+- `chunks`: a float32 record would be too large, so the anchors are processed in chunks whose
+  float32 exponentials take at most `CHUNK_BYTES`; the sums of both sides are kept separate, because
+  the log-sum-exps are final only after the last chunk. Another 2 Ds FLOP per row and anchor.
 
 The expensive product, with the teacher's bank, is never done twice.
 
 Tile sizes (`tools/aot_check.py` compiles every one of them):
 
 A tile of BLOCK_B x BLOCK_K products reads BLOCK_B + BLOCK_K rows per column: 128 x 256 gives 85
-FLOP per byte that comes through the L2 cache, 128 x 128 gives 64. Its 128 x 256 float32 sums are
-128 of the 255 registers of a thread with 8 warps, and more would spill. With one bank a program
-keeps the sums of both sides, so 64 x 256. Small batches take fewer rows.
+FLOP per byte from the L2 cache, 128 x 128 gives 64. The 128 x 256 float32 sums take 128 of the 255
+registers of a thread with 8 warps, and more would spill. With one bank a program keeps the sums of
+both sides, so 64 x 256. Small batches use fewer rows.
 
-The second pass makes its 16-bit weights in registers. Recomputing the student's logits it holds
-whole rows of the student's bank, up to 256 columns, for 64 rows of the batch.
+The second pass computes its 16-bit weights in registers. When it recomputes the student's logits it
+keeps whole rows of the student's bank, up to 256 columns, for 64 rows of the batch.
 
-True float32 has no tensor cores: small tiles, bound by the arithmetic of the multiprocessors.
-Generations differ in shared memory and in how many registers a product takes; those between and
-beyond the three take the tiles of the first, which need at most 99 KiB of shared memory.
+float32 does not use tensor cores: small tiles, limited by arithmetic. Generations differ in shared
+memory and in the registers of a product; capabilities not listed use the tiles of the first, which
+need at most 99 KiB of shared memory.
 """
 
 from __future__ import annotations
@@ -78,21 +78,13 @@ class SecondTile:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a problem is evaluated.
-
-    Attributes:
-        record: See above.
-        first: Tiles of the first pass.
-        second: Tiles of the second pass.
-        num_shares: Parts of the anchors that the second pass adds up apart.
-        chunk: Anchors that go through both passes together; all of them unless in chunks.
-    """
+    """The launch parameters for a problem."""
 
     record: Record
     first: FirstTile
     second: SecondTile
-    num_shares: int
-    chunk: int
+    num_shares: int  # parts of the anchors that the second pass sums separately
+    chunk: int  # anchors per chunk; all of them unless in chunks
 
     @property
     def sides(self) -> int:
@@ -106,7 +98,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """What the rows are padded to a multiple of, for both passes."""
+        """Rows are padded to a multiple of this, for both passes."""
         return max(self.first.block_b, self.second.block_b)
 
     def padded(self, problem: Problem, n: int) -> tuple[int, int, int]:
@@ -125,22 +117,12 @@ def round_up(number: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The choices on one generation of GPUs, the usual one first.
-
-    Attributes:
-        first: First pass over two banks, 16-bit.
-        first_one_bank: First pass over one bank, 16-bit.
-        second: Second pass from the record of both sides, 16-bit.
-        second_narrow: Second pass with the student's logits recomputed, 16-bit.
-        first_float: First pass over two banks, float32.
-        first_float_one_bank: First pass over one bank, float32.
-        second_float: Second pass, float32.
-    """
+    """The candidates on one generation of GPUs, the usual one first; `float` is float32."""
 
     first: tuple[FirstTile, ...]
     first_one_bank: tuple[FirstTile, ...]
     second: tuple[SecondTile, ...]
-    second_narrow: tuple[SecondTile, ...]
+    second_narrow: tuple[SecondTile, ...]  # recomputes the student's logits
     first_float: tuple[FirstTile, ...] = (FirstTile(64, 64, 32, 32, 8, 3),)
     first_float_one_bank: tuple[FirstTile, ...] = (FirstTile(64, 64, 64, 32, 8, 3),)
     second_float: tuple[SecondTile, ...] = (SecondTile(64, 32, 64, 8, 3),)

@@ -1,4 +1,4 @@
-"""Runs the fused kernels: plans, allocates, launches; nothing here waits for the device."""
+"""Runs the fused kernels: plans, allocates and launches, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPE_NAMES: dict[torch.dtype, Dtype] = {
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What the first pass leaves of a chunk of the anchors; see `first_pass` for the shapes."""
+    """Results of the first pass over a chunk of the anchors; see `first_pass` for the shapes."""
 
     start: int
     stop: int
@@ -41,17 +41,11 @@ class _Chunk:
 
 
 class FusedScan:
-    """One pass over the anchors, and the second one that the gradient needs; see `Scan`.
+    """Both passes over the anchors; see `Scan`.
 
-    Args:
-        teacher: Embeddings, B x Dt, any float dtype.
-        student: Embeddings, B x Ds, any float dtype.
-        teacher_anchors: Bank, K x Dt, float32, bfloat16 or float16, contiguous.
-        student_anchors: Bank, K x Ds, same dtype; the same object when both sides read one bank.
-        temperatures: The teacher's and the student's, > 0.
-        self_mask: Image indices of the rows (B) and of the anchors (K), int64; see `anchor_kl`.
-        with_gradient: False skips what only `gradient` needs; it cannot be called then.
-        plan: How; None: the plan measured for this device, else the one predicted to be fastest.
+    Operands and masks as of `anchor_kl`; `temperatures` are the teacher's and the student's. With
+    `with_gradient=False`, `gradient` must not be called. `plan=None` takes the plan measured on
+    this device, else the one predicted to be fastest.
     """
 
     def __init__(
@@ -71,11 +65,20 @@ class FusedScan:
         self._rows = (teacher.to(dtype).contiguous(), student.to(dtype).contiguous())
         self._scales = tuple(math.log2(math.e) / temperature for temperature in temperatures)
         self._mask = None if self_mask is None else tuple(i.contiguous() for i in self_mask)
-        one_bank = teacher_anchors is student_anchors
-        self.problem = _problem(*self._rows, len(student_anchors), one_bank, self_mask is not None)
+        self.problem = Problem(
+            B=len(teacher),
+            n=len(student_anchors),
+            Dt=teacher.shape[1],
+            Ds=student.shape[1],
+            dtype=DTYPE_NAMES[dtype],
+            one_bank=teacher_anchors is student_anchors,
+            has_mask=self_mask is not None,
+        )
         self.plan = plan or plan_for(self.problem, student.device)
         self._with_gradient = with_gradient
-        self._precision = _precision()
+        # float32 products are rounded to TF32 only if PyTorch's setting allows it.
+        is_exact = torch.get_float32_matmul_precision() == "highest"
+        self._precision = "ieee" if is_exact else "tf32"
         with torch.cuda.device_of(student):  # Triton launches on the current device
             if self.plan.record == "chunks":
                 self.statistics, self._sums = self._fold(with_gradient)
@@ -84,11 +87,7 @@ class FusedScan:
                 self.statistics = self._chunk.merged
 
     def gradient(self, lse: Tensor) -> Tensor:
-        """Return sum_j (q_ij - p_ij) A_s[j], B x Ds, float32.
-
-        Args:
-            lse: Log-sum-exps of teacher and student over all anchors, 2 x B, float64.
-        """
+        """Return the gradient, float32; see `Scan`."""
         if self.plan.record == "chunks":
             assert self._sums is not None
             p, q = self._sums * _weight(self.statistics, lse)
@@ -97,7 +96,7 @@ class FusedScan:
             return self._second_pass(self._chunk, lse)[0]
 
     def _fold(self, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Return statistics and sums, 2 x B x Ds; p and q of a sum are over its chunks alone."""
+        """Return statistics and sums, 2 x B x Ds, p and q normalized over the chunks so far."""
         statistics: Tensor | None = None
         sums: Tensor | None = None
         for start in range(0, self.problem.n, self.plan.chunk):
@@ -209,41 +208,24 @@ class FusedScan:
 
 
 def plan_for(problem: Problem, device: torch.device) -> Plan:
-    """Return the plan measured on this device for such a problem, else the predicted one."""
+    """Return the plan measured on this device, else the predicted one."""
     known = device_on_paper(device)
     return tuned_plan(problem, known) or choose(problem, known)
 
 
 @cache
 def device_on_paper(device: torch.device) -> Device:
-    """Return the rates of a CUDA device; for the interpreter those of an H100."""
+    """Return the data sheet of a CUDA device; an H100's for the interpreter."""
     if device.type != "cuda":
         return DEVICES["H100"]
     properties = torch.cuda.get_device_properties(device)
-    found = find_device(properties.name, (properties.major, properties.minor))
+    capability = (properties.major, properties.minor)
     return replace(
-        found,
+        find_device(properties.name, capability),
         name=properties.name,
-        capability=(properties.major, properties.minor),
+        capability=capability,
         num_sms=properties.multi_processor_count,
     )
-
-
-def _problem(teacher: Tensor, student: Tensor, n: int, one_bank: bool, has_mask: bool) -> Problem:
-    return Problem(
-        B=len(teacher),
-        n=n,
-        Dt=teacher.shape[1],
-        Ds=student.shape[1],
-        dtype=DTYPE_NAMES[teacher.dtype],
-        one_bank=one_bank,
-        has_mask=has_mask,
-    )
-
-
-def _precision() -> str:
-    """Return how float32 is multiplied: rounded to TF32 only where PyTorch was told so."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _weight(part: Tensor, whole: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Chooses a plan by shape and device: a measured one, else the one that is predicted to be fastest.
+"""Chooses a plan by shape and device: a measured one, else the one predicted to be fastest.
 
-`anchor_kl` itself never measures: it would wait for the device in the middle of a step. It takes
+`anchor_kl` never measures, because that would wait for the device in the middle of a step. It uses
 the plan that `tune` found for the same device, dtype, widths and rounded sizes, if there is one.
-The file is JSON, one per device and version of Triton, in the cache folder; removing it is safe.
+Plans are kept in a JSON file per device and version of Triton in the cache folder, which is safe to
+delete.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from distill.parsing import parse_json
 
 @lru_cache(maxsize=256)
 def choose(problem: Problem, device: Device) -> Plan:
-    """Return the plan of the lowest predicted time; among equals the first."""
+    """Return the plan with the lowest predicted time, first of equals."""
     return min(candidates(problem, device), key=lambda p: predicted_seconds(p, problem, device))
 
 
 def candidates(problem: Problem, device: Device) -> list[Plan]:
-    """Return every plan that is worth a measurement."""
+    """Return every plan worth measuring."""
     tiles = tiles_for(device.capability)
     return [
         make_plan(problem, device, record, first, second)
@@ -52,7 +53,7 @@ def candidates(problem: Problem, device: Device) -> list[Plan]:
 def make_plan(
     problem: Problem, device: Device, record: Record, first: FirstTile, second: SecondTile
 ) -> Plan:
-    """Complete a plan: the chunks, and as many shares as fill the multiprocessors once."""
+    """Complete a plan with its chunks, and as many shares as fill the multiprocessors once."""
     rows = round_up(problem.B, max(first.block_b, second.block_b))
     chunk = problem.n
     if record == "chunks":
@@ -83,15 +84,15 @@ FORMAT = 1
 
 
 def tune(problem: Problem, device: Device, seconds: Callable[[Plan], float]) -> Plan:
-    """Measure every candidate, keep the fastest on disk and return it.
+    """Measure every candidate, save the fastest and return it.
 
     Args:
         problem: Sizes to measure at.
-        device: As PyTorch names it.
-        seconds: Measures a plan; a plan that cannot run on the device returns infinity.
+        device: With PyTorch's name.
+        seconds: Measures a plan; infinity for a plan that cannot run on the device.
 
     Raises:
-        RuntimeError: No plan could run.
+        RuntimeError: No plan can run.
     """
     measured = [(seconds(plan), plan) for plan in candidates(problem, device)]
     best, plan = min(measured, key=lambda pair: pair[0])
@@ -107,10 +108,9 @@ def tune(problem: Problem, device: Device, seconds: Callable[[Plan], float]) -> 
 
 
 def tuned_plan(problem: Problem, device: Device) -> Plan | None:
-    """Return the plan that was measured on a device for a problem of this kind, if any.
+    """Return the plan measured on a device for a problem of this kind, if any.
 
-    It is a candidate of today: what is damaged, or was measured with tiles that are no longer
-    shipped, is ignored.
+    Ignores damaged entries and tiles that are no longer candidates.
     """
     entry = _kept(_path(device.name)).get(_key(problem))
     if entry is None:
@@ -119,13 +119,13 @@ def tuned_plan(problem: Problem, device: Device) -> Plan | None:
         tiles = (entry["record"], FirstTile(**entry["first"]), SecondTile(**entry["second"]))
     except (KeyError, TypeError):
         return None
-    # The number of shares and the chunks follow the exact sizes.
+    # The number of shares and the chunks depend on the exact sizes.
     found = (p for p in candidates(problem, device) if (p.record, p.first, p.second) == tiles)
     return next(found, None)
 
 
 def _key(problem: Problem) -> str:
-    """Name a kind of problem: a queue that fills up must not look for a new plan at every step."""
+    """Return the key of a problem; sizes are rounded, so that a growing queue keeps its plan."""
     p = problem
     rows, anchors = ((number - 1).bit_length() for number in (p.B, p.n))
     banks = "one bank" if p.one_bank else "two banks"

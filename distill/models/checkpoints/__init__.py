@@ -1,7 +1,7 @@
-"""Reads the weights files that networks are published in: one reader per format, strict, no code.
+"""Readers of the formats of published weights: one per format, strict, without running code.
 
-A file is opened as a `TensorFile`: names and shapes at once, tensors one at a time. Nothing in a
-file is executed; what is damaged, cut short or of another kind is refused in one sentence.
+A file is opened as a `TensorFile`, with the names and shapes of its tensors, which are read one at
+a time. Damaged, truncated and unknown files are refused.
 """
 
 from distill.models.checkpoints.open import open_checkpoint

@@ -1,9 +1,8 @@
-"""Takes files out of published zip and tar archives, trusting nothing that they say.
+"""Extracts files from untrusted zip and tar archives.
 
-Only ordinary files that are asked for are written, under their own names without their folders'
-links or ways out: an archive that holds an absolute path, a `..`, or a link among what is wanted is
-refused, and so is one that grows beyond `MAX_BYTES`. Checksums are verified by reading to the end:
-CRC-32 of every zip member, CRC-32 of a gzip stream.
+Only the requested regular files are written. An archive with an absolute path, a `..`, a link among
+the requested files, or more than `MAX_BYTES` is refused. Archives are read to the end to verify
+their checksums: CRC-32 of every zip member, CRC-32 of a gzip stream.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _DAMAGED = (
 
 
 class Member(NamedTuple):
-    """One file of an archive: its name, what it is, and its content."""
+    """One member of an archive."""
 
     name: str
     is_file: bool
@@ -40,7 +39,7 @@ class Member(NamedTuple):
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is a zip or tar archive, by its content or, when damaged, its name."""
+    """Return whether a file is a zip or tar archive, by its name or its content."""
     if path.name.lower().endswith(_NAMES):
         return True
     try:
@@ -53,23 +52,24 @@ def is_archive(path: Path) -> bool:
 
 
 def extract(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
-    """Write the wanted files of an archive below an existing folder, and read all of it once.
+    """Extract the wanted files of an archive to an existing folder, and read all of it once.
 
     Args:
-        archive: A zip or tar file, the latter in gzip or not.
-        folder: Where files go, in the folders that the archive gives them.
-        wanted: Tells by name which files to write.
+        archive: A zip, tar or gzip-compressed tar file.
+        folder: Destination; the folders of the archive are kept.
+        wanted: Returns by name whether to write a file.
 
     Returns:
-        What was written.
+        The files written.
 
     Raises:
-        DistillError: The archive is damaged, unsafe or too large; what was written is useless then.
+        DistillError: The archive is damaged, unsafe or too large; discard the files then.
     """
     written: list[Path] = []
     left = MAX_BYTES
     try:
-        with closing(_members(archive)) as members:
+        members_of = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+        with closing(members_of(archive)) as members:
             for count, member in enumerate(members):
                 if count >= MAX_MEMBERS:
                     raise DistillError(f"{archive} has more than {MAX_MEMBERS:,} members; refused")
@@ -97,18 +97,11 @@ def extract(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[
     return written
 
 
-def _members(archive: Path) -> Generator[Member, None, None]:
-    if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive)
-    else:
-        yield from _tar_members(archive)
-
-
 def _zip_members(archive: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # LZMA gives what a few bytes claim, gigabytes perhaps.
+                # With LZMA a few bytes may expand to gigabytes.
                 raise zipfile.BadZipFile(f"{info.filename!r} is neither stored nor deflated")
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             is_file = not info.filename.endswith("/") and not is_link  # names may be empty
@@ -125,20 +118,17 @@ def _tar_members(archive: Path) -> Generator[Member, None, None]:
 
 
 def _safe_target(archive: Path, folder: Path, name: str) -> Path:
-    """Return where a member goes; refuse names that lead elsewhere."""
+    """Return the path of a member; refuse names that lead out of the folder."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
-        raise DistillError(f"{archive} holds {name!r}, which would land elsewhere; refused")
+        raise DistillError(f"{archive} holds {name!r}, which is outside the folder; refused")
     return folder.joinpath(*parts.parts)
 
 
 def _copy(member: Member, target: Path | None, most: int) -> int:
-    """Read a member to its end, into `target` if there is one; return its size, at most `most` + 1.
-
-    Reading what nobody wants finds damage, too.
-    """
+    """Read a member, into `target` if given; return its size, at most `most` + 1."""
     content = member.open()
-    assert content is not None, "an ordinary file has content"
+    assert content is not None, "a regular file has content"
     size = 0
     with ExitStack() as stack:
         stack.enter_context(content)

@@ -22,14 +22,14 @@ KINDS = (
 
 
 def open_checkpoint(path: Path) -> TensorFile:
-    """Open a weights file of any kind that is read.
+    """Open a weights file of any known format.
 
     Args:
         path: A safetensors file, a PyTorch checkpoint, the prefix, a file or the folder of a
             TensorFlow checkpoint, or an archive of one.
 
     Raises:
-        DistillError: There is no such file, it is of no known kind, or it is damaged.
+        DistillError: The file is missing, of an unknown format, or damaged.
     """
     prefix = bundle_prefix(path)
     if prefix is not None:
@@ -46,13 +46,20 @@ def open_checkpoint(path: Path) -> TensorFile:
 
 
 class _ArchivedBundle(TensorFile):
-    """A TensorFlow checkpoint in an archive, extracted for as long as it is open."""
+    """A TensorFlow checkpoint in an archive, extracted while it is open."""
 
     def __init__(self, archive: Path) -> None:
         cache_folder().mkdir(parents=True, exist_ok=True)  # /tmp may be too small for gigabytes
         self._folder = tempfile.TemporaryDirectory(dir=cache_folder(), prefix="extracted-")
+        folder = Path(self._folder.name)
         try:
-            self._bundle = self._open(archive)
+            extract(archive, folder, is_bundle_file)
+            prefix = bundle_prefix(folder)
+            if prefix is None:
+                raise DistillError(
+                    f"{archive} is an archive without a TensorFlow checkpoint; give {KINDS}"
+                )
+            self._bundle = Bundle(prefix, archive)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -63,13 +70,3 @@ class _ArchivedBundle(TensorFile):
 
     def close(self) -> None:
         self._folder.cleanup()
-
-    def _open(self, archive: Path) -> Bundle:
-        folder = Path(self._folder.name)
-        extract(archive, folder, is_bundle_file)
-        prefix = bundle_prefix(folder)
-        if prefix is None:
-            raise DistillError(
-                f"{archive} is an archive without a TensorFlow checkpoint; give {KINDS}"
-            )
-        return Bundle(prefix, archive)

@@ -1,9 +1,8 @@
-"""PyTorch checkpoints, without running anything that they contain.
+"""PyTorch checkpoints, loaded with `weights_only=True`.
 
-They load with `weights_only=True`. Besides tensors and plain containers one class is allowed, by
-name: `argparse.Namespace`, in which published checkpoints keep their options; anything else is
-refused by the name of what it wanted. The zip format (PyTorch 1.6 and newer) carries CRC-32s,
-which PyTorch does not look at: they are checked here first. The older format has none.
+Besides tensors and plain containers only `argparse.Namespace` is allowed, as published checkpoints
+keep their options in it; errors name any other class. The zip format (PyTorch 1.6 and newer) has
+CRC-32s, which are checked here because PyTorch ignores them. The older format has none.
 """
 
 from __future__ import annotations
@@ -30,14 +29,11 @@ _DATA_PARALLEL = "module."
 class PyTorchFile(TensorFile):
     """A loaded PyTorch checkpoint.
 
-    A checkpoint that nests its weights under `state_dict`, `model`, `model_state_dict` or `student`
-    is unwrapped, and a `module.` that every name carries (DataParallel) is removed.
-
-    Args:
-        path: The file.
+    Weights nested under `state_dict`, `model`, `model_state_dict` or `student` are unwrapped, and a
+    prefix `module.` of all names (DataParallel) is removed.
 
     Raises:
-        DistillError: It is damaged, needs code to be run, or holds no tensors.
+        DistillError: It is damaged, needs to run code, or has no tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +52,7 @@ class PyTorchFile(TensorFile):
 
 
 def is_zip_of_pytorch(path: Path) -> bool:
-    """Return whether a zip archive is a PyTorch checkpoint, whose names say so."""
+    """Return whether a zip archive is a PyTorch checkpoint, by the names in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -72,17 +68,17 @@ def _load(path: Path) -> Any:
             _check_zip(path)
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except MemoryError as error:  # from sizes that the file claims, or from those that it has
+    except MemoryError as error:  # the sizes in the file may be wrong
         raise DistillError(
-            f"{path} asks for more memory than there is; free some, or give a file that is whole"
+            f"{path} needs more memory than there is; free some, or fetch the file again"
         ) from error
-    except Exception as error:  # damaged pickles raise whatever their wrong bytes lead to
+    except Exception as error:  # a damaged pickle may raise anything
         wanted = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
         if wanted:
             raise DistillError(
                 f"{path} cannot be read without running code from it (it asks for "
-                f"{wanted[1] or wanted[2]}), which is refused; save its state dict alone, best as "
-                "safetensors"
+                f"{wanted[1] or wanted[2]}), which is refused; save only its state dict, best "
+                "as safetensors"
             ) from error
         raise DistillError(
             f"{path} is not a whole PyTorch checkpoint; give a .pth or .safetensors file that is"

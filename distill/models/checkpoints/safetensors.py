@@ -1,8 +1,7 @@
-"""Safetensors files: read, and written with a description and a checksum of everything.
+"""Safetensors files, written with a description and a checksum in their metadata.
 
-The format has no checksum of its own. Files of this toolkit carry one in their metadata (CRC-32C
-over the description and all tensors), which is checked when they are opened; a flipped bit in the
-tensors of a foreign file cannot be found.
+The format has no checksum. Files of this toolkit have a CRC-32C of the description and all tensors,
+which is checked when they are opened; damage to the tensors of other files cannot be detected.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ class SafetensorsFile(TensorFile):
     """An open safetensors file.
 
     Attributes:
-        description: What this toolkit wrote beside the tensors; None in a foreign file.
+        description: The description that this toolkit wrote; None in other files.
 
     Args:
         path: The file.
-        verify: Read everything once and check it.
+        verify: Read all tensors and verify the checksum.
 
     Raises:
-        DistillError: It is missing, not whole, or its checksum is wrong.
+        DistillError: It is missing or damaged, or its checksum is wrong.
     """
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
@@ -72,18 +71,17 @@ class SafetensorsFile(TensorFile):
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: Any) -> None:
-    """Write tensors with a description and a checksum of both; the file is whole or not there.
+    """Write tensors with a description and a checksum of both, atomically.
 
     Args:
         path: The file.
-        tensors: By name; those that share memory (tied weights) are written once each.
-        description: Anything that JSON can hold.
+        tensors: By name; tensors that share memory (tied weights) are all written.
+        description: Anything that JSON can represent.
 
     Raises:
-        OSError: The disk refuses.
+        OSError: The file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    tensors = _unshared(tensors)
+    tensors = _unshared({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     text = json.dumps(description)
     checksum = _checksum(text, sorted(tensors.items()))
     metadata = {_DESCRIPTION: text, _CHECKSUM: checksum}
@@ -91,11 +89,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
         try:
             safetensors.torch.save_file(tensors, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:
-            raise _disk_error(error, temporary) from error
+            # The library passes on the operating system's error only as text.
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(temporary)) from error
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory with another one, which the format refuses."""
+    """Copy tensors that share memory with another one, which the format does not allow."""
     seen: set[int] = set()
     copies = {}
     for name, tensor in tensors.items():
@@ -114,11 +117,5 @@ def _checksum(description: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     return checksum.hexdigest().decode()
 
 
-def _disk_error(error: Exception, path: Path) -> Exception:
-    """Return the operating system's error, which the library passes on as text only."""
-    code = re.search(r"os error (\d+)", str(error))
-    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
-
-
 def _not_whole(path: Path, error: Exception) -> DistillError:
-    return DistillError(f"{path} is not a whole safetensors file ({error})")
+    return DistillError(f"{path} is not a whole safetensors file ({error}); fetch it again")

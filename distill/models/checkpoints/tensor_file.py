@@ -1,4 +1,4 @@
-"""What every reader returns: named tensors, read one at a time."""
+"""The interface of all readers of weights files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class TensorFile(ABC):
     """Named tensors of one file; a context manager that closes it.
 
     Attributes:
-        path: As the user gave it.
-        kind: Which library's habits its names follow.
+        path: As given by the user.
+        kind: The library whose naming it follows.
         shapes: The shape of every tensor by name.
     """
 
@@ -25,20 +25,14 @@ class TensorFile(ABC):
         kind: Literal["pytorch", "tensorflow"],
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
-        self.path = path
-        self.kind = kind
-        self.shapes = dict(shapes)
+        self.path, self.kind, self.shapes = path, kind, dict(shapes)
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """Return a tensor of `shapes`, on the CPU, in the file's dtype.
-
-        Raises:
-            DistillError: Its bytes are damaged.
-        """
+        """Return a tensor on the CPU in the file's dtype; `DistillError` if it is damaged."""
 
     def close(self) -> None:  # noqa: B027 (most files have nothing to release)
-        """Release what the file holds."""
+        """Release the file."""
 
     def __enter__(self) -> TensorFile:
         return self

@@ -1,14 +1,13 @@
-"""TensorFlow checkpoints: an index of variables and the files that hold their bytes.
+"""TensorFlow checkpoints (bundles): an index of variables, and data files with their bytes.
 
-Both TF1 (`model.ckpt-37535.index`) and TF2 object checkpoints are such bundles; they differ in how
-variables are named. The index is a sorted table in LevelDB's format, whose values are Protocol
-Buffer messages: dtype, shape, file, offset, size and a masked CRC-32C of every variable's bytes,
-which is checked at every read. Variables are read one at a time, so that a checkpoint of gigabytes
-costs the memory of its largest variable.
+TF1 (`model.ckpt-37535.index`) and TF2 object checkpoints differ only in the names of variables. The
+index is a sorted table in LevelDB's format, whose values are Protocol Buffer messages: dtype,
+shape, file, offset, size and a masked CRC-32C of every variable's bytes, which is checked at every
+read. Variables are read one at a time, so that the largest one decides the memory needed.
 
-Sources: the encoding guide of Protocol Buffers; the table format of LevelDB. Deliberate limits:
-strings, partitioned variables, compressed tables (which TensorFlow does not write here), big-endian
-files and groups (wire types 3 and 4) are refused; the index, some hundred kilobytes, is read whole.
+Sources: the encoding guide of Protocol Buffers; the table format of LevelDB. Limits: strings,
+partitioned variables, compressed tables (which TensorFlow does not write here), big-endian files
+and groups (wire types 3 and 4) are refused; the index, some hundred kilobytes, is read at once.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _DTYPES = {
 }
 _PART = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
 _NEWEST = re.compile(r'^model_checkpoint_path:\s*"([^"]*)"', re.MULTILINE)
-_EXPORTED = "variables/variables"  # of a SavedModel: the same weights under other names
+_EXPORTED = "variables/variables"  # the same weights in a SavedModel, under other names
 
 # The table
 MAGIC = 0xDB4775248B80FB57
@@ -59,11 +58,11 @@ _MAX_VARINT_BYTES = 10
 
 
 class MalformedError(ValueError):
-    """Bytes that violate the format; the message names the violation."""
+    """Bytes that violate the format."""
 
 
 class Entry(NamedTuple):
-    """What the index says about a variable."""
+    """The index entry of a variable."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -78,11 +77,11 @@ class Bundle(TensorFile):
     """An open TensorFlow checkpoint.
 
     Args:
-        prefix: What its files' names have in common: `prefix.index`, `prefix.data-00000-of-00001`.
-        path: As the user gave it; None: `prefix`.
+        prefix: The common part of its file names, `prefix.index`, `prefix.data-00000-of-00001`.
+        path: As given by the user; None: `prefix`.
 
     Raises:
-        DistillError: A file is missing, cut short, damaged, compressed or big-endian.
+        DistillError: A file is missing, truncated, damaged, compressed or big-endian.
     """
 
     def __init__(self, prefix: Path, path: Path | None = None) -> None:
@@ -104,21 +103,17 @@ class Bundle(TensorFile):
 
     @property
     def index_path(self) -> Path:
-        """The file of the index."""
+        """The index file."""
         return self.prefix.with_name(self.prefix.name + ".index")
 
     def data_path(self, shard: int) -> Path:
-        """The file that holds the bytes of some variables."""
+        """The data file of a shard."""
         return self.prefix.with_name(
             f"{self.prefix.name}.data-{shard:05d}-of-{self.num_shards:05d}"
         )
 
     def read(self, name: str) -> Tensor:
-        """Read a variable and check its bytes.
-
-        Raises:
-            DistillError: They are damaged or of a kind that is not read.
-        """
+        """Read a variable; `DistillError` if it is damaged or not supported."""
         entry = self.entries[name]
         self._require_plain(name, entry)
         file = self.data_path(entry.shard)
@@ -126,7 +121,7 @@ class Bundle(TensorFile):
             return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
         try:
             mapped = np.memmap(file, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
-            content = np.array(mapped)  # checked and used from memory that nobody else changes
+            content = np.array(mapped)  # a copy that nobody else can change
         except (OSError, ValueError) as error:
             raise DistillError(f"{file} cannot be read ({error}); fetch it again") from error
         if masked_crc32c(content) != entry.crc:
@@ -138,23 +133,23 @@ class Bundle(TensorFile):
     def _require_plain(self, name: str, entry: Entry) -> None:
         if entry.is_partitioned:
             raise DistillError(
-                f"{name} in {self.path} is partitioned, which is not read; save the checkpoint "
-                "without partitions"
+                f"{name} in {self.path} is partitioned, which is not supported; save the "
+                "checkpoint without partitions"
             )
         if entry.dtype not in _DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES.values())
             raise DistillError(
                 f"{name} in {self.path} has TensorFlow's dtype number {entry.dtype}; {known} are "
-                "read"
+                "supported"
             )
         if entry.size != math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize:
             raise DistillError(
-                f"{name} in {self.path} has {entry.size} bytes, which shape {entry.shape} does "
-                "not have; the index is damaged, fetch it again"
+                f"{name} in {self.path} has {entry.size} bytes, which does not match its shape "
+                f"{entry.shape}; the index is damaged, fetch it again"
             )
 
     def _require_whole(self) -> None:
-        """Refuse data files that are missing or shorter than the index says."""
+        """Refuse missing data files, and those shorter than the index says."""
         ends = dict.fromkeys(range(self.num_shards), 0)
         for name, entry in self.entries.items():
             if entry.shard not in ends:
@@ -168,42 +163,31 @@ class Bundle(TensorFile):
             if not file.is_file():
                 raise DistillError(
                     f"{file} is missing beside {self.index_path.name}; a TensorFlow checkpoint "
-                    "consists of both, put them into one folder"
+                    "needs both in one folder"
                 )
             if file.stat().st_size < end:
                 raise DistillError(
-                    f"{file} has {file.stat().st_size:,} bytes and its index asks for {end:,}: it "
-                    "was cut short, fetch it again"
+                    f"{file} has {file.stat().st_size:,} bytes and its index needs {end:,}: it "
+                    "is truncated, fetch it again"
                 )
 
 
 def bundle_prefix(path: Path) -> Path | None:
-    """Return the prefix of the checkpoint that `path` names; None when it names none.
+    """Return the prefix of the checkpoint at `path`; None if there is none.
 
     Args:
         path: `model.ckpt-37535`, a file of it, or a folder with one checkpoint at any depth; with
-            several, a file `checkpoint` beside them says which one it is.
+            several, TensorFlow's file `checkpoint` beside them names one.
 
     Raises:
-        DistillError: A folder with several checkpoints and no word on which one it is.
+        DistillError: A folder with several checkpoints, none of them named.
     """
-    if path.is_dir():
-        return _in_folder(path)
-    prefix = path.with_name(_PART.sub("", path.name))
-    return prefix if prefix.with_name(prefix.name + ".index").is_file() else None
-
-
-def is_bundle_file(name: str) -> bool:
-    """Return whether a file in an archive belongs to a checkpoint, exported copies left out."""
-    if _EXPORTED in name:
-        return False
-    return Path(name).name == "checkpoint" or bool(re.search(r"\.(index|data-[\d]{5}-of)", name))
-
-
-def _in_folder(folder: Path) -> Path | None:
+    if not path.is_dir():
+        prefix = path.with_name(_PART.sub("", path.name))
+        return prefix if prefix.with_name(prefix.name + ".index").is_file() else None
     found = sorted(
         file.with_name(file.name.removesuffix(".index"))
-        for file in folder.rglob("*.index")
+        for file in path.rglob("*.index")
         if _EXPORTED not in file.as_posix()
     )
     if len(found) <= 1:
@@ -212,12 +196,19 @@ def _in_folder(folder: Path) -> Path | None:
         named = _newest(parent / "checkpoint")
         if named is not None and parent / named in found:
             return parent / named
-    names = ", ".join(str(prefix.relative_to(folder)) for prefix in found)
-    raise DistillError(f"{folder} holds several checkpoints ({names}); name one of them")
+    names = ", ".join(str(prefix.relative_to(path)) for prefix in found)
+    raise DistillError(f"{path} holds several checkpoints ({names}); name one of them")
+
+
+def is_bundle_file(name: str) -> bool:
+    """Return whether a file of an archive belongs to a checkpoint, except exported copies."""
+    if _EXPORTED in name:
+        return False
+    return Path(name).name == "checkpoint" or bool(re.search(r"\.(index|data-[\d]{5}-of)", name))
 
 
 def _newest(file: Path) -> str | None:
-    """Return the name of the checkpoint that TensorFlow's own `checkpoint` file names."""
+    """Return the checkpoint named by TensorFlow's file `checkpoint`."""
     try:
         match = _NEWEST.search(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -229,18 +220,20 @@ def _read_index(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_INDEX_BYTES:
-            raise DistillError(f"{path} has {size:,} bytes, no index of a checkpoint is that large")
+            raise DistillError(
+                f"{path} has {size:,} bytes, which is too large for an index; use another file"
+            )
         return path.read_bytes()
     except OSError as error:
         raise DistillError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _num_shards(header: bytes) -> int:
-    """Return the number of data files from the header; refuse big-endian ones."""
+    """Return the number of data files from the header."""
     fields = dict(read_fields(header))
     number = fields.get(1, 0)
     if fields.get(2, 0) != 0:
-        raise MalformedError("it is big-endian, only little-endian files are read")
+        raise MalformedError("it is big-endian, only little-endian files are supported")
     if not isinstance(number, int) or not 1 <= number <= 99_999:
         raise MalformedError("its header is missing or wrong")
     return number
@@ -251,7 +244,7 @@ def _entry(value: bytes) -> Entry:
     numbers = {key: field for key, field in fields.items() if isinstance(field, int)}
     shape = fields.get(2, b"")
     if not isinstance(shape, bytes) or not set(fields) - {2, 7} <= set(numbers):
-        raise MalformedError("an entry is of another kind")
+        raise MalformedError("an entry has fields of a wrong type")
     return Entry(
         dtype=numbers.get(1, 0),
         shape=_shape(shape),
@@ -275,17 +268,13 @@ def _shape(message: bytes) -> tuple[int, ...]:
 
 
 def masked_crc32c(data: bytes | np.ndarray) -> int:
-    """Return the CRC-32C as tables and bundles store it, rotated and shifted."""
+    """Return the CRC-32C as stored in tables and bundles, rotated and shifted."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Return the entries of a table in the order of their keys.
-
-    Raises:
-        MalformedError: The table is cut short, damaged or compressed.
-    """
+    """Return the sorted entries; `MalformedError` if truncated, damaged or compressed."""
     footer = data[-FOOTER_SIZE:]
     if len(footer) < FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != MAGIC:
         raise MalformedError("it does not end as the index of a TensorFlow checkpoint does")
@@ -301,7 +290,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 
 
 def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
-    """Return (offset, size) of a block, and where the handle ends."""
+    """Return (offset, size) of a block, and the end of the handle."""
     offset, position = read_varint(data, position)
     size, position = read_varint(data, position)
     return (offset, size), position
@@ -342,11 +331,7 @@ def _read_entries(content: bytes) -> dict[bytes, bytes]:
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return the unsigned integer that starts at `position`, and where it ends.
-
-    Raises:
-        MalformedError: It is cut short or longer than 64 bits.
-    """
+    """Return the unsigned integer at `position` and its end; `MalformedError` if it has none."""
     value = 0
     for count, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * count)
@@ -356,11 +341,7 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def read_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (field number, value) in the order of the message; numbers are unsigned.
-
-    Raises:
-        MalformedError: The message is cut short or not one.
-    """
+    """Yield (field number, value) of a message; `MalformedError` if it is not valid."""
     position = 0
     while position < len(message):
         tag, position = read_varint(message, position)

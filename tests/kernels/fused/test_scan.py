@@ -399,7 +399,7 @@ def test_nothing_waits_for_the_device(dtype):
 
 def test_float64_banks_and_missing_triton_are_told(device, monkeypatch):
     tensors = [torch.ones(2, 3, dtype=torch.float64, device=device)] * 4
-    with pytest.raises(DistillError, match="float64 and it takes float32, bfloat16 and float16"):
+    with pytest.raises(DistillError, match="float64 and it supports float32, bfloat16 and float16"):
         anchor_kl(*tensors, implementation="triton")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(DistillError, match="triton is not installed; use auto"):
