@@ -280,7 +280,9 @@ def test_every_start_has_keys_of_its_own_whoever_comes_last(port):
 
 
 def test_a_start_that_died_before_all_had_come_is_not_mistaken_for_this_one(port):
-    with pytest.raises(dist.DistStoreError, match=r"ranks \[1, 2\] have not joined within 0:00:00.3"):
+    with pytest.raises(
+        dist.DistStoreError, match=r"ranks \[1, 2\] have not joined within 0:00:00.3"
+    ):
         rendezvous(client(port), 0, NUM_STARTED, SOON)
     for rank in (1, 2):
         with pytest.raises(dist.DistStoreError):
