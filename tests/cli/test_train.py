@@ -270,12 +270,15 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
         return loss * float("nan") if len(calls) == 8 else loss
 
     monkeypatch.setattr(CompRess, "forward", diverge)
-    assert run(short(data, output, "--epochs", "4")) == 1
+    assert run(short(data, output, "--epochs", "4", "--log-every", "1")) == 1
     error = capsys.readouterr().err
     assert "the loss is nan at step 8 (epoch 2)" in error
     assert len(checkpoints(output / "checkpoints")) == 1
     monkeypatch.undo()
     assert run(["--output", str(output), "--resume"]) == 0
+    # What was logged after the checkpoint is logged once.
+    steps = [line["step"] for line in log_lines(output) if "learning_rate" in line]
+    assert steps == list(range(1, 21))
 
 
 def test_weights_that_are_not_finite_are_never_saved(make_folder, tmp_path, monkeypatch, capsys):
