@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from distill.losses.anchors import AnchorQueue
     from distill.models.networks import EmbeddingNetwork
     from distill.training.callbacks import Callback
-    from distill.training.fitting import RunResult
+    from distill.training.run import RunResult
 
     Data = Union[str, Path, Dataset, tuple[Dataset, Dataset], None]  # noqa: UP007
 

@@ -59,14 +59,14 @@ class Recorder(distill.Callback):
         assert metrics["loss"] > 0
         self.steps.append(step)
 
-    def on_epoch(self, epoch, step, metrics):
+    def on_epoch(self, epoch, metrics):
         self.epochs.append(epoch)
 
     def on_evaluation(self, metrics):
         self.metrics |= metrics
 
-    def on_end(self, metrics):
-        self.end = dict(metrics)
+    def on_end(self, result):
+        self.end = dict(result.metrics)
 
 
 FEW: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_a_run_of_objects_alone(tmp_path: Path):
 
 def test_a_run_of_objects_goes_on_exactly(tmp_path: Path):
     class Stop(distill.Callback):
-        def on_epoch(self, epoch, step, metrics):
+        def on_epoch(self, epoch, metrics):
             if epoch == 2:
                 raise KeyboardInterrupt
 

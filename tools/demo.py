@@ -18,7 +18,7 @@ from distill.cli.command import print_table
 from distill.config import ImageOptions
 from distill.data.sources import open_images, training_images
 from distill.evaluation.standard import standard_metrics
-from distill.training.setting import embedder_of
+from distill.training.setup import embedder_of
 from teachers.load import load_teacher
 
 MEASURES = ("nn_accuracy", "cluster_alignment")

@@ -29,7 +29,7 @@ from distill.cli.command import (
 if TYPE_CHECKING:
     import torch
 
-    from distill.training.fitting import RunResult
+    from distill.training.run import RunResult
 
 
 @command("train", "train a student from a frozen teacher (the default command)", is_shared=True)

@@ -59,10 +59,10 @@ def require_runnable(comparison: Comparison, trials: Sequence[Trial]) -> None:
     for trial in places:
         with _named(trial):
             config = configure({**trial.options, "output": comparison.run(trial.name)})
-            setting = prepare(config, pick_device(config.run.device)).setting
-            reason = setting.embedder.unavailable_reason()
+            setup = prepare(config, pick_device(config.run.device))
+            reason = setup.embedder.unavailable_reason()
             if reason is None and trial.tuning is not None:
-                if not len(setting.images.held_out):
+                if not len(setup.images.held_out):
                     reason = "no image is held out to tune on"
                 elif config.run.nn_every == 0:
                     reason = "nn_every: 0 turns off the check that tuning chooses by"

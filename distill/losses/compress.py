@@ -216,8 +216,9 @@ class CompRess(DistillationLoss):
         looks_up = one_queue and facts.teacher_view == "center"
         asks_for_queue = options.queue_size is not None or options.queue_init != "empty"
         fits = facts.num_images <= PUBLISHED_QUEUE_SIZE
-        by_data = "dataset" if looks_up and fits and not asks_for_queue else "queue"
-        anchors = options.anchors or by_data
+        anchors = options.anchors
+        if anchors is None:
+            anchors = "dataset" if looks_up and fits and not asks_for_queue else "queue"
         # With anchors of the whole data set there are as many as there are images.
         most = min(PUBLISHED_QUEUE_SIZE, max(1, facts.num_images * 9 // 10))
         size = None if anchors == "dataset" else most
@@ -348,7 +349,7 @@ class CompRess(DistillationLoss):
             implementation=options.loss_implementation,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         teacher: Tensor,
         student: Tensor | Sequence[Tensor],
@@ -530,8 +531,7 @@ class CompRess(DistillationLoss):
         index: Tensor | None,
         row_counts: Sequence[int] | None,
     ) -> Tensor:
-        anchors = self.queue.anchors()
-        masks = self.mask_self and index is not None
+        anchors, mask = self.queue.anchors(), index if self.mask_self else None
         return anchor_kl(
             unit_rows(teacher.detach()),
             unit_rows(student),
@@ -539,7 +539,7 @@ class CompRess(DistillationLoss):
             anchors.student,
             teacher_temperature=self.temperature,
             student_temperature=self.student_temperature,
-            self_mask=(index, anchors.image_index) if masks else None,
+            self_mask=None if mask is None else (mask, anchors.image_index),
             implementation=self.implementation,
             row_counts=row_counts,
         )

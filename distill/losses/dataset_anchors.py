@@ -104,7 +104,9 @@ class DatasetAnchors:
         return Anchors(banks[0], banks[-1], self._image_index[:num_valid])
 
     @torch.no_grad()
-    def enqueue(self, teacher: Tensor, student: Tensor | None, image_index: Tensor) -> None:
+    def enqueue(
+        self, teacher: Tensor, student: Tensor | None = None, image_index: Tensor | None = None
+    ) -> None:
         """Overwrite the student's rows of a batch; with one bank, do nothing.
 
         Every rank is given the same rows and writes its own of them.
@@ -119,6 +121,8 @@ class DatasetAnchors:
         """
         if self.one_bank:
             return
+        if image_index is None:
+            raise DistillError("every row needs the index of its image, whose slot it takes")
         check_batch([teacher, student], image_index, self._banks)
         assert student is not None
         index = image_index.cpu()

@@ -14,8 +14,8 @@ from distill.parsing import parse_json
 from distill.reports.content import Curves, RunContent, Series
 from distill.run_directory import read_config, read_metrics, read_run_metadata
 from distill.terminal import described_seconds
+from distill.training.callbacks import log_parts
 from distill.training.configuration import CONFIGS, default_options
-from distill.training.log import log_parts
 
 _NOT_REPEATED = {"output", "resume", "recipe"}
 # Shown even where it is the default.

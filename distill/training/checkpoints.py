@@ -1,18 +1,14 @@
-"""Files of a state: the tensors and plain values, in dicts and lists, of `state_dict` methods.
-
-A safetensors file: tensors by name, and as its description a format number, what the writer says of
-it and the structure that puts the state together, all under one checksum. Unlike with a pickle
-nothing has to be run to read it. Tuples come back as lists.
-
-Checkpoints: everything that a run needs to go on, in files that are whole or not there.
+"""Checkpoints: everything that a run needs to go on, in files that are whole or not there.
 
     step-000000010.safetensors                what all ranks share, and how many shards there are
     step-000000010.queue-0-of-4.safetensors   the anchors that the first of four ranks holds
 
-Tensors, and a description with everything else as JSON, under one checksum (CRC-32C): nothing is
-run when they are read, and a flipped bit is found. Each is written beside its place, flushed to the
-disk and renamed. Every rank writes its own shard; when all have, the first writes the main file,
-whose presence makes the checkpoint complete. The teacher is in none of them.
+A file holds tensors by name, and as its description, under one checksum (CRC-32C), a format number,
+what the writer says of it and the structure of dicts and lists that puts the state together.
+Nothing is run when it is read, and a flipped bit is found. Tuples come back as lists. Each file is
+written beside its place, flushed to the disk and renamed. Every rank writes its own shard; when all
+have, the first writes the main file, whose presence makes the checkpoint complete. The teacher is
+in none of them.
 
 The newest two are kept, the best (by held-out training images), and those of every N epochs, as
 asked. Shards are mapped: a rank of a run that goes on with another number of ranks takes its own
@@ -22,6 +18,7 @@ from one file system.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,9 +28,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from distill import distributed
+from distill.config import RunOptions
 from distill.errors import DistillError
 from distill.losses.base import ShardState
 from distill.models.checkpoints.safetensors import SafetensorsFile, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 _PLAIN = (bool, int, float, str, type(None))
@@ -89,12 +89,13 @@ def _opened(path: Path, *, verify: bool) -> tuple[dict[str, Any], SafetensorsFil
         file = SafetensorsFile(path, verify=verify)
     except DistillError as error:
         raise DistillError(f"checkpoint file {path} is damaged") from error
-    content = file.description
-    found = content.get("format") if isinstance(content, dict) else None
+    content = file.description if isinstance(file.description, dict) else {}
+    found = content.get("format")
     if found != FORMAT:
         raise DistillError(
             f"checkpoint file {path} has format {found}, and this version of distill reads format "
-            f"{FORMAT}"
+            f"{FORMAT}; go on with the release that wrote it, or start a new run with another "
+            "--output"
         )
     return dict(content), file
 
@@ -368,3 +369,59 @@ def _worth_keeping(found: Sequence[Path]) -> set[Path]:
         if content["score"] is not None:
             scores.append((content["score"], path))
     return kept | ({max(scores)[1]} if scores else set())
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints, says how large they are and what happens when they cannot be.
+
+    Args:
+        folder: Of the checkpoints.
+        identity: Options that decide what the run is.
+        options: How often and what to do when the disk refuses.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], options: RunOptions) -> None:
+        self._folder, self._identity, self._options = folder, identity, options
+        self._has_told_size = False
+
+    def save(
+        self,
+        progress: Progress,
+        state: dict[str, Any],
+        shard: ShardState | None,
+        score: float | None,
+    ) -> None:
+        """Write a checkpoint; every rank calls it.
+
+        Args:
+            progress: Where the run stands.
+            state: See `save_checkpoint`.
+            shard: See `save_checkpoint`.
+            score: Accuracy on held-out training images, where it was just measured.
+
+        Raises:
+            CheckpointNotWrittenError: The disk refuses it, and the run is to stop then.
+        """
+        about = About(self._identity, score, self._options.keep_every)
+        try:
+            path = save_checkpoint(self._folder, progress, state, shard, about)
+        except CheckpointNotWrittenError as error:
+            self._complain(progress, error)
+            return
+        if not self._has_told_size:
+            size = checkpoint_bytes(path) / 2**20
+            logger.info(f"a checkpoint takes {size:.1f} MiB in {path.parent}")
+            self._has_told_size = True
+
+    def _complain(self, progress: Progress, error: CheckpointNotWrittenError) -> None:
+        before = checkpoints(self._folder)
+        last = "there is none before it"
+        if before:
+            last = f"the last one, {before[-1].name}, is intact"
+        message = f"after step {progress.step} {error}; {last}"
+        if self._options.on_failed_checkpoint == "continue":
+            logger.warning(f"{message}; training goes on. Make room before the next one is due")
+            return
+        raise CheckpointNotWrittenError(
+            f"{message}. Make room, then go on with --output {self._folder.parent} --resume"
+        ) from error

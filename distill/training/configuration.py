@@ -157,8 +157,8 @@ def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> 
     return updated(config, options, source=source)
 
 
-def default_options(command: str, method: str) -> dict[str, Any]:
-    """Return every option of a command with its default, for a method, as plain YAML values."""
+def default_options(command: str, method: str | None = None) -> dict[str, Any]:
+    """Return every option of a command with its default, for a method or the usual one."""
     config = CONFIGS[command]()
     if method in _METHODS[type(config)]:
         config = with_options(config, {"method": method}, source="defaults")
@@ -255,7 +255,7 @@ def base_config(
         DistillError: Unknown recipe, method or plugin, or no run to continue.
     """
     asked = {name: value for name, value in (asked or {}).items() if value is not None}
-    chosen = {name: asked[name] for name in ("plugin", "method") if name in asked}
+    chosen: dict[str, Any] = {name: asked[name] for name in ("plugin", "method") if name in asked}
     if resume_from is not None:
         require_usable(resume_from, resume=True)
         stored = read_config(resume_from, command=command)

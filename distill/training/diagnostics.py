@@ -1,4 +1,4 @@
-"""How far apart a network's embeddings lie while it is trained, from the batches it sees anyway.
+"""Says how training goes: spread of embeddings, collapse, waiting for data, a held-out check.
 
 A network that says the same of every image has collapsed: its loss may still be finite and smooth,
 and nothing is learned any more. Three numbers show it, of the unit rows u of the last batch:
@@ -10,40 +10,37 @@ and nothing is learned any more. Three numbers show it, of the unit rows u of th
                      how many directions embeddings differ (Roy and Vetterli, The effective rank,
                      EUSIPCO 2007). At most one less than the rows.
     dead_units       share of dimensions that had one value for all images of each of the last ten
-                     passes, such as a ReLU that never opens. Views of another size and parts of a
-                     batch are passes of their own.
+                     passes, such as a ReLU that never opens. Parts of a batch are passes of their
+                     own.
 
 Deliberate limits: a training batch of the last step alone, so small batches bound the rank; over
 ranks, a dimension that differs between ranks but within none counts as dead.
 
 Shapes: B rows of the batch of all ranks, D width.
-
-Says once, in words, that a network collapsed or learns nothing, from the numbers of the log.
-
-Two signs, either of which is enough:
-
-- its embeddings lie together (`spread`, see `distill.training.diagnostics`);
-- after two epochs its loss is that of a network which says the same of every image, or higher
-  (`loss_over_chance`, which an objective adds to its metrics where it knows it).
-
-Neither is looked at in the first steps, in which AlexNet under AdamW comes down to a spread of 0.03
-and recovers. Limit: nothing is ended or changed; who trains decides.
-
-Says once when training waits for its images, and what to try.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill import distributed
+from distill.data.sources import TrainingImages
 from distill.distributed import all_gather_variable, row_counts
+from distill.embeddings.embed import DatasetEmbedder
+from distill.embeddings.search import require_labels
+from distill.errors import DistillError
+from distill.evaluation.nn import nn_accuracy
+from distill.models.networks import EmbeddingNetwork
+
+logger = logging.getLogger(__name__)
 
 DEAD_AFTER = 10  # passes
 MAX_ROWS = 256  # of the effective rank, whose price is their cube
@@ -171,10 +168,17 @@ REMEDIES = (
 
 
 class CollapseWatch:
-    """Looks at lines of the log and speaks once."""
+    """Warns once that a network collapsed or learns nothing, from the numbers of the log.
+
+    Two signs, either of which is enough: its embeddings lie together (`spread`); after two epochs
+    its loss is that of a network which says the same of every image, or higher (`loss_over_chance`,
+    which a method adds to its metrics where it knows it). Neither is looked at in the first steps,
+    in which AlexNet under AdamW comes down to a spread of 0.03 and recovers. Limit: nothing is
+    ended or changed; who trains decides.
+    """
 
     def __init__(self) -> None:
-        self.has_spoken = False
+        self.has_warned = False
 
     def look(self, step: int, values: Mapping[str, float], *, num_epochs: int = 0) -> str | None:
         """Return the warning, the first time that there is reason for one.
@@ -184,13 +188,13 @@ class CollapseWatch:
             values: Numbers of a line of the log.
             num_epochs: Epochs finished, at the end of one; 0 within an epoch.
         """
-        if self.has_spoken or step < FIRST_STEPS:
+        if self.has_warned or step < FIRST_STEPS:
             return None
         reason = _lies_together(values) or _learns_nothing(values, num_epochs)
         if reason is None:
             return None
-        self.has_spoken = True
-        return f"warning: at step {step} {reason}; {REMEDIES}"
+        self.has_warned = True
+        return f"at step {step} {reason}; {REMEDIES}"
 
 
 def _lies_together(values: Mapping[str, float]) -> str | None:
@@ -218,10 +222,10 @@ LEAST_SECONDS = 30.0  # of an epoch; shorter waits are the start of the loaders
 
 
 class DataWatch:
-    """Looks at what an epoch waited and speaks once."""
+    """Warns once when training waits for its images, and says what to try."""
 
     def __init__(self) -> None:
-        self.has_spoken = False
+        self.has_warned = False
 
     def look(self, share: float, seconds: float, *, num_workers: int) -> str | None:
         """Return the advice, the first time that there is reason for it.
@@ -231,11 +235,81 @@ class DataWatch:
             seconds: The same in seconds.
             num_workers: Processes that load images.
         """
-        if self.has_spoken or share <= LARGEST_SHARE or seconds < LEAST_SECONDS:
+        if self.has_warned or share <= LARGEST_SHARE or seconds < LEAST_SECONDS:
             return None
-        self.has_spoken = True
+        self.has_warned = True
         return (
             f"{share:.0%} of the epoch went to waiting for images: raise --num-workers (now "
             f"{num_workers}) as far as there are cores, keep the images on a local disk, or store "
             "them no larger than they are looked at"
         )
+
+
+MAX_INDEXED = 10_000
+MAX_QUERIES = 2_000
+
+
+class HoldoutCheck:
+    """The nearest-neighbor accuracy of training images that are held out, between epochs.
+
+    A falling loss alone does not say that the student learns what its user wants, and validation
+    images must not choose anything. Held-out images are therefore looked up among the images that
+    are trained on; both sides are capped, so that the check stays short on large sets.
+
+    Args:
+        embedder: Data and device; its training images are used, never its validation images.
+        images: Which are trained on and which are held out.
+        every: Epochs between checks; 0 for none. The last epoch has one in any case.
+        num_epochs: Of the run.
+        seed: Picks the images when there are more than the caps.
+    """
+
+    def __init__(
+        self,
+        embedder: DatasetEmbedder,
+        images: TrainingImages,
+        *,
+        every: int,
+        num_epochs: int,
+        seed: int,
+    ) -> None:
+        self.embedder, self.every, self.num_epochs = embedder, every, num_epochs
+        self.indexed = _sample(images.trained, MAX_INDEXED, seed)
+        self.queries = _sample(images.held_out, MAX_QUERIES, seed)
+        self.unavailable_reason = self._unavailable_reason()
+        if self.unavailable_reason is not None:
+            logger.info(f"no nearest-neighbor check between epochs: {self.unavailable_reason}")
+
+    def __call__(self, network: EmbeddingNetwork, epoch: int) -> dict[str, float]:
+        """Return the accuracy after an epoch (from 1) that has a check; nothing after others."""
+        is_due = epoch == self.num_epochs or (self.every and epoch % self.every == 0)
+        if self.unavailable_reason is not None or not is_due:
+            return {}
+        images, both = self.embedder.data.train, np.concatenate([self.indexed, self.queries])
+        rows = self.embedder.embed(network, images, both, "held-out check")
+        is_query = np.isin(rows.index, self.queries)
+        accuracy = nn_accuracy(
+            rows.features[~is_query],
+            rows.labels[~is_query],
+            rows.features[is_query],
+            rows.labels[is_query],
+        )
+        return {"holdout_nn_accuracy": accuracy}
+
+    def _unavailable_reason(self) -> str | None:
+        labels = self.embedder.data.train.labels
+        if self.every == 0:
+            return "it is off (--nn-every 0)"
+        if len(self.queries) == 0:
+            return "no image is held out (--holdout)"
+        try:
+            require_labels(None if labels is None else labels[self.indexed], what="the images")
+        except DistillError as error:
+            return str(error)
+        return None
+
+
+def _sample(index: np.ndarray, most: int, seed: int) -> np.ndarray:
+    if len(index) <= most:
+        return index
+    return np.sort(np.random.default_rng(seed).choice(index, size=most, replace=False))

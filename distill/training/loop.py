@@ -1,20 +1,10 @@
-"""What the training loop trains: the seam between the loop and a method.
-
-The loop owns the order of events (loss, backward, optimizer, schedule, after the step); an
-objective owns networks and what its method remembers between steps: `distillation` and `imitation`
-of a teacher, `pretraining` of a network without one.
-
-Loss, speed and waiting time of some batches, averaged for a line of the log.
-
-Ends a run cleanly on Ctrl-C or SIGTERM: the step in progress is finished, then a checkpoint.
-
-The training loop: owns the order of events, knows nothing of the method.
+"""The training loop: owns the order of events, knows nothing of the method (`Method`).
 
 For every batch, whole or in parts: loss and, when there is one, backward; then check it, clip,
-optimizer, schedule; then what follows the step. After every epoch: the nearest-neighbor check, the
-log, and only then a checkpoint, as asked, so that a run that goes on from it has the epoch's line.
-A stop request is honored after the step in progress, with a checkpoint. Several ranks take every
-step together, and one rank's stop request counts for all.
+optimizer, schedule; then what follows the step. After every epoch: the check on held-out images,
+the log, and only then a checkpoint, as asked, so that a run that goes on from it has the epoch's
+line. Ctrl-C or SIGTERM is honored after the step in progress, with a checkpoint. Several ranks take
+every step together, and one rank's stop request counts for all.
 """
 
 from __future__ import annotations
@@ -46,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class Method(Protocol):
-    """The interface that the loop calls, in this order."""
+    """What the loop trains (`distillation`, `pretraining`), called in this order.
+
+    It owns networks and what its method remembers between steps.
+    """
 
     def train_mode(self) -> None:
         """Put the trained networks into train mode."""
@@ -202,7 +195,7 @@ class TrainState:
     spread: EmbeddingSpread | None = None
     meter: Meter = field(default_factory=Meter)
     epoch_meter: Meter = field(default_factory=Meter)
-    watch: CollapseWatch = field(default_factory=CollapseWatch)
+    collapse_watch: CollapseWatch = field(default_factory=CollapseWatch)
     data_watch: DataWatch = field(default_factory=DataWatch)
 
     def metrics(self) -> dict[str, float]:
@@ -223,7 +216,7 @@ class TrainState:
             "spread": {} if self.spread is None else self.spread.state_dict(),
             "meter": self.meter.state_dict(),
             "epoch_meter": self.epoch_meter.state_dict(),
-            "has_warned": self.watch.has_spoken,
+            "has_warned": self.collapse_watch.has_warned,
         }
 
     def load_state_dict(self, state: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
@@ -235,7 +228,7 @@ class TrainState:
             self.spread.load_state_dict(state["spread"])
         self.meter.load_state_dict(state["meter"])
         self.epoch_meter.load_state_dict(state["epoch_meter"])
-        self.watch.has_spoken = state["has_warned"]
+        self.collapse_watch.has_warned = state["has_warned"]
 
 
 def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -258,26 +251,26 @@ def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def fit(
-    learner: TrainState,
+    state: TrainState,
     batches: Iterable[Batch],
     settings: LoopSettings,
     progress: Progress,
     *,
     callbacks: Callback,
     on_bad_images: Callable[[Sequence[str]], None],
-    on_epoch_end: Callable[[int], dict[str, float]],
+    evaluate: Callable[[int], dict[str, float]],
     save: Callable[[float | None], None],
 ) -> str | None:
     """Train until the last epoch is done or a stop is asked for.
 
     Args:
-        learner: What is trained; changed in place.
+        state: What is trained; changed in place.
         batches: From where `progress` stands to the end of the last epoch.
         settings: Length and rhythm.
         progress: Where the run stands; advanced in place.
         callbacks: Told of every `log_every`-th step and of every epoch.
         on_bad_images: Told of images that could not be read; raises to end the run.
-        on_epoch_end: Called with the number of finished epochs; returns numbers for the log.
+        evaluate: Called with the number of finished epochs; returns numbers for the log.
         save: Writes a checkpoint; called where a run may have to go on from, with the accuracy on
             held-out images where it was just measured.
 
@@ -287,7 +280,7 @@ def fit(
     Raises:
         NonFiniteLossError: Naming the step; nothing was updated by it.
     """
-    learner.objective.train_mode()
+    state.objective.train_mode()
     done = round(
         (progress.epoch + progress.batch / settings.batches_per_epoch) * settings.num_images
     )
@@ -298,30 +291,25 @@ def fit(
             waited = time.perf_counter() - clock
             on_bad_images(batch.bad)
             counts = row_counts(len(batch.index))
-            num_images, loss = sum(counts), None
-            rate = float(learner.schedule.get_last_lr()[0])  # of this step, not of the next
-            is_accepted = learner.objective.accepts(counts)
-            if is_accepted:
-                _draw_anew(settings.seed, progress)
-                loss = _advance(learner, batch, settings, progress)
-            for meter in (learner.meter, learner.epoch_meter):
-                meter.add(loss, num_images=num_images, waited=waited)
+            rate = float(state.schedule.get_last_lr()[0])  # of this step, not of the next
+            is_accepted = state.objective.accepts(counts)
+            loss = train_step(state, batch, settings, progress) if is_accepted else None
+            for meter in (state.meter, state.epoch_meter):
+                meter.add(loss, num_images=sum(counts), waited=waited)
             progress.batch += 1
             progress.seconds += time.perf_counter() - clock
-            bar.update(num_images)
-            if loss is None:
-                _log_without_step(
-                    learner, progress, callbacks=callbacks, bar=bar, is_accepted=is_accepted
-                )
+            bar.update(sum(counts))
+            if loss is not None:
+                _report_step(state, settings, progress, callbacks, bar, rate=rate)
             else:
-                values = _log_step(
-                    learner, settings, progress, callbacks=callbacks, bar=bar, rate=rate
-                )
-                _warn(learner.watch.look(progress.step, values))
+                event = "filling" if is_accepted else "skipped"
+                metrics = {"epoch": progress.epoch, "event": event, **state.objective.metrics()}
+                callbacks.on_skip(progress.step, metrics)
+                bar.set_postfix_str("filling the queue" if is_accepted else "too few images")
             score, is_saved = None, False
             if progress.batch == settings.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                score = _end_epoch(learner, settings, progress, callbacks, on_epoch_end)
+                score = _end_epoch(state, settings, progress, callbacks, evaluate)
                 is_last = progress.epoch == settings.num_epochs
                 if is_last or progress.epoch % settings.checkpoint_every == 0:
                     save(score)
@@ -334,45 +322,15 @@ def fit(
     return stop.received  # a signal may have come while the loader ended its workers
 
 
-def _draw_anew(seed: int, progress: Progress) -> None:
-    """Seed torch's global generators for one step, such as for dropout, on each rank apart.
-
-    A run that goes on then draws what it would have drawn, with nothing to be restored.
-    """
-    key = f"{seed}/{progress.epoch}/{progress.batch}/{distributed.rank()}".encode()
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
-
-
-def _end_epoch(
-    learner: TrainState,
-    settings: LoopSettings,
-    progress: Progress,
-    callbacks: Callback,
-    on_epoch_end: Callable[[int], dict[str, float]],
+def train_step(
+    state: TrainState, batch: Batch, settings: LoopSettings, progress: Progress
 ) -> float | None:
-    """Measure and report an epoch; return the accuracy on held-out images, where there is one."""
-    waited = learner.epoch_meter.waited
-    values = {**learner.epoch_meter.read(), **learner.metrics()}
-    values |= on_epoch_end(progress.epoch)
-    callbacks.on_epoch(progress.epoch, progress.step, values)
-    logger.info(_epoch_line(progress.epoch, settings.num_epochs, values))
-    _warn(learner.data_watch.look(values["data_wait"], waited, num_workers=settings.num_workers))
-    _warn(learner.watch.look(progress.step, values, num_epochs=progress.epoch))
-    learner.objective.train_mode()
-    learner.epoch_meter.restart()
-    learner.meter.restart()  # measuring is not training
-    return values.get("holdout_nn_accuracy")
-
-
-def _advance(
-    learner: TrainState, batch: Batch, settings: LoopSettings, progress: Progress
-) -> float | None:
-    """Learn from one batch; return its loss, or None when it gave none."""
-    objective = learner.objective
-    learner.optimizer.zero_grad(set_to_none=True)
-    value = _backward(objective, batch, settings.accumulate)
+    """Learn from one batch; return its loss, or None when there is nothing to learn from it yet."""
+    _seed_step(settings.seed, progress)
+    state.optimizer.zero_grad(set_to_none=True)
+    value = _backward(state.objective, batch, settings.accumulate)
     if value is None:
-        objective.after_step(stepped=False)
+        state.objective.after_step(stepped=False)
         return None
     if not math.isfinite(value):
         raise NonFiniteLossError(
@@ -381,12 +339,21 @@ def _advance(
             "--precision fp32"
         )
     if settings.clip_grad_norm is not None:
-        nn.utils.clip_grad_norm_(list(objective.parameters()), settings.clip_grad_norm)
-    learner.optimizer.step()
-    learner.schedule.step()
+        nn.utils.clip_grad_norm_(list(state.objective.parameters()), settings.clip_grad_norm)
+    state.optimizer.step()
+    state.schedule.step()
     progress.step += 1
-    objective.after_step(stepped=True)
+    state.objective.after_step(stepped=True)
     return value
+
+
+def _seed_step(seed: int, progress: Progress) -> None:
+    """Seed torch's global generators for one step, such as for dropout, on each rank apart.
+
+    A run that goes on then draws what it would have drawn, with nothing to be restored.
+    """
+    key = f"{seed}/{progress.epoch}/{progress.batch}/{distributed.rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
 
 
 def _backward(objective: Method, batch: Batch, num_parts: int) -> float | None:
@@ -403,49 +370,53 @@ def _backward(objective: Method, batch: Batch, num_parts: int) -> float | None:
     return distributed.mean_over_ranks(value)
 
 
-def _log_without_step(
-    learner: TrainState, progress: Progress, *, callbacks: Callback, bar: Any, is_accepted: bool
-) -> None:
-    """Write what became of a batch that taught nothing."""
-    event, told = ("filling", "filling the queue") if is_accepted else ("skipped", "too few images")
-    values = {"event": event, **learner.objective.metrics()}
-    callbacks.on_step(progress.step, {"epoch": progress.epoch, **values})
-    bar.set_postfix_str(told)
-
-
-def _log_step(
-    learner: TrainState,
+def _report_step(
+    state: TrainState,
     settings: LoopSettings,
     progress: Progress,
-    *,
     callbacks: Callback,
     bar: Any,
+    *,
     rate: float,
-) -> dict[str, float]:
-    """Write a line where one is due; return its numbers."""
-    values: dict[str, float] = {}
-    if progress.step % settings.log_every == 0 or progress.step == 1:
-        values = {**learner.meter.read(), "learning_rate": rate, **learner.metrics()}
-        callbacks.on_step(progress.step, {"epoch": progress.epoch, **values})
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, waiting for data {values['data_wait']:.0%}"
-        )
-    return values
+) -> None:
+    """Tell of a step where it is due."""
+    if progress.step % settings.log_every and progress.step != 1:
+        return
+    metrics = {**state.meter.read(), "learning_rate": rate, **state.metrics()}
+    callbacks.on_step(progress.step, {"epoch": progress.epoch, **metrics})
+    bar.set_postfix_str(f"loss {metrics['loss']:.3f}, waiting for data {metrics['data_wait']:.0%}")
+    _warn(state.collapse_watch.look(progress.step, metrics))
+
+
+def _end_epoch(
+    state: TrainState,
+    settings: LoopSettings,
+    progress: Progress,
+    callbacks: Callback,
+    evaluate: Callable[[int], dict[str, float]],
+) -> float | None:
+    """Measure and report an epoch; return the accuracy on held-out images, where there is one."""
+    waited = state.epoch_meter.waited
+    metrics = {**state.epoch_meter.read(), **state.metrics(), **evaluate(progress.epoch)}
+    callbacks.on_epoch(progress.epoch, {"step": progress.step, **metrics})
+    words = [
+        f"epoch {progress.epoch}/{settings.num_epochs}",
+        f"loss {metrics['loss']:.4f}" if "loss" in metrics else "filling the queue",
+        f"{metrics['images_per_second']:.0f} img/s",
+        f"{metrics['data_wait']:.0%} waiting for data",
+    ]
+    score = metrics.get("holdout_nn_accuracy")
+    if score is not None:
+        words.append(f"nearest neighbor {score:.3f} (held out)")
+    logger.info("  ".join(words))
+    _warn(state.data_watch.look(metrics["data_wait"], waited, num_workers=settings.num_workers))
+    _warn(state.collapse_watch.look(progress.step, metrics, num_epochs=progress.epoch))
+    state.objective.train_mode()
+    state.epoch_meter.restart()
+    state.meter.restart()  # measuring is not training
+    return score
 
 
 def _warn(message: str | None) -> None:
     if message is not None:
-        logger.info(message)
-
-
-def _epoch_line(epoch: int, num_epochs: int, values: dict[str, float]) -> str:
-    loss = f"loss {values['loss']:.4f}" if "loss" in values else "filling the queue"
-    parts = [
-        f"epoch {epoch}/{num_epochs}",
-        loss,
-        f"{values['images_per_second']:.0f} img/s",
-        f"{values['data_wait']:.0%} waiting for data",
-    ]
-    if "holdout_nn_accuracy" in values:
-        parts.append(f"nearest neighbor {values['holdout_nn_accuracy']:.3f} (held out)")
-    return "  ".join(parts)
+        logger.warning(message)

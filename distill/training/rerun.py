@@ -21,8 +21,8 @@ from distill.run_directory import (
     read_run_metadata,
     versions,
 )
-from distill.training.configuration import configure
-from distill.training.fitting import RunResult
+from distill.training.configuration import stored_config, with_options
+from distill.training.run import RunResult
 
 _TIMES = ("train_seconds",)
 
@@ -104,7 +104,8 @@ def rerun(run: Path, options: RerunOptions) -> Rerun | RunResult:
     given |= {"output": output, "resume": options.resume}
     # The recipe's file need not be there any more: what it said is in the run's configuration.
     recipe = stored.pop("recipe", "default")
-    config = configure({**stored, **given}, command=before.command)
+    config = stored_config(stored, before.command, source=f"{run}/config.yaml")
+    config = with_options(config, {"resume": False, **given}, source="distill rerun")
     config = replace(config, run=replace(config.run, recipe=recipe))
     _require_same_images(run, before, config.images.data)
     result = _command(before.command)(config)

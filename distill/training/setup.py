@@ -1,6 +1,6 @@
-"""Makes a configuration a run that is ready to train: its data, networks, loss and optimizer.
+"""Makes a configuration a run that is ready to train: its data, its networks, what follows them.
 
-Everything that can be refused is refused in `prepare`, before anything is written.
+Everything that can be refused is refused here, before anything is written.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,76 +16,162 @@ from torch import nn
 
 from distill import distributed
 from distill.config import NetworkOptions
-from distill.data.loader import Batch, TrainingViews, evaluation_loader, training_loader
-from distill.data.sources import ImageData, TrainingImages, default_augmentation, training_images
-from distill.data.views import evaluation_view, training_view
+from distill.data.loader import Batch, TrainingViews, num_batches, training_loader
+from distill.data.sources import (
+    ImageData,
+    TrainingImages,
+    data_or_default,
+    default_augmentation,
+    default_pretraining_augmentation,
+    open_images,
+    training_images,
+)
+from distill.data.views import training_view, two_views
+from distill.data.workers import default_num_workers, require_shared_memory
 from distill.device import pick_precision, require_memory
-from distill.distributed import row_counts
 from distill.embeddings.cache import load_teacher_of
-from distill.embeddings.store import EmbeddingTable
+from distill.embeddings.embed import DatasetEmbedder
 from distill.errors import DistillError
 from distill.evaluation.kmeans import kmeans, nearest_centroids
 from distill.losses import METHODS, load_plugins
 from distill.losses.base import BuildContext, MemoryNeed
-from distill.models.networks import EmbeddingNetwork, is_own_module, prepare_for_device
+from distill.models.networks import (
+    EmbeddingNetwork,
+    is_own_module,
+    num_parameters,
+    prepare_for_device,
+)
 from distill.models.weights import load_weights
-from distill.run_directory import RunDirectory
-from distill.terminal import progress_bar
+from distill.run_directory import holds_run, require_usable
 from distill.training.callbacks import Callback
-from distill.training.checkpoints import Progress, checkpoints
+from distill.training.checkpoints import Progress
 from distill.training.configuration import (
+    Config,
+    DataFacts,
+    PretrainConfig,
     TrainConfig,
     check,
+    check_pretraining,
     require_resolved,
     require_same_run,
     resolve,
     resolve_images,
+    resolve_pretraining,
+    with_output,
 )
-from distill.training.distillation import Distillation
-from distill.training.fitting import make_learner, restore
-from distill.training.initialization import has_normalization, scale_layers
-from distill.training.loop import TrainState
+from distill.training.initialization import has_normalization
 from distill.training.objects import NO_OBJECTS, RunObjects, as_network
-from distill.training.setting import (
-    TrainingSetting,
-    data_facts,
-    embedder_of,
-    open_data,
-    require_room_for_loaders,
-)
-from distill.training.teacher import CachedTeacher, OnlineTeacher, Teacher
 from students.registry import build_student, student_spec
 from teachers.load import freeze
+from teachers.pretraining import PRETRAIN_METHODS, PretrainMethod
+from teachers.resnet import backbone_name, build_backbone
 
 logger = logging.getLogger(__name__)
 
-
-_NUM_IMAGES = 256  # that a student's layers are scaled over
 _FAISS_SEEDS = 2**31
 
 
-@dataclass(frozen=True)
-class Job:
-    """A resolved configuration with its data and its networks.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A resolved configuration with its data and the network that is trained.
 
     Attributes:
         config: Nothing in it follows the data any more.
-        setting: Images, student, device and rhythm.
-        teacher: Frozen, on the device; None for a method without one, where none was named.
-        context: What the loss is built from, but the teacher's embeddings.
+        images: What is trained on and what is held out.
+        embedder: Data, device and precision, for every measurement of the run.
+        network: What is trained and measured, on the device.
+        views: What the network sees of each image.
+        drop_last: Whether an epoch's last batch is left out when it is smaller.
         callbacks: Of the caller.
-        own_module: The student that was given as an object; None for a named one.
+        own_module: The network that is trained, where it was given as an object.
     """
 
-    config: TrainConfig
-    setting: TrainingSetting
-    teacher: EmbeddingNetwork | None
-    context: BuildContext
+    config: Any
+    images: TrainingImages
+    embedder: DatasetEmbedder
+    network: EmbeddingNetwork
+    views: TrainingViews
+    drop_last: bool
     callbacks: Sequence[Callback] = ()
     own_module: nn.Module | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return self.embedder.device
 
-def prepare(config: TrainConfig, device: torch.device, objects: RunObjects = NO_OBJECTS) -> Job:
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, of all ranks."""
+        return require_resolved(self.config.optimization.batch_size)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run."""
+        return require_resolved(self.config.optimization.epochs)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return num_batches(len(self.images.trained), self.batch_size, drop_last=self.drop_last)
+
+    def batches(self, progress: Progress, *, num_epochs: int | None = None) -> Iterable[Batch]:
+        """Return this rank's batches from where `progress` stands to the end of the run."""
+        return training_loader(
+            self.views,
+            batch_size=self.batch_size,
+            num_epochs=self.num_epochs if num_epochs is None else num_epochs,
+            start_epoch=progress.epoch,
+            start_batch=progress.batch,
+            num_workers=self.config.images.num_workers,
+            drop_last=self.drop_last,
+            pin_memory=self.device.type == "cuda",
+            shard=(distributed.rank(), distributed.world_size()),
+        )
+
+    def describe(self) -> str:
+        """Say in words which images are trained on, and where."""
+        images, num_ranks = self.images, distributed.world_size()
+        words = (
+            f"{len(images.trained):,} images of {images.data.name} and {len(images.held_out):,} "
+            f"held out, on {self.device} in {self.embedder.precision}"
+        )
+        if num_ranks == 1:
+            return words
+        rate = require_resolved(self.config.optimization.learning_rate)
+        return (
+            f"{words}, batches of {self.batch_size} images over {num_ranks} processes, learning "
+            f"rate {rate:g} at its peak"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSetup(Setup):
+    """A distillation run.
+
+    Attributes:
+        teacher: Frozen, on the device; None for a method without one, where none was named.
+        context: What the loss is built from, but the teacher's embeddings.
+    """
+
+    teacher: EmbeddingNetwork | None
+    context: BuildContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingSetup(Setup):
+    """A pre-training run.
+
+    Attributes:
+        method: Heads and loss, on the device.
+    """
+
+    method: PretrainMethod
+
+
+def prepare(
+    config: TrainConfig, device: torch.device, objects: RunObjects = NO_OBJECTS
+) -> DistillationSetup:
     """Check a configuration, open its data and networks and fill in what follows the data.
 
     Args:
@@ -98,19 +185,17 @@ def prepare(config: TrainConfig, device: torch.device, objects: RunObjects = NO_
     load_plugins(config.method.plugin)
     check(config)
     _require_objects(config.networks, objects)
-    config, data = open_data(config, *_named_after(config), given=objects.data)
+    networks, method = config.networks, config.method.method
+    names = (None if method == "compress" else method, networks.teacher, networks.student)
+    config, images = _open(config, *filter(None, names), data=objects.data)
     if isinstance(objects.student, EmbeddingNetwork) and config.images.image_size is None:
         side = objects.student.input.image_size
         config = replace(config, images=replace(config.images, image_size=side))
-    spec = None if objects.student else student_spec(str(config.networks.student))
-    images = training_images(data, config.images, seed=config.run.seed)
-    facts = data_facts(
-        images,
-        augmentation=default_augmentation(data),
-        min_image_size=spec.min_image_size if spec else 1,
-    )
+    spec = None if objects.student else student_spec(str(networks.student))
+    augmentation = default_augmentation(images.data)
+    facts = _facts(images, augmentation, min_image_size=spec.min_image_size if spec else 1)
     config = replace(config, images=resolve_images(config.images, facts))
-    teacher, student = _load_teacher(config, objects), _build_student(config, data, objects)
+    teacher, student = _load_teacher(config, objects), _build_student(config, images.data, objects)
     config = resolve(
         config,
         facts,
@@ -118,33 +203,140 @@ def prepare(config: TrainConfig, device: torch.device, objects: RunObjects = NO_
         student_normalizes=has_normalization(student),
         published_projection_dim=spec.published_projection_dim if spec else None,
     )
+    config = _with_precision(config, device)
+    _require_different_views(config)
+    loss, context = METHODS.get(method), _context(config, images, teacher, student, device)
+    loss.require_possible(config.loss, context)
+    _require_memory(device, loss.memory_needed(config.loss, context))
+    num_views = config.views.student_crops
+    batch_size = _require_room_for_batches(config, num_views)
+    view = training_view(
+        require_resolved(config.images.image_size),
+        require_resolved(config.views.augmentation),
+        min_crop_area=config.views.min_crop_area,
+        crop_fraction=student.input.crop_fraction,
+    )
+    seed, trained = config.run.seed, images.trained
+    return DistillationSetup(
+        config=config,
+        images=images,
+        embedder=embedder_of(
+            images,
+            device=device,
+            precision=config.run.precision,
+            num_workers=config.images.num_workers,
+        ),
+        network=prepare_for_device(student, device),
+        views=TrainingViews(images.data.train, trained, view, num_crops=num_views, seed=seed),
+        # A last batch of one image has no batch statistics.
+        drop_last=len(trained) > batch_size and len(trained) % batch_size == 1,
+        callbacks=objects.callbacks,
+        own_module=objects.student,
+        teacher=None if teacher is None else prepare_for_device(teacher, device),
+        context=context,
+    )
+
+
+def prepare_pretraining(
+    config: PretrainConfig, device: torch.device, objects: RunObjects = NO_OBJECTS
+) -> PretrainingSetup:
+    """Do the same for a pre-training run.
+
+    Arguments and errors as for `prepare`.
+    """
+    check_pretraining(config)
+    options = config.backbone
+    name = backbone_name(options.arch, width=options.width)  # refuses unknown ones
+    config, images = _open(config, config.method.method, name, data=objects.data)
+    facts = _facts(images, default_pretraining_augmentation(images.data), min_image_size=1)
+    config = _with_precision(resolve_pretraining(config, facts), device)
+    _require_divisible(config)
+    batch_size = _require_room_for_batches(config, num_views=2)
+    num_batches(len(images.trained), batch_size, drop_last=True)  # refuses fewer than a batch
+    torch.manual_seed(config.run.seed)
+    stem, side = require_resolved(config.backbone.stem), require_resolved(config.images.image_size)
+    backbone = build_backbone(
+        backbone_name(options.arch, width=options.width, stem=stem),
+        image_size=side,
+        crop_fraction=_crop_fraction(images.data),
+    )
+    views = two_views(side, require_resolved(config.views.augmentation))
+    network = prepare_for_device(backbone, device)
+    method = PRETRAIN_METHODS.get(config.method.method)
+    return PretrainingSetup(
+        config=config,
+        images=images,
+        embedder=embedder_of(
+            images,
+            device=device,
+            precision=config.run.precision,
+            num_workers=config.images.num_workers,
+        ),
+        network=network,
+        views=TrainingViews(
+            images.data.train,
+            images.trained,
+            views.view,
+            views.second_view,
+            distortion=views.draw,
+            seed=config.run.seed,
+        ),
+        drop_last=True,  # every step has the same number of negatives
+        callbacks=objects.callbacks,
+        method=method.build(config.loss, backbone.embedding_dim).to(device),
+    )
+
+
+def _open(config: Config, *names: str, data: ImageData | None) -> tuple[Config, TrainingImages]:
+    """Open the images of a run and settle its directory, named after `names` and the data.
+
+    Returns:
+        The configuration with data and output filled in, `resume` only where there is a run, and
+        the images.
+    """
+    source = data_or_default(config.images.data)
+    config = replace(config, images=replace(config.images, data=source))
+    data = open_images(source) if data is None else data
+    config = with_output(config, *names, data.name)
+    output = require_resolved(config.run.output)
+    is_resumed = config.run.resume and holds_run(output)
+    config = replace(config, run=replace(config.run, resume=is_resumed))
+    require_usable(output, resume=is_resumed)
+    return config, training_images(data, config.images, seed=config.run.seed)
+
+
+def _facts(images: TrainingImages, augmentation: str, *, min_image_size: int) -> DataFacts:
+    return DataFacts(
+        num_images=len(images.trained),
+        native_size=images.data.native_size,
+        augmentation=augmentation,
+        min_image_size=min_image_size,
+        default_num_workers=default_num_workers(images.data.train),
+    )
+
+
+def _with_precision(config: Config, device: torch.device) -> Config:
+    """Return a configuration that is resolved to the last option, of the same run if resumed."""
     precision = pick_precision(config.run.precision, device)
     config = replace(config, run=replace(config.run, precision=precision))
     if config.run.resume:
         require_same_run(config)
-    _require_different_views(config)
-    loss, context = (
-        METHODS.get(config.method.method),
-        _context(config, images, teacher, student, device),
+    return config
+
+
+def embedder_of(
+    images: TrainingImages, *, device: torch.device, precision: str, num_workers: int | None
+) -> DatasetEmbedder:
+    """Return what embeds the images of a run for its measurements."""
+    return DatasetEmbedder(
+        data=images.data,
+        train_index=images.train_index,
+        val_index=images.val_index,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        bad_images=images.bad_images,
     )
-    loss.require_possible(config.loss, context)
-    _require_memory(device, loss.memory_needed(config.loss, context))
-    batch_size = require_resolved(config.optimization.batch_size)
-    sizes = [require_resolved(config.images.image_size)] * config.views.student_crops
-    require_room_for_loaders(config.images, batch_size, sizes)
-    setting = TrainingSetting(
-        images=images,
-        embedder=embedder_of(
-            images, device=device, precision=precision, num_workers=config.images.num_workers
-        ),
-        network=prepare_for_device(student, device),
-        optimization=config.optimization,
-        run=config.run,
-        # A last batch of one image has no batch statistics.
-        drop_last=len(images.trained) > batch_size and len(images.trained) % batch_size == 1,
-    )
-    placed = None if teacher is None else prepare_for_device(teacher, device)
-    return Job(config, setting, placed, context, objects.callbacks, objects.student)
 
 
 def _context(
@@ -154,7 +346,9 @@ def _context(
     student: EmbeddingNetwork,
     device: torch.device,
 ) -> BuildContext:
-    labels, seed = images.data.train.labels, config.run.seed
+    seed, labels = config.run.seed, images.data.train.labels
+    if labels is None:
+        labels = np.full(len(images.data.train), -1)
 
     def cluster(rows: np.ndarray, number: int) -> np.ndarray:
         # One start: ten, as evaluation makes, would take ten times as long with 16,000 clusters.
@@ -166,10 +360,8 @@ def _context(
         teacher_dim=0 if teacher is None else teacher.embedding_dim,
         images=images.trained,
         num_positions=len(images.data.train),
-        num_classes=0 if labels is None else int(labels.max()) + 1,
-        num_unlabeled=len(images.trained)
-        if labels is None
-        else int((labels[images.trained] < 0).sum()),
+        num_classes=int(labels.max(initial=-1)) + 1,
+        num_unlabeled=int((labels[images.trained] < 0).sum()),
         data_name=images.data.train.name,
         device=device,
         seed=seed,
@@ -179,11 +371,30 @@ def _context(
     )
 
 
-def _named_after(config: TrainConfig) -> list[str]:
-    """Return what the default run directory is named after, beside the data."""
-    networks, method = config.networks, config.method.method
-    names = (None if method == "compress" else method, networks.teacher, networks.student)
-    return [name for name in names if name]
+def _crop_fraction(data: ImageData) -> float:
+    return 0.875 if data.native_size is None else 1.0  # small images have no margin
+
+
+def _load_teacher(config: TrainConfig, objects: RunObjects) -> EmbeddingNetwork | None:
+    networks = config.networks
+    if networks.teacher_view == "student":
+        networks = replace(networks, teacher_image_size=config.images.image_size)
+    if objects.teacher is not None:
+        return freeze(as_network(objects.teacher, image_size=networks.teacher_image_size))
+    return None if networks.teacher is None else load_teacher_of(networks)
+
+
+def _build_student(config: TrainConfig, data: ImageData, objects: RunObjects) -> EmbeddingNetwork:
+    torch.manual_seed(config.run.seed)
+    side, weights = config.images.image_size, config.networks.student_weights
+    crop_fraction = _crop_fraction(data)
+    if objects.student is None:
+        name = str(config.networks.student)
+        return build_student(name, image_size=side, crop_fraction=crop_fraction, weights=weights)
+    network = as_network(objects.student, image_size=side, crop_fraction=crop_fraction)
+    if weights is not None:
+        load_weights(network, weights)
+    return network.train()
 
 
 def _require_objects(networks: NetworkOptions, objects: RunObjects) -> None:
@@ -200,32 +411,6 @@ def _require_objects(networks: NetworkOptions, objects: RunObjects) -> None:
             f"--teacher-weights {networks.teacher_weights} goes with a teacher that is named, not "
             "with a module, which has its own; leave it out"
         )
-
-
-def _load_teacher(config: TrainConfig, objects: RunObjects) -> EmbeddingNetwork | None:
-    networks = config.networks
-    if objects.teacher is not None:
-        sees_crop = networks.teacher_view == "student"
-        side = config.images.image_size if sees_crop else networks.teacher_image_size
-        return freeze(as_network(objects.teacher, image_size=side))
-    if networks.teacher is None:
-        return None
-    if networks.teacher_view == "center":
-        return load_teacher_of(networks)
-    return load_teacher_of(replace(networks, teacher_image_size=config.images.image_size))
-
-
-def _build_student(config: TrainConfig, data: ImageData, objects: RunObjects) -> EmbeddingNetwork:
-    torch.manual_seed(config.run.seed)
-    side, weights = config.images.image_size, config.networks.student_weights
-    crop_fraction = 0.875 if data.native_size is None else 1.0  # small images have no margin
-    if objects.student is None:
-        name = str(config.networks.student)
-        return build_student(name, image_size=side, crop_fraction=crop_fraction, weights=weights)
-    network = as_network(objects.student, image_size=side, crop_fraction=crop_fraction)
-    if weights is not None:
-        load_weights(network, weights)
-    return network.train()
 
 
 def _require_different_views(config: TrainConfig) -> None:
@@ -249,126 +434,37 @@ def _require_memory(device: torch.device, needed: MemoryNeed | None) -> None:
     if needed is None:
         return
     if needed.once:
-        require_memory(
-            needed.num_bytes, torch.device("cpu"), what=needed.what, remedy=needed.remedy
+        device, num_bytes, what = torch.device("cpu"), needed.num_bytes, needed.what
+    else:
+        here = distributed.num_local_ranks()  # they share the memory of the machine
+        num_bytes = needed.num_bytes * (here if device.type == "cpu" else 1)
+        what = f"{needed.what}{f' in {here} processes' if here > 1 else ''}"
+    require_memory(num_bytes, device, what=what, remedy=needed.remedy)
+
+
+def _require_room_for_batches(config: Any, num_views: int) -> int:
+    """Refuse batches that do not fit into shared memory; return the images of a batch."""
+    batch_size = require_resolved(config.optimization.batch_size)
+    require_shared_memory(
+        -(-batch_size // distributed.world_size()),
+        [require_resolved(config.images.image_size)] * num_views,
+        require_resolved(config.images.num_workers),
+        num_processes=distributed.num_local_ranks(),
+    )
+    return batch_size
+
+
+def _require_divisible(config: PretrainConfig) -> None:
+    """Refuse a batch that ranks cannot share equally."""
+    batch_size, ranks = require_resolved(config.optimization.batch_size), distributed.world_size()
+    least = 2 * config.accumulation.accumulate
+    if batch_size % ranks or batch_size // ranks < least:
+        raise DistillError(
+            f"--batch-size {batch_size} cannot be shared by {ranks} processes with at least "
+            f"{least} images each; choose a larger multiple of {ranks}"
         )
-        return
-    here = distributed.num_local_ranks()  # they share the memory of the machine
-    of_processes = "" if here == 1 else f" in {here} processes"
-    require_memory(
-        needed.num_bytes * (here if device.type == "cpu" else 1),
-        device,
-        what=f"{needed.what}{of_processes}",
-        remedy=needed.remedy,
-    )
 
 
-def initialize_student(setting: TrainingSetting) -> None:
-    """Scale the student's layers over training images chosen by the seed.
-
-    Every process of a job does the same.
-
-    Args:
-        setting: Of the job; its network's weights are changed.
-    """
-    network, images = setting.network, setting.images
-    order = np.random.default_rng(setting.run.seed).permutation(images.trained)
-    view = evaluation_view(network.input.image_size, crop_fraction=network.input.crop_fraction)
-    loader = evaluation_loader(
-        images.data.train, view, indices=order[:_NUM_IMAGES], batch_size=_NUM_IMAGES, num_workers=0
-    )
-    batch = next(iter(loader))
-    images.bad_images(batch.bad)
-    number = scale_layers(network, batch.view.to(setting.device))
-    logger.info(f"{number} layers of the student are scaled over {len(batch.view)} images")
-
-
-def build_learner(
-    job: Job, run: RunDirectory, embeddings: EmbeddingTable | None
-) -> tuple[TrainState, Progress]:
-    """Build what is trained, from the newest checkpoint when the run is continued.
-
-    Args:
-        job: The prepared job.
-        run: Its run directory.
-        embeddings: Of the teacher's view of the training images; None for a teacher that runs at
-            every step.
-    """
-    config, setting = job.config, job.setting
-    is_resumed = config.run.resume and bool(checkpoints(run.checkpoints))
-    context = replace(job.context, is_resumed=is_resumed, teacher_rows=embeddings)
-    if embeddings is not None:
-        # What could not be read when it was embedded is never in a batch either.
-        context = replace(context, images=np.setdiff1d(setting.images.trained, embeddings.bad))
-    method = METHODS.get(config.method.method)
-    teacher = _build_teacher(job, embeddings) if method.teacher == "every step" else None
-    objective = Distillation(
-        setting.network,
-        teacher,
-        method.build(config.loss, context),
-        weight=getattr(config.loss, "loss_weight", 1.0),
-        num_views=config.views.student_crops,
-        device=setting.device,
-        precision=setting.embedder.precision,
-    )
-    learner = make_learner(setting, objective)
-    progress = restore(job, run, learner) if config.run.resume else None
-    if progress is None and objective.criterion.wants_prefill:
-        _prefill(job, objective)
-    return learner, progress or Progress()
-
-
-def training_batches(job: Job, progress: Progress, *, num_epochs: int) -> Iterable[Batch]:
-    """Return this rank's batches from where `progress` stands to the end of the last epoch."""
-    setting, options = job.setting, job.config.images
-    view = training_view(
-        require_resolved(options.image_size),
-        require_resolved(job.config.views.augmentation),
-        min_crop_area=job.config.views.min_crop_area,
-        crop_fraction=setting.network.input.crop_fraction,
-    )
-    views = TrainingViews(
-        setting.images.data.train,
-        setting.images.trained,
-        view,
-        num_crops=job.config.views.student_crops,
-        seed=setting.run.seed,
-    )
-    return training_loader(
-        views,
-        batch_size=require_resolved(setting.optimization.batch_size),
-        num_epochs=num_epochs,
-        start_epoch=progress.epoch,
-        start_batch=progress.batch,
-        num_workers=options.num_workers,
-        drop_last=setting.drop_last,
-        pin_memory=setting.device.type == "cuda",
-        shard=(distributed.rank(), distributed.world_size()),
-    )
-
-
-def _build_teacher(job: Job, embeddings: EmbeddingTable | None) -> Teacher:
-    assert job.teacher is not None
-    if embeddings is None:
-        return OnlineTeacher(
-            job.teacher,
-            job.setting.device,
-            precision=job.setting.embedder.precision,
-            batch_size=job.config.networks.teacher_batch_size,
-        )
-    job.teacher.to("meta")  # its weights are not needed any more, and may be gigabytes
-    return CachedTeacher(embeddings, job.setting.device)
-
-
-def _prefill(job: Job, objective: Distillation) -> None:
-    """Give the loss images of an epoch that training never reaches, until its memory is full."""
-    beyond = require_resolved(job.config.optimization.epochs)
-    objective.train_mode()
-    num_images = len(job.setting.images.trained)
-    with progress_bar(num_images, description="prefill the queue") as bar:
-        for batch in training_batches(job, Progress(epoch=beyond), num_epochs=beyond + 1):
-            job.setting.images.bad_images(batch.bad)
-            counts = row_counts(len(batch.index))
-            bar.update(sum(counts))
-            if objective.accepts(counts) and objective.fill(batch):
-                break
+def millions(network: nn.Module) -> str:
+    """Return the number of a network's parameters in words for people: "11.2 M"."""
+    return f"{num_parameters(network) / 1e6:.1f} M"

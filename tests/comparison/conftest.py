@@ -14,7 +14,7 @@ import yaml
 from distill.comparison import runner, worker
 from distill.comparison.worker import Request, perform
 from distill.run_directory import RunDirectory, add_metrics, read_metrics
-from distill.training.fitting import RunResult
+from distill.training.run import RunResult
 
 
 class Killed(BaseException):

@@ -21,7 +21,7 @@ from distill.evaluation.nn import nn_accuracy
 from distill.models import download
 from distill.models.download import Source
 from distill.models.weights import save_network
-from distill.training.setting import embedder_of
+from distill.training.setup import embedder_of
 from students.registry import build_student
 from teachers.load import load_teacher
 from teachers.registry import SHIPPED, TEACHERS, teacher_spec

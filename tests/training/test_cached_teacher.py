@@ -118,7 +118,7 @@ def test_rows_in_fp32_are_what_a_running_teacher_gives(make_folder, make_job, te
     job, run = make_job(make_folder(), teacher=teacher, cache_dtype="fp32", seed=5)
     table = teacher_embeddings(job, run).train
     online = OnlineTeacher(job.teacher, CPU, precision="fp32", batch_size=None)
-    images, view = job.setting.images.data.train, NetworkView(job.teacher.input)
+    images, view = job.images.data.train, NetworkView(job.teacher.input)
     loader = evaluation_loader(images, view.build(), batch_size=36, num_workers=0)
     expected = online(next(iter(loader)))
     torch.testing.assert_close(table.rows(np.arange(36)), expected, rtol=1e-5, atol=1e-6)

@@ -125,23 +125,23 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
     """Train from the newest checkpoint to the batch before `stop`; save, tell everything."""
     folder.mkdir(exist_ok=True)
     distributed.barrier()
-    learner, progress = build(variant, sharding), Progress()
+    state, progress = build(variant, sharding), Progress()
     found = load_newest(folder)
     if found is not None:
         progress = found.progress
-        learner.load_state_dict(found.state, found.shards)
-    objective, losses = learner.objective, Losses()
+        state.load_state_dict(found.state, found.shards)
+    objective, losses = state.objective, Losses()
     fit(
-        learner,
+        state,
         [part(n, variant) for n in range(progress.batch, stop)],
         LoopSettings(num_epochs=1, num_images=100, batches_per_epoch=100, log_every=1),
         progress,
         log=losses,
         on_bad_images=lambda names: None,
-        on_epoch_end=lambda epoch: {},
+        evaluate=lambda epoch: {},
         save=lambda: None,
     )
-    save_checkpoint(folder, progress, learner.state_dict(), objective.shard())
+    save_checkpoint(folder, progress, state.state_dict(), objective.shard())
     metrics = objective.metrics()
     anchors = objective.criterion.queue.anchors()
     return {

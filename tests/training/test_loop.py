@@ -13,9 +13,9 @@ from torch import nn
 from distill.config import OptimizationOptions
 from distill.data.loader import Batch
 from distill.errors import NonFiniteLossError
+from distill.training.callbacks import RunLog
 from distill.training.checkpoints import Progress
 from distill.training.diagnostics import EmbeddingSpread
-from distill.training.log import RunLog
 from distill.training.loop import LoopSettings, TrainState, fit
 from distill.training.optimizer import build_optimizer, build_schedule
 
@@ -70,31 +70,29 @@ def batches(sizes: list[int], bad: tuple[str, ...] = ()) -> list[Batch]:
 def run(tmp_path: Path, slopes, sizes=(2,) * 6, settings=SETTINGS, options=OPTIONS, bad=()):
     objective = Slope(slopes)
     optimizer = build_optimizer(objective.parameters(), options)
-    learner = TrainState(
-        objective, optimizer, build_schedule(optimizer, options, steps_per_epoch=3)
-    )
+    state = TrainState(objective, optimizer, build_schedule(optimizer, options, steps_per_epoch=3))
     progress, ended, told = Progress(), [], []
     log = RunLog(tmp_path)
     try:
         stopped = fit(
-            learner,
+            state,
             batches(list(sizes), bad),
             settings,
             progress,
             callbacks=log,
             on_bad_images=told.extend,
-            on_epoch_end=lambda epoch: ended.append(epoch) or {},
+            evaluate=lambda epoch: ended.append(epoch) or {},
             save=lambda score: None,
         )
     finally:
         log.close()
     assert stopped is None
-    return objective, learner, progress, ended, told
+    return objective, state, progress, ended, told
 
 
 def test_events_come_in_order_and_the_schedule_follows_the_steps(tmp_path: Path):
-    objective, learner, progress, ended, _ = run(tmp_path, [0, 1, 1, 1, 1, 1])
-    factor = learner.schedule.lr_lambdas[0]
+    objective, state, progress, ended, _ = run(tmp_path, [0, 1, 1, 1, 1, 1])
+    factor = state.schedule.lr_lambdas[0]
     weight, velocity, expected = 0.0, 0.0, [("train",), ("loss", 0.0), ("after", False, 0.0)]
     for step in range(5):
         expected.append(("loss", round(weight, 6)))
@@ -121,19 +119,17 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, value: float)
     with torch.no_grad():
         objective.weight.fill_(1)
     optimizer = build_optimizer(objective.parameters(), OPTIONS)
-    learner = TrainState(
-        objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3)
-    )
+    state = TrainState(objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3))
     log = RunLog(tmp_path)
     with pytest.raises(NonFiniteLossError, match=r"at step 3 \(epoch 1\)"):
         fit(
-            learner,
+            state,
             batches([2, 2, 2]),
             SETTINGS,
             Progress(),
             callbacks=log,
             on_bad_images=lambda names: None,
-            on_epoch_end=lambda epoch: {},
+            evaluate=lambda epoch: {},
             save=lambda score: None,
         )
     log.close()
@@ -154,9 +150,9 @@ def test_batches_with_fewer_than_two_images_are_passed_over(tmp_path: Path):
 
 
 def test_the_log_tells_the_rate_of_the_step_not_of_the_next(tmp_path: Path):
-    _, learner, *_ = run(tmp_path, [1] * 6)
+    _, state, *_ = run(tmp_path, [1] * 6)
     lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
-    factor = learner.schedule.lr_lambdas[0]
+    factor = state.schedule.lr_lambdas[0]
     rates = [line["learning_rate"] for line in lines if "event" not in line]
     assert rates == pytest.approx([0.5 * factor(step) for step in range(6)])
     assert rates[0] == 0.5
@@ -166,9 +162,7 @@ def test_the_log_tells_the_rate_of_the_step_not_of_the_next(tmp_path: Path):
 def test_a_stop_between_checkpoints_saves_what_the_epoch_has_measured(tmp_path: Path):
     objective = Slope([1] * 6)
     optimizer = build_optimizer(objective.parameters(), OPTIONS)
-    learner = TrainState(
-        objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3)
-    )
+    state = TrainState(objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=3))
     saved: list[float | None] = []
 
     def measure(epoch: int) -> dict[str, float]:
@@ -177,13 +171,13 @@ def test_a_stop_between_checkpoints_saves_what_the_epoch_has_measured(tmp_path: 
 
     log = RunLog(tmp_path)
     stopped = fit(
-        learner,
+        state,
         batches([2] * 6),
         replace(SETTINGS, checkpoint_every=2),
         Progress(),
         callbacks=log,
         on_bad_images=lambda names: None,
-        on_epoch_end=measure,
+        evaluate=measure,
         save=saved.append,
     )
     log.close()
@@ -223,13 +217,13 @@ def test_a_collapse_is_said_once_and_logged(tmp_path: Path, capsys, slope):
             Progress(),
             callbacks=log,
             on_bad_images=lambda names: None,
-            on_epoch_end=lambda epoch: {},
+            evaluate=lambda epoch: {},
             save=lambda score: None,
         )
     log.close()
     said = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
     assert len(said) == (slope == 0)
-    assert all("warning: at step 50 " in line for line in said)
+    assert all("at step 50 " in line for line in said)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 1 + 7 + 1  # the first step, every tenth, the epoch
     for line in lines:

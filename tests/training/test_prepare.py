@@ -107,16 +107,16 @@ def test_what_does_not_fit_data_and_networks_is_refused(monkeypatch, tmp_path, o
     assert not (tmp_path / "run").exists()
 
 
-def images_of_an_epoch(data, **options) -> tuple[job.Job, list[int]]:
+def images_of_an_epoch(data, **options) -> tuple[job.DistillationSetup, list[int]]:
     options = {"data": data, "output": data / "run", "num_workers": 0, "batch_size": 8, **options}
     made = job.prepare(with_options(TrainConfig(), {**TINY, **options}, source="test"), CPU)
-    batches = job.training_batches(made, Progress(), num_epochs=1)
+    batches = made.batches(Progress(), num_epochs=1)
     return made, [index for batch in batches for index in batch.index.tolist()]
 
 
 def test_held_out_images_are_not_trained_on_and_no_anchors(make_folder):
     made, seen = images_of_an_epoch(make_folder(), holdout=0.25)
-    images = made.setting.images
+    images = made.images
     assert len(images.held_out) == 9  # of 36
     assert not set(images.trained) & set(images.held_out)
     assert sorted(seen) == images.trained.tolist()
@@ -127,7 +127,7 @@ def test_the_seed_of_the_run_decides_hold_out_and_order(make_folder):
     data, held_out, orders = make_folder(), [], []
     for seed in (0, 0, 1):
         made, _ = images_of_an_epoch(data, seed=seed, holdout=0.25)
-        held_out.append(made.setting.images.held_out.tolist())
+        held_out.append(made.images.held_out.tolist())
         orders.append(images_of_an_epoch(data, seed=seed, holdout=0.0)[1])
     assert held_out[0] == held_out[1] != held_out[2]
     assert orders[0] == orders[1] != orders[2]

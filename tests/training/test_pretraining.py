@@ -6,10 +6,10 @@ import torch
 from distill import distributed
 from distill.data.loader import Batch
 from distill.models.networks import prepare_for_device
-from distill.training import pretrain
 from distill.training.checkpoints import Progress
 from distill.training.configuration import PretrainConfig, with_options
 from distill.training.pretraining import Pretraining
+from distill.training.setup import prepare_pretraining
 from teachers import c_simclr
 from teachers.byol import BYOL
 from teachers.c_byol import CBYOL
@@ -113,10 +113,10 @@ def test_held_out_images_are_not_trained_on(tmp_path):
     options = {"data": "digits", "image_size": 16, "width": 0.125, "holdout": 0.3, **WIDTHS}
     options |= {"batch_size": 503, "epochs": 1, "num_workers": 0, "output": tmp_path / "run"}
     config = with_options(PretrainConfig(), options, source="test")
-    job = pretrain.prepare_pretraining(config, CPU)
-    batches = pretrain._training_batches(job, Progress())
+    setup = prepare_pretraining(config, CPU)
+    batches = setup.batches(Progress())
     seen = [index for batch in batches for index in batch.index.tolist()]
-    assert sorted(seen) == job.setting.images.trained.tolist()
+    assert sorted(seen) == setup.images.trained.tolist()
     assert len(seen) == 1006  # of 1437
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from distill.reports.run_facts import log_lines
-from distill.training import log as log_module
-from distill.training.log import RunLog, log_parts
+from distill.training import callbacks as log_module
+from distill.training.callbacks import RunLog, TensorBoardLog, log_parts
 
 
 def lines(folder: Path) -> list[tuple]:
@@ -24,7 +24,7 @@ def test_lines_after_the_checkpoint_are_replaced_not_doubled(tmp_path: Path):
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed while it wrote
-    again = RunLog(tmp_path, step=3, num_bytes=at_checkpoint)
+    again = RunLog(tmp_path, num_bytes=at_checkpoint)
     again.write(4, {"loss": 40.0})
     assert again.sync() == (tmp_path / "log.jsonl").stat().st_size
     again.close()
@@ -42,7 +42,7 @@ def test_lines_of_one_step_are_not_doubled_either(tmp_path: Path):
 
 
 def test_a_log_that_someone_emptied_goes_on(tmp_path: Path):
-    log = RunLog(tmp_path, step=3, num_bytes=10_000)
+    log = RunLog(tmp_path, num_bytes=10_000)
     log.write(4, {"loss": 1})
     log.close()
     assert lines(tmp_path) == [(4, 1)]
@@ -104,7 +104,7 @@ def test_a_long_log_is_parted_and_cut_in_any_part(tmp_path: Path, monkeypatch):
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = RunLog(tmp_path)
+    log = TensorBoardLog(tmp_path)
     log.write(1, {"epoch": 0, "event": "x", "loss": 0.5})
     log.write(2, {"epoch": 0, "loss": 0.25})
     log.close()
@@ -115,14 +115,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path):
 
 
 def test_tensorboard_that_cannot_be_written_is_given_up(tmp_path: Path, monkeypatch, capsys):
-    log = RunLog(tmp_path)
+    log = TensorBoardLog(tmp_path)
 
     def refuse(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(log._tensorboard, "add_scalar", refuse)
+    monkeypatch.setattr(log._writer, "add_scalar", refuse)
     log.write(1, {"loss": 1})
     log.write(2, {"loss": 2})
     log.close()
-    assert lines(tmp_path) == [(1, 1), (2, 2)]
     assert capsys.readouterr().out.count("TensorBoard's files cannot be written") == 1
