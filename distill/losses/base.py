@@ -115,7 +115,7 @@ class BuildContext:
     num_unlabeled: int = 0
     data_name: str = "the data"
     teacher_rows: Rows | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     rank: int = 0
     num_ranks: int = 1
@@ -155,8 +155,8 @@ class DistillationLoss(nn.Module):
         takes_own_rows: Whether `forward` is given the student's rows of this rank alone, with
             `row_counts`, instead of those of all ranks.
         projection: Layers after the student that are run with it, in its precision and by its
-            momentum copy; the loss sees what comes out. None for none. A loss with a projection has no
-            other parameters.
+            momentum copy; the loss sees what comes out. None for none. A loss with a projection has
+            no other parameters.
         momentum: m of a momentum copy of the student, whose embedding of the first view `forward`
             is given as `key`. None for no copy.
         wants_prefill: Whether `fill` is called with batches before the first step.

@@ -160,7 +160,7 @@ def with_options(config: Config, options: Mapping[str, Any], *, source: str) -> 
 def default_options(command: str, method: str | None = None) -> dict[str, Any]:
     """Return every option of a command with its default, for a method or the usual one."""
     config = CONFIGS[command]()
-    if method in _METHODS[type(config)]:
+    if method is not None and method in _METHODS[type(config)]:
         config = with_options(config, {"method": method}, source="defaults")
     return flattened(config)
 
@@ -395,8 +395,8 @@ def _pretraining_contradictions(config: PretrainConfig) -> list[str]:
     problems = _shared_contradictions(optimization, config.run)
     if config.views.augmentation == "none":
         problems.append(
-            f"--augmentation none gives two equal views and {config.method.method} learns by comparing "
-            "two different ones; use photo or glyph"
+            f"--augmentation none gives two equal views and {config.method.method} learns by "
+            "comparing two different ones; use photo or glyph"
         )
     parts = config.accumulation.accumulate
     size = optimization.batch_size

@@ -77,7 +77,7 @@ def test_a_bank_of_all_images_must_fit_as_well(monkeypatch, tmp_path):
 
 def test_the_reference_loss_needs_all_anchors(three_ranks, monkeypatch, tmp_path):
     reference = {"loss_implementation": "reference"}
-    with pytest.raises(DistillError, match="spread over 3; use another loss implementation"):
+    with pytest.raises(DistillError, match="sharded over 3 ranks; use another loss implementation"):
         asked_for(monkeypatch, tmp_path, **reference)
     assert asked_for(monkeypatch, tmp_path, **reference, queue_sharding="none")
 
