@@ -284,8 +284,6 @@ REMOVED_OPTIONS = {
     "ivf": "--ivf is gone: exact search was faster at every size that was measured; leave it out",
     "ivf_lists": "--ivf-lists is gone, as is --ivf; leave it out",
     "ivf_probes": "--ivf-probes is gone, as is --ivf; leave it out",
-    "minibatch": "--minibatch is gone: k-means takes embeddings beyond memory in parts by itself; "
-    "leave it out",
 }
 
 Config = TypeVar("Config")  # a frozen dataclass whose fields are groups of options
