@@ -92,6 +92,9 @@ def test_a_restored_objective_goes_on_as_it_would_have(method_type):
     for objective in (ours, again):
         objective.train_mode()
     ours.loss(batch_of(4))
+    with torch.no_grad():  # a step, which the copy follows in part
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     ours.after_step(stepped=True)
     again.load_state_dict(ours.state_dict())
     expected = ours.loss(batch_of(4, seed=1)).item()  # its z is the second draw
