@@ -76,9 +76,7 @@ class FusedScan:
         )
         self.plan = plan or plan_for(self.problem, student.device)
         self._with_gradient = with_gradient
-        # float32 products are rounded to TF32 only if PyTorch's setting allows it.
-        is_exact = torch.get_float32_matmul_precision() == "highest"
-        self._precision = "ieee" if is_exact else "tf32"
+        self._precision = _precision()
         with torch.cuda.device_of(student):  # Triton launches on the current device
             if self.plan.record == "chunks":
                 self.statistics, self._sums = self._fold(with_gradient)
@@ -226,6 +224,11 @@ def device_on_paper(device: torch.device) -> Device:
         capability=capability,
         num_sms=properties.multi_processor_count,
     )
+
+
+def _precision() -> str:
+    """Return the precision of float32 products: TF32 only if PyTorch's setting allows it."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _weight(part: Tensor, whole: Tensor) -> Tensor:

@@ -89,12 +89,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], description: An
         try:
             safetensors.torch.save_file(tensors, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:
-            # The library passes on the operating system's error only as text.
-            code = re.search(r"os error (\d+)", str(error))
-            if code is None:
-                raise
-            number = int(code[1])
-            raise OSError(number, os.strerror(number), str(temporary)) from error
+            raise _disk_error(error, temporary) from error
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +110,12 @@ def _checksum(description: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
         if tensor.numel():
             checksum.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return checksum.hexdigest().decode()
+
+
+def _disk_error(error: Exception, path: Path) -> Exception:
+    """Return the operating system's error, which the library passes on only as text."""
+    code = re.search(r"os error (\d+)", str(error))
+    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])), str(path))
 
 
 def _not_whole(path: Path, error: Exception) -> DistillError:

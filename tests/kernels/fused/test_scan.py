@@ -335,7 +335,7 @@ def test_small_probabilities_survive_float16(device, plan_with):
     torch.testing.assert_close(gradient, exact[1], rtol=1e-3, atol=0)
 
 
-def test_tf32_only_where_pytorch_was_told_so():
+def test_tf32_only_if_pytorch_allows_it():
     assert scan._precision() == "ieee"
     torch.set_float32_matmul_precision("high")
     try:
