@@ -237,7 +237,7 @@ def test_agreement_needs_no_labels(make_folder, make_student, tmp_path):
         ),
         (["--agreement", *PIXELS, "--agreement-images", "0"], "--agreement-images is 0, it must"),
         (["--seed", "-1"], "seed is -1"),
-        (["--confusion", "nowhere/c.csv"], "lies in a folder that is not there; name a file such"),
+        (["--confusion", "nowhere/c.csv"], "is in a folder that does not exist; name a file such"),
         (["--teacher-image-size", "32"], "names none; add --teacher"),
     ],
 )
