@@ -178,7 +178,7 @@ def test_a_dry_run_prints_the_runs_and_writes_nothing(write_grid, tmp_path, caps
         ({"data": "digit"}, "did you mean 'digits'"),
         ({"methods": {"m": {"epochs": 7}}}, "method 'm' sets epochs: it decides the budget"),
         ({"methods": {"m": {"temperatur": 7}}}, "did you mean 'temperature'"),
-        ({"tune": {"temperature": [1, 2, 3, 4]}}, "by 4 runs for each student"),
+        ({"tune": {"temperature": [1, 2, 3, 4]}}, "4 tuning runs for each student"),
         ({"data": "flat"}, "no validation images"),
         ({"seeds": [0, -1]}, "seed the value -1, it must be between"),
         ({"tune": {"learning_rate": [0.1, 0]}}, "learning_rate the value 0, it must be positive"),

@@ -174,7 +174,7 @@ def test_a_report_of_pre_training(make_pretraining_run, monkeypatch):
         (["{run}", "--num-images", "1"], "--num-images is 1"),
         (["{run}", "--seed", "-1"], "--seed is -1"),
         (["{run}", "--output", "{empty}"], "is a folder"),
-        (["{run}", "--output", "{empty}/absent/x.html"], "a folder that is not there"),
+        (["{run}", "--output", "{empty}/absent/x.html"], "a folder that does not exist"),
         (["{run}", "--data", "no/such/folder"], "no such folder"),
     ],
 )
