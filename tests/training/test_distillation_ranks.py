@@ -1,5 +1,6 @@
 """A student with BatchNorm trained over ranks, stopped and continued on other numbers of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distill.losses.compress import CompRess
 from distill.losses.dataset_anchors import DatasetAnchors
 from distill.losses.residual_information import ResidualInformation
 from distill.models.networks import InputSpec, NetworkSpec, build_network
+from distill.training.callbacks import Callback
 from distill.training.checkpoints import Progress, load_newest, save_checkpoint
 from distill.training.distillation import Distillation
 from distill.training.loop import LoopSettings, TrainState, fit
@@ -94,12 +96,14 @@ def build(variant: str, sharding: str) -> TrainState:
     return TrainState(objective, optimizer, build_schedule(optimizer, OPTIONS, steps_per_epoch=100))
 
 
-class Losses(list):
-    """A run's log of which the losses are kept."""
+class Losses(Callback):
+    """The loss of every step."""
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        if "learning_rate" in values:
-            self.append(values["loss"])
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self.values.append(metrics["loss"])
 
 
 def part(number: int, variant: str) -> Batch:
@@ -136,16 +140,16 @@ def sitting(folder: Path, stop: int, variant: str, sharding: str) -> dict[str, A
         [part(n, variant) for n in range(progress.batch, stop)],
         LoopSettings(num_epochs=1, num_images=100, batches_per_epoch=100, log_every=1),
         progress,
-        log=losses,
+        callbacks=losses,
         on_bad_images=lambda names: None,
         evaluate=lambda epoch: {},
-        save=lambda: None,
+        save=lambda accuracy: None,
     )
     save_checkpoint(folder, progress, state.state_dict(), objective.shard())
     metrics = objective.metrics()
     anchors = objective.criterion.queue.anchors()
     return {
-        "losses": list(losses),
+        "losses": losses.values,
         "step": progress.step,
         "metrics": metrics,
         "gradients": [parameter.grad for parameter in objective.parameters()],
