@@ -191,8 +191,7 @@ def stored_config(options: Mapping[str, Any], command: str, *, source: str) -> A
         DistillError: An option or value that this release does not know.
     """
     stored = {
-        name: _OLD_SPELLINGS.get(name, {}).get(value, value) if isinstance(value, str) else value
-        for name, value in _without_removed(options).items()
+        name: _current_spelling(name, value) for name, value in _without_removed(options).items()
     }
     config_type = CONFIGS[command]
     if command == "train":
@@ -645,8 +644,12 @@ def _differences(stored: Mapping[str, Any], config: Any, there: str, here: str) 
     return [
         f"--{name.replace('_', '-')} is {stored[name]} in {there} and {value} {here}"
         for name, value in identity(config).items()
-        if name in stored and stored[name] != value
+        if name in stored and _current_spelling(name, stored[name]) != value
     ]
+
+
+def _current_spelling(name: str, value: Any) -> Any:
+    return _OLD_SPELLINGS.get(name, {}).get(value, value) if isinstance(value, str) else value
 
 
 def with_output(config: Config, *names: str) -> Config:

@@ -1,13 +1,17 @@
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from distill.config import flattened
+from distill.errors import DistillError
 from distill.losses import METHODS
 from distill.training.configuration import (
     DataFacts,
     TrainConfig,
+    identity,
     load_recipe,
+    require_same_run,
     resolve,
     with_options,
 )
@@ -234,3 +238,15 @@ def test_given_values_stay():
     assert (config.loss.queue_size, config.loss.projection_dim) == (3, 5)
     assert (config.run.nn_every, config.images.num_workers) == (0, 1)
     assert isinstance(config, TrainConfig)
+
+
+def test_a_run_of_an_earlier_release_has_the_same_options_in_its_own_spelling(tmp_path):
+    config = TrainConfig()
+    config = replace(config, run=replace(config.run, output=tmp_path))
+    path = tmp_path / "config.yaml"
+    stored = {"command": "train", **identity(config)}
+    path.write_text(yaml.safe_dump({**stored, "teacher_view": "centre"}))
+    require_same_run(config)
+    path.write_text(yaml.safe_dump({**stored, "teacher_view": "random"}))
+    with pytest.raises(DistillError, match="--teacher-view is random in the run and center was"):
+        require_same_run(config)
