@@ -92,7 +92,7 @@ def _opened(path: Path, *, verify: bool) -> tuple[dict[str, Any], SafetensorsFil
     content = file.description if isinstance(file.description, dict) else {}
     found = content.get("format")
     if found != FORMAT:
-        raise DistillError(
+        raise CheckpointFormatError(
             f"checkpoint file {path} has format {found}, and this version of distill reads format "
             f"{FORMAT}; go on with the release that wrote it, or start a new run with another "
             "--output"
@@ -206,6 +206,10 @@ class Checkpoint(NamedTuple):
     shards: list[dict[str, Any]]
 
 
+class CheckpointFormatError(DistillError):
+    """A checkpoint is of another release."""
+
+
 class CheckpointNotWrittenError(DistillError):
     """The disk refused a checkpoint; those that were there are intact."""
 
@@ -265,6 +269,21 @@ def checkpoint_bytes(path: Path) -> int:
     """Return the size of a checkpoint, shards included, from its main file."""
     shards = path.parent.glob(f"{path.stem}.queue-*-of-*.safetensors")
     return sum(file.stat().st_size for file in (path, *shards))
+
+
+def require_known_format(folder: Path) -> None:
+    """Refuse a run whose newest checkpoint another release wrote; damage is for `load_newest`.
+
+    Raises:
+        CheckpointFormatError: Naming both formats.
+    """
+    for newest in checkpoints(folder)[-1:]:
+        try:
+            read_description(newest)
+        except CheckpointFormatError:
+            raise
+        except DistillError:
+            pass
 
 
 def load_newest(folder: Path) -> Checkpoint | None:

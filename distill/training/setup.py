@@ -44,7 +44,7 @@ from distill.models.networks import (
 from distill.models.weights import load_weights
 from distill.run_directory import holds_run, require_usable
 from distill.training.callbacks import Callback
-from distill.training.checkpoints import Progress
+from distill.training.checkpoints import Progress, require_known_format
 from distill.training.configuration import (
     Config,
     DataFacts,
@@ -319,8 +319,9 @@ def _with_precision(config: Config, device: torch.device) -> Config:
     """Return a configuration that is resolved to the last option, of the same run if resumed."""
     precision = pick_precision(config.run.precision, device)
     config = replace(config, run=replace(config.run, precision=precision))
-    if config.run.resume:
+    if config.run.resume and config.run.output is not None:
         require_same_run(config)
+        require_known_format(config.run.output / "checkpoints")
     return config
 
 

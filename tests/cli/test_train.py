@@ -17,7 +17,7 @@ from PIL import Image
 import distill
 from distill.cli.main import run
 from distill.models.weights import read_state_dict
-from distill.training.checkpoints import checkpoints
+from distill.training.checkpoints import FORMAT, checkpoints
 
 TINY = ["--teacher", "pixels", "--student", "timm:test_resnet"]
 TINY += ["--image-size", "32", "--num-workers", "0"]
@@ -254,6 +254,23 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(make_folder, tmp_path):
     assert f"go on with: distill --output {output} --resume" in printed
     assert "Traceback" not in errors
     assert list(output.glob("checkpoints/*.safetensors"))
+
+
+def test_a_checkpoint_of_another_release_is_refused_and_nothing_is_written(
+    make_folder, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.training.checkpoints.FORMAT", FORMAT - 1)
+        assert run(short(make_folder(), output, "--epochs", "1")) == 0
+    config = output / "config.yaml"
+    text = config.read_text() + "# as the other release wrote it\n"
+    config.write_text(text)
+    assert run(["--output", str(output), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"has format {FORMAT - 1}, and this version of distill reads format {FORMAT}" in said
+    assert said.count("--output") == 1
+    assert config.read_text() == text
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
