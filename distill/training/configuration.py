@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from distill.config import (
     AccumulationOptions,
     BackboneOptions,
-    CacheConfig,
     ImageOptions,
     MethodChoice,
     NetworkOptions,
@@ -308,15 +307,6 @@ def check(config: TrainConfig) -> None:
     """
     METHODS.get(config.method.method)
     _complain([*_missing(config), *range_problems(config), *_contradictions(config)])
-
-
-def check_caching(config: CacheConfig) -> None:
-    """Refuse values out of range and a missing teacher.
-
-    Raises:
-        DistillError: One sentence per problem, all of them at once.
-    """
-    _complain([*_missing_network("teacher", config.teacher.teacher), *range_problems(config)])
 
 
 def check_pretraining(config: PretrainConfig) -> None:

@@ -345,15 +345,6 @@ def test_help_needs_nothing(argv: str):
         assert "xamples:" in child.stdout
 
 
-def test_importing_distill_is_light():
-    code = (
-        "import sys, distill\n"
-        "heavy = {'torch', 'torchvision', 'triton', 'faiss', 'timm'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_loader_that_died_is_one_sentence(mistake, monkeypatch):
     def die(argv):
         raise LoaderDiedError("a process that loads images died")
