@@ -1,5 +1,6 @@
 """The examples run as their docstrings say, and a method from outside the package is a method."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -85,3 +86,11 @@ def test_a_plugin_that_cannot_be_had_is_one_sentence(own_registry, tmp_path, con
         file.write_text(content)
     with pytest.raises(DistillError, match=message):
         load_plugins([file])
+
+
+def test_the_readme_names_the_method_of_the_example(own_registry):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    named = set(re.findall(r"--plugin examples/own_method\.py --method (\w+)", readme))
+    before = set(dict(METHODS.items()))
+    load_plugins([OWN_METHOD])
+    assert named == set(dict(METHODS.items())) - before
